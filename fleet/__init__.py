@@ -1,0 +1,1 @@
+"""Many hosts: scenarios, traces, placement, shards on Ray, results."""

@@ -1,0 +1,1 @@
+"""What runs inside a VM: guest memory behaviour over time."""

@@ -1,0 +1,1 @@
+"""One KVM hypervisor host: Linux memory manager, EPT and MMU."""

@@ -1,0 +1,116 @@
+"""Every result column, declared once: name, kind, unit, sentence, source.
+
+The parquet schema, ``docs/columns.md``, ``fleet columns`` and the checks on a run come from
+these tables.  A node returns each table as one ``int64`` array whose columns stand in this
+order; ratios are computed when reading.
+"""
+
+from typing import Literal, NamedTuple
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["key", "gauge", "counter", "label"]
+
+
+class Column(NamedTuple):
+    """One column of a result table.
+
+    A ``key`` places the row, a ``gauge`` holds at the row's time, a ``counter`` is cumulative
+    and monotone within its host, a ``label`` is a code with the names in ``labels``.
+    """
+
+    name: str
+    dtype: str  # parquet type: int64, int32, int16, int8 or label
+    kind: Kind
+    unit: str
+    doc: str
+    source: str = ""
+    labels: tuple[str, ...] = ()
+
+
+EVENT_NAMES = ("start", "reject", "end", "kill")
+REASON_NAMES = ("", "no_host_fits", "oom", "larger_than_any_host")
+
+_T = Column("t_ns", "int64", "key", "ns", "Simulated time since the start of the run.")
+_HOST = Column("host_id", "int32", "key", "", "Host number; -1 where no host is concerned.")
+_VM = Column("vm_id", "int64", "key", "", "VM number in the trace.")
+
+_ORDERS = tuple(
+    Column(
+        f"nr_free_order{order}",
+        "int32",
+        "gauge",
+        "blocks",
+        f"Free buddy blocks of order {order} over all zones and types.",
+        "/proc/buddyinfo",
+    )
+    for order in range(11)
+)
+
+HOST_COLUMNS: tuple[Column, ...] = (
+    _T._replace(doc="End of the tick that the row describes."),
+    _HOST,
+    Column("nr_vms", "int32", "gauge", "VMs", "VMs running."),
+    Column("committed_vcpus", "int32", "gauge", "vCPUs", "vCPUs of the running VMs."),
+    Column("committed_pages", "int64", "gauge", "pages", "Memory size of the running VMs."),
+    Column("managed_pages", "int64", "gauge", "pages", "Memory the buddy allocator manages.", "zoneinfo managed"),
+    Column("nr_free_pages", "int64", "gauge", "pages", "Free pages in the buddy lists.", "/proc/vmstat"),
+    Column("nr_pcp_pages", "int64", "gauge", "pages", "Free pages hidden on per-CPU lists."),
+    Column("nr_anon_pages", "int64", "gauge", "pages", "Guest and QEMU memory resident on the host.", "/proc/vmstat"),
+    Column("nr_anon_transparent_hugepages", "int64", "gauge", "huge pages", "PMD-mapped huge pages.", "/proc/vmstat"),
+    Column("nr_guest_pages", "int64", "gauge", "pages", "Guest RAM resident on the host, QEMU's own memory excluded."),
+    Column("nr_page_table_pages", "int64", "gauge", "pages", "Page-table pages of the host's processes.", "/proc/vmstat"),
+    Column("nr_ept_pages", "int64", "gauge", "pages", "EPT table pages.", "vmstat nr_secondary_page_table_pages"),
+    Column("nr_kernel_pages", "int64", "gauge", "pages", "Other unmovable kernel memory: slab-like churn."),
+    *_ORDERS,
+    Column("pageblocks_unmovable", "int32", "gauge", "pageblocks", "Pageblocks labelled Unmovable.", "/proc/pagetypeinfo"),
+    Column("pageblocks_movable", "int32", "gauge", "pageblocks", "Pageblocks labelled Movable.", "/proc/pagetypeinfo"),
+    Column("pageblocks_reclaimable", "int32", "gauge", "pageblocks", "Pageblocks labelled Reclaimable.", "/proc/pagetypeinfo"),
+    Column("pageblocks_partial", "int32", "gauge", "pageblocks", "Pageblocks partly free, partly used."),
+    Column("pageblocks_polluted", "int32", "gauge", "pageblocks", "Movable pageblocks that hold unmovable kernel pages."),
+    Column("unusable_index_order9", "int32", "gauge", "1/1000", "Share of free memory in blocks smaller than a huge page, fullest zone.", "debugfs extfrag/unusable_index"),
+    Column("extfrag_index_order9", "int32", "gauge", "1/1000", "Fragmentation index for order 9, fullest zone; -1000 if a block is free.", "debugfs extfrag/extfrag_index"),
+    Column("pgfault", "int64", "counter", "faults", "Page faults, huge or not.", "/proc/vmstat"),
+    Column("thp_fault_alloc", "int64", "counter", "huge pages", "Huge pages allocated at fault.", "/proc/vmstat"),
+    Column("thp_fault_fallback", "int64", "counter", "faults", "Eligible faults that fell back to 4 KiB.", "/proc/vmstat"),
+    Column("thp_split_pmd", "int64", "counter", "splits", "Huge PMDs split into page tables.", "/proc/vmstat"),
+    Column("thp_split_page", "int64", "counter", "splits", "Compound huge pages split into base pages.", "/proc/vmstat"),
+    Column("thp_deferred_split_page", "int64", "counter", "huge pages", "Huge pages queued because only part is mapped.", "/proc/vmstat"),
+    Column("pgalloc", "int64", "counter", "pages", "Pages allocated, all zones.", "/proc/vmstat pgalloc_*"),
+    Column("pgfree", "int64", "counter", "pages", "Pages freed.", "/proc/vmstat"),
+    Column("extfrag_events", "int64", "counter", "events", "Allocations served from another migratetype's lists.", "tracepoint mm_page_alloc_extfrag"),
+    Column("allocstall", "int64", "counter", "events", "Order-0 allocations that found no page above the watermark.", "/proc/vmstat allocstall_*"),
+    Column("oom_kill", "int64", "counter", "VMs", "VMs killed because memory ran out.", "/proc/vmstat"),
+    Column("vm_starts", "int64", "counter", "VMs", "VMs started on this host."),
+    Column("vm_ends", "int64", "counter", "VMs", "VMs that left this host, killed ones included."),
+)
+
+VM_COLUMNS: tuple[Column, ...] = (
+    _T,
+    _HOST,
+    _VM,
+    Column("vcpus", "int32", "gauge", "vCPUs", "vCPUs of the VM."),
+    Column("memory_pages", "int64", "gauge", "pages", "Memory size of the VM."),
+    Column("rss_pages", "int64", "gauge", "pages", "Guest RAM resident on the host.", "smaps Rss"),
+    Column("huge_pages", "int64", "gauge", "huge pages", "Guest RAM mapped by huge PMDs.", "smaps AnonHugePages"),
+    Column("nr_ept_pages", "int64", "gauge", "pages", "EPT table pages of the VM."),
+    Column("thp_fault_alloc", "int64", "counter", "huge pages", "Huge pages allocated at fault, for this VM."),
+    Column("thp_fault_fallback", "int64", "counter", "faults", "Eligible faults of this VM that fell back."),
+    Column("ended", "int8", "gauge", "0 or 1", "1 in the row written when the VM ends."),
+)
+
+EVENT_COLUMNS: tuple[Column, ...] = (
+    _T,
+    _HOST,
+    _VM,
+    Column("event", "label", "label", "", "What happened.", labels=EVENT_NAMES),
+    Column("reason", "label", "label", "", "Why, for reject and kill.", labels=REASON_NAMES),
+    Column("vcpus", "int32", "gauge", "vCPUs", "vCPUs of the VM."),
+    Column("memory_pages", "int64", "gauge", "pages", "Memory size of the VM."),
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "hosts": HOST_COLUMNS,
+    "vms": VM_COLUMNS,
+    "events": EVENT_COLUMNS,
+}

@@ -1,0 +1,1 @@
+"""The Linux memory manager, one mechanism a module under its kernel name."""
