@@ -1,0 +1,342 @@
+"""Placement: which host a VM starts on, decided epoch by epoch in event order.
+
+Requested sizes count, not what a VM has touched; overcommit scales what a host offers.  Pool and
+policies are in ``fleet.pool``.
+"""
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.pool import (
+    GROUP_HOSTS,
+    NO_HOST,
+    POLICIES,
+    Pool,
+    choose_host,
+    give_back,
+    make_pool,
+    reject_reason,
+    take,
+    update_group,
+)
+from fleet.trace import NEVER, Trace
+from hostsim.core.jit import kernel
+
+I8 = NDArray[np.int8]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+
+class Kind(IntEnum):
+    """What a command of a plan does; a stop sorts before a start of the same time."""
+
+    STOP = 0
+    START = 1
+
+
+_STOP = int(Kind.STOP)
+_START = int(Kind.START)
+
+
+class Requests(NamedTuple):
+    """The trace as the kernel sees it."""
+
+    start_ns: I64  # (vms,)
+    end_ns: I64  # (vms,)
+    vcpus: I32  # (vms,)
+    memory_pages: I64  # (vms,)
+    departures: I64  # (leaving,) VMs in order of (end_ns, vm)
+    host_of: I32  # (vms,) host the VM runs on or NO_HOST
+
+
+class PlanBuffer(NamedTuple):
+    """Where the kernel writes the commands and rejections of one epoch, in event order."""
+
+    t_ns: I64
+    host_id: I32
+    kind: I8
+    vm: I64
+    rejected: I64
+    rejected_t_ns: I64
+    reject_reason: I8
+
+
+class EpochPlan(NamedTuple):
+    """Commands of one epoch, sorted by (host_id, t_ns, stop before start, vm)."""
+
+    t_ns: I64
+    host_id: I32
+    kind: I8  # Kind
+    vm: I64  # row of the trace
+    rejected: I64  # VMs that were turned away, in event order
+    rejected_t_ns: I64
+    reject_reason: I8  # index into hostsim.core.stats.REASON_NAMES
+
+
+@kernel
+def depart_until(
+    pool: Pool, req: Requests, out: PlanBuffer, counts: I64, next_departure: int, last_ns: int
+) -> int:
+    """Process departures at or before a time; return the place of the next one.
+
+    VMs that were turned away, never placed or killed hold no host and are passed over.
+    """
+    while next_departure < req.departures.size:
+        vm = req.departures[next_departure]
+        if req.end_ns[vm] > last_ns:
+            break
+        next_departure += 1
+        host = req.host_of[vm]
+        if host == NO_HOST:
+            continue
+        give_back(pool, host, int(req.vcpus[vm]), req.memory_pages[vm])
+        req.host_of[vm] = NO_HOST
+        at = counts[0]
+        out.t_ns[at] = req.end_ns[vm]
+        out.host_id[at] = host
+        out.kind[at] = _STOP
+        out.vm[at] = vm
+        counts[0] = at + 1
+    return next_departure
+
+
+@kernel
+def place_epoch(
+    policy: int,
+    pool: Pool,
+    req: Requests,
+    out: PlanBuffer,
+    counts: I64,
+    first_vm: int,
+    last_vm: int,
+    next_departure: int,
+    t0_ns: int,
+    t1_ns: int,
+) -> int:
+    """Place VMs ``first_vm .. last_vm - 1`` and process departures before ``t1_ns``.
+
+    Departures at or before a start go first.  A VM that started before ``t0_ns`` starts at
+    ``t0_ns``; one that ended by then never runs.
+
+    Parameters
+    ----------
+    counts : array
+        Out: number of commands, number of rejections.
+
+    Returns
+    -------
+    int
+        Place of the next departure.
+    """
+    counts[0] = 0
+    counts[1] = 0
+    for vm in range(first_vm, last_vm):
+        now_ns = max(req.start_ns[vm], t0_ns)
+        if req.end_ns[vm] <= now_ns:
+            continue
+        next_departure = depart_until(pool, req, out, counts, next_departure, now_ns)
+        vcpus = int(req.vcpus[vm])
+        pages = req.memory_pages[vm]
+        host = choose_host(policy, pool, vcpus, pages)
+        if host == NO_HOST:
+            at = counts[1]
+            out.rejected[at] = vm
+            out.rejected_t_ns[at] = now_ns
+            out.reject_reason[at] = reject_reason(pool, vcpus, pages)
+            counts[1] = at + 1
+            continue
+        take(pool, host, vcpus, pages)
+        req.host_of[vm] = host
+        at = counts[0]
+        out.t_ns[at] = now_ns
+        out.host_id[at] = host
+        out.kind[at] = _START
+        out.vm[at] = vm
+        counts[0] = at + 1
+    return depart_until(pool, req, out, counts, next_departure, t1_ns - 1)
+
+
+def _offered(capacity: NDArray[Any], overcommit: float) -> I64:
+    """Return what a capacity offers under overcommit, rounded down."""
+    return np.floor(capacity.astype(np.float64) * overcommit).astype(np.int64)
+
+
+class Placer:
+    """Places a trace on a pool, one epoch after the other.
+
+    Parameters
+    ----------
+    trace : Trace
+        Who arrives when.
+    host_vcpus, host_pages : arrays
+        vCPUs and base pages of every host.
+    policy : str
+        A key of POLICIES.
+    vcpu_overcommit, memory_overcommit : float
+        What a host offers is its capacity times this, rounded down.
+
+    Raises
+    ------
+    ValueError
+        Unknown policy, no hosts, arrays of different length, or an overcommit not above 0.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        host_vcpus: I32,
+        host_pages: I64,
+        policy: str,
+        vcpu_overcommit: float = 1.0,
+        memory_overcommit: float = 1.0,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy {policy!r} is none of {', '.join(POLICIES)}")
+        if host_vcpus.size == 0 or host_vcpus.size != host_pages.size:
+            raise ValueError(
+                f"{host_vcpus.size} host_vcpus and {host_pages.size} host_pages: "
+                "both must hold one number per host"
+            )
+        if vcpu_overcommit <= 0 or memory_overcommit <= 0:
+            raise ValueError(f"overcommit {vcpu_overcommit}, {memory_overcommit} must be above 0")
+        self.trace = trace
+        self._policy = int(POLICIES[policy])
+        self.pool = make_pool(
+            _offered(host_vcpus, vcpu_overcommit), _offered(host_pages, memory_overcommit)
+        )
+        leaving = np.flatnonzero(trace.end_ns != NEVER)
+        departures = leaving[np.argsort(trace.end_ns[leaving], kind="stable")]
+        self._req = Requests(
+            trace.start_ns,
+            trace.end_ns,
+            trace.vcpus,
+            trace.memory_pages,
+            departures.astype(np.int64),
+            np.full(trace.nr_vms, NO_HOST, np.int32),
+        )
+        self._departure_ns = trace.end_ns[departures]
+        self._next = np.zeros(3, np.int64)  # next VM, next departure, 1 once an epoch is planned
+        self._t_ns = 0  # end of the last epoch
+
+    @property
+    def host_of(self) -> I32:
+        """Host of every VM, NO_HOST where it does not run (a view: do not write)."""
+        return self._req.host_of
+
+    def epoch(self, t0_ns: int, t1_ns: int) -> EpochPlan:
+        """Place all arrivals in ``[t0_ns, t1_ns)`` in event order.
+
+        The first call also places, in VM order at ``t0_ns``, what started before and still
+        runs.  Departures at ``t1_ns`` belong to the next epoch.
+
+        Raises
+        ------
+        ValueError
+            The epoch is empty or does not follow the one before.
+        """
+        if t1_ns <= t0_ns:
+            raise ValueError(f"epoch [{t0_ns}, {t1_ns}) ns is empty")
+        if self._next[2] and t0_ns != self._t_ns:
+            raise ValueError(f"epoch starts at {t0_ns} ns, the last one ended at {self._t_ns} ns")
+        first_vm, next_departure = int(self._next[0]), int(self._next[1])
+        last_vm = int(np.searchsorted(self._req.start_ns, t1_ns, "left"))
+        last_departure = int(np.searchsorted(self._departure_ns, t1_ns, "left"))
+        out = _plan_buffer(last_vm - first_vm, last_departure - next_departure)
+        counts = np.zeros(2, np.int64)
+        self._next[1] = place_epoch(
+            self._policy,
+            self.pool,
+            self._req,
+            out,
+            counts,
+            first_vm,
+            last_vm,
+            next_departure,
+            t0_ns,
+            t1_ns,
+        )
+        self._next[0] = last_vm
+        self._next[2] = 1
+        self._t_ns = t1_ns
+        return _sorted_plan(out, int(counts[0]), int(counts[1]))
+
+    def kill(self, vms: I64) -> None:
+        """Free the room of VMs that died and drop their departures.
+
+        A VM whose departure was already planned has left; it is passed over.
+        """
+        for vm in np.unique(vms):
+            host = int(self._req.host_of[vm])
+            if host != NO_HOST:
+                give_back(
+                    self.pool, host, int(self._req.vcpus[vm]), int(self._req.memory_pages[vm])
+                )
+                self._req.host_of[vm] = NO_HOST
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return all that changes, as arrays, for a checkpoint."""
+        return {
+            "free_vcpus": self.pool.free_vcpus.copy(),
+            "free_pages": self.pool.free_pages.copy(),
+            "nr_vms": self.pool.nr_vms.copy(),
+            "host_of": self._req.host_of.copy(),
+            "next": np.append(self._next, np.int64(self._t_ns)),
+        }
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take up a state that :meth:`state` returned, on the same trace and pool.
+
+        Raises
+        ------
+        ValueError
+            The state is of another number of hosts or VMs.
+        """
+        if (
+            state["free_vcpus"].shape != self.pool.free_vcpus.shape
+            or state["host_of"].shape != self._req.host_of.shape
+        ):
+            raise ValueError(
+                f"state of {state['free_vcpus'].size} hosts and {state['host_of'].size} VMs, "
+                f"expected {self.pool.free_vcpus.size} and {self._req.host_of.size}"
+            )
+        self.pool.free_vcpus[:] = state["free_vcpus"]
+        self.pool.free_pages[:] = state["free_pages"]
+        self.pool.nr_vms[:] = state["nr_vms"]
+        self._req.host_of[:] = state["host_of"]
+        self._next[:] = state["next"][:3]
+        self._t_ns = int(state["next"][3])
+        for host in range(0, self.pool.free_vcpus.size, GROUP_HOSTS):
+            update_group(self.pool, host)
+
+
+def _plan_buffer(nr_arrivals: int, nr_departures: int) -> PlanBuffer:
+    """Return room for the commands of one epoch."""
+    nr_commands = nr_arrivals + nr_departures
+    return PlanBuffer(
+        np.empty(nr_commands, np.int64),
+        np.empty(nr_commands, np.int32),
+        np.empty(nr_commands, np.int8),
+        np.empty(nr_commands, np.int64),
+        np.empty(nr_arrivals, np.int64),
+        np.empty(nr_arrivals, np.int64),
+        np.empty(nr_arrivals, np.int8),
+    )
+
+
+def _sorted_plan(out: PlanBuffer, nr_commands: int, nr_rejected: int) -> EpochPlan:
+    """Order the commands of an epoch for its hosts; rejections keep event order."""
+    t_ns, host_id = out.t_ns[:nr_commands], out.host_id[:nr_commands]
+    kind, vm = out.kind[:nr_commands], out.vm[:nr_commands]
+    order = np.lexsort((vm, kind, t_ns, host_id))
+    return EpochPlan(
+        t_ns[order],
+        host_id[order],
+        kind[order],
+        vm[order],
+        out.rejected[:nr_rejected].copy(),
+        out.rejected_t_ns[:nr_rejected].copy(),
+        out.reject_reason[:nr_rejected].copy(),
+    )
