@@ -1,0 +1,164 @@
+"""Ray: shards of hosts as actors, on an embedded local Ray or on a cluster.
+
+State lives in actors, so nothing is retried behind our back: ``advance`` names its epoch, a dead
+worker ends the run with a clear message, and ``--resume`` continues from the last checkpoint.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by ray when it is imported
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import ray.exceptions
+
+from fleet.scenario import Scenario
+from fleet.shard import Shard, ShardCommands, Tables, shard_plans, split_hosts
+from fleet.usage import Usage, usage_of_process
+from hostsim.core.errors import HugefleetError
+
+START_ATTEMPTS = 2  # starting a local Ray has a hard time-out that a loaded machine can miss
+OBJECT_STORE_BYTES = 256 << 20  # rows of an epoch pass through it: 45 MB for 10,000 hosts
+
+
+class WorkerError(HugefleetError):
+    """Ray could not be started or reached, or a worker died."""
+
+
+class ShardActor(Shard):
+    """A shard in a process of its own."""
+
+    def usage(self) -> Usage:
+        """Return what this process uses."""
+        return usage_of_process(os.getpid())
+
+
+def nr_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def start(workers: int, address: str | None) -> bool:
+    """Start or join Ray; return whether it is ours to shut down.
+
+    Raises
+    ------
+    WorkerError
+        It does not start, or nothing answers at the address.
+    """
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        options["address"] = address
+    attempts = START_ATTEMPTS if address is None else 1
+    for attempt in range(attempts):
+        try:
+            ray.init(**options)
+            return True
+        except Exception as error:  # ray raises whatever its start-up met
+            ray.shutdown()
+            if attempt == attempts - 1:
+                where = f"reach Ray at {address}" if address else "start a local Ray"
+                text = f"cannot {where}: {error} (--inline runs without Ray)"
+                raise WorkerError(text) from error
+    raise AssertionError("unreachable")
+
+
+def _nr_cluster_cores() -> int:
+    resources: Any = ray
+    return int(resources.cluster_resources().get("CPU", 1))
+
+
+class RayBackend:
+    """Hosts in shard actors; results are used in host-id order, whatever order they finish in."""
+
+    name = "ray"
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        workers: int | None = None,
+        hosts_per_actor: int | None = None,
+        address: str | None = None,
+    ) -> None:
+        self.remote = address is not None
+        self.ours = start(workers or nr_cores(), address)
+        cpus = _nr_cluster_cores()
+        self.workers = min(workers or cpus, scenario.nr_hosts)
+        nr_shards = self.workers
+        if hosts_per_actor:
+            nr_shards = -(-scenario.nr_hosts // hosts_per_actor)
+        self.host_ids = split_hosts(scenario.nr_hosts, nr_shards)
+        share = min(1.0, int(1e4 * min(cpus, self.workers) / nr_shards) / 1e4)  # Ray's resolution
+        actor: Any = ray.remote(num_cpus=share, max_restarts=0, max_task_retries=0)(ShardActor)
+        self.actors: list[Any] = [actor.remote(plan) for plan in shard_plans(scenario, nr_shards)]
+        self._pending: list[Any] = []
+
+    def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
+        """Let every shard advance by one epoch; returns at once."""
+        self._pending = [
+            actor.advance.remote(epoch, t0_ns, t1_ns, part)
+            for actor, part in zip(self.actors, commands, strict=True)
+        ]
+
+    def collect(self) -> list[Tables]:
+        """Wait for the epoch submitted last and return its rows, one entry a shard."""
+        rows: list[Tables] = self._get(self._pending)
+        self._pending = []
+        return rows
+
+    def save(self) -> list[tuple[int, bytes]]:
+        """Return the state of every host, in host-id order."""
+        states = self._get([actor.save.remote() for actor in self.actors])
+        return sorted((state for part in states for state in part), key=lambda state: state[0])
+
+    def restore(self, epoch: int, states: dict[int, bytes]) -> None:
+        """Take up the states of all hosts at the start of an epoch."""
+        parts = [[states[host_id] for host_id in host_ids] for host_ids in self.host_ids]
+        self._get(
+            [
+                actor.restore.remote(epoch, part)
+                for actor, part in zip(self.actors, parts, strict=True)
+            ]
+        )
+
+    def remote_usage(self) -> list[tuple[float, int]]:
+        """Return CPU seconds and memory of actors on other machines."""
+        if not self.remote:
+            return []
+        return list(self._get([actor.usage.remote() for actor in self.actors]))
+
+    def close(self) -> None:
+        """End the actors, and Ray if it is ours."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+        if self.ours:
+            ray.shutdown()
+
+    def _get(self, references: Sequence[Any]) -> list[Any]:
+        try:
+            return list(ray.get(list(references)))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HugefleetError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
+            raise WorkerError(
+                f"a worker died: {reason}"
+                " (often memory: fewer --workers or a smaller fleet need less;"
+                " --resume continues from the last checkpoint)"
+            ) from error

@@ -1,0 +1,312 @@
+"""The command ``fleet``: arguments in, messages and exit codes out.
+
+Nothing heavy is imported before a command runs, so that ``fleet --help`` answers at once.
+Exit codes: 0 done, 1 failed, 2 bad usage or scenario, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hostsim.core.errors import HugefleetError, ScenarioError
+
+if TYPE_CHECKING:
+    from fleet.scenario import Scenario
+
+DEBUG_VARIABLE = "FLEET_DEBUG"  # 1: show tracebacks
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="First steps:  fleet run smoke --inline   then"
+    "   fleet query runs/smoke-1 'SELECT event, COUNT(*) FROM events GROUP BY event'",
+)
+
+ScenarioArgument = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A built-in name, or a TOML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change one field: hosts.thp.enabled=madvise, hosts[1].memory=64GiB, run.duration=1h.",
+    ),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Same as --set run.seed=N.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def _load(name: str, overrides: list[str] | None, seed: int | None = None) -> "Scenario":
+    from fleet.loading import load
+
+    seeds = [] if seed is None else [f"run.seed={seed}"]
+    return load(name, [*(overrides or []), *seeds])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"hugefleet {version('hugefleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Simulate fleets of KVM hosts: exact Linux memory management, hugepages, VM churn."""
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/NAME-SEED.")
+    ] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="One process, without Ray.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")
+    ] = None,
+    hosts_per_actor: Annotated[
+        int | None, typer.Option(min=1, help="Hosts a Ray actor; 1 is one actor a host.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster, or auto.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that --out holds.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that --out holds.")
+    ] = False,
+    checkpoint_epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs between checkpoints; 0 for none.")
+    ] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    r"""Run a scenario, write its tables and print a summary.
+
+    \b
+    Examples:
+      fleet run smoke --inline
+      fleet run churn --out runs/a --set hosts.thp.enabled=madvise
+      fleet run my.toml --workers 4 --seed 7
+    """
+    if inline and (workers or hosts_per_actor or address):
+        raise typer.BadParameter("--inline excludes --workers, --hosts-per-actor and --address")
+    if overwrite and resume:
+        raise typer.BadParameter("--overwrite excludes --resume")
+    resolved = _load(scenario, set_, seed)
+    target = out or Path("runs") / f"{resolved.name}-{resolved.seed}"
+    from fleet import progress, scheduler, summary
+
+    options = scheduler.Options(
+        inline, workers, hosts_per_actor, address, overwrite, resume, checkpoint_epochs
+    )
+    try:
+        with progress.shown(resolved.name) as on_epoch:
+            scheduler.run(resolved, target, options, on_epoch)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; continue with --out {target} --resume", err=True)
+        raise typer.Exit(130) from None
+    found = summary.summarise(target)
+    typer.echo(json.dumps(found, indent=2) if as_json else summary.as_text(found))
+    if not as_json:
+        typer.echo(f"  {'tables':<18}{target}")
+
+
+@app.command("summary")
+def show_summary(run_directory: RunArgument, as_json: JsonOption = False) -> None:
+    """Print the summary of a run again."""
+    from fleet import summary
+
+    found = summary.summarise(run_directory)
+    typer.echo(json.dumps(found, indent=2) if as_json else summary.as_text(found))
+
+
+@app.command("query")
+def ask(
+    run_directory: RunArgument,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One statement; see the examples.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows a table shows at most.")] = 50,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, all rows.")] = False,
+    as_json: JsonOption = False,
+    parquet: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+) -> None:
+    r"""Ask the tables hosts, vms and events of a run with polars SQL.
+
+    \b
+    Examples:
+      fleet query runs/a 'SELECT event, COUNT(*) AS n FROM events GROUP BY event'
+      fleet query runs/a 'SELECT t_ns, AVG(unusable_index_order9) AS index
+                          FROM hosts GROUP BY t_ns ORDER BY t_ns' --csv
+    """
+    if as_csv + as_json + (parquet is not None) > 1:
+        raise typer.BadParameter("--csv, --json and --parquet exclude each other")
+    from fleet import query, rundir
+
+    frame = query.query(run_directory, sql)
+    status = rundir.open_run(run_directory).record["status"]
+    if status != "complete":
+        typer.echo(f"warning: this run is {status}; its tables end early", err=True)
+    if parquet:
+        with rundir.reported(parquet, "write"):
+            frame.write_parquet(parquet)
+    elif as_csv:
+        typer.echo(frame.write_csv(), nl=False)
+    elif as_json:
+        typer.echo(frame.write_json())
+    else:
+        typer.echo(query.as_text(frame, rows))
+        if len(frame) > rows:
+            typer.echo(f"{rows} of {len(frame)} rows; --rows N or --csv shows more", err=True)
+
+
+@app.command()
+def show(scenario: ScenarioArgument, set_: SetOption = None, seed: SeedOption = None) -> None:
+    """Print a scenario with every default filled in, as TOML."""
+    from fleet.scenario import to_toml
+
+    typer.echo(to_toml(_load(scenario, set_, seed).document), nl=False)
+
+
+@app.command()
+def check(
+    scenario: Annotated[
+        str | None, typer.Argument(metavar="SCENARIO", help="A built-in name, or a TOML file.")
+    ] = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of scenario files.")
+    ] = False,
+) -> None:
+    """Find every problem of a scenario without running it."""
+    if schema:
+        from fleet.scenario import ScenarioFile
+
+        typer.echo(json.dumps(ScenarioFile.model_json_schema(), indent=2))
+        return
+    if scenario is None:
+        raise typer.BadParameter("name a scenario, or ask for --schema")
+    resolved = _load(scenario, set_, seed)
+    from fleet.demand import arrivals, open_demand
+
+    asked = int(arrivals(open_demand(resolved), resolved.duration_ns).sum())
+    typer.echo(f"{resolved.name}: ok, {resolved.nr_hosts:,} hosts, {asked:,} VMs arrive")
+
+
+@app.command()
+def scenarios() -> None:
+    """List the built-in scenarios and the questions they ask."""
+    from fleet.loading import builtin_names, builtin_text, question
+
+    for name in builtin_names():
+        lines = question(builtin_text(name)).splitlines()
+        typer.echo("\n".join([name, *(f"    {line}" for line in lines)]))
+
+
+@app.command()
+def columns(
+    table: Annotated[
+        str | None, typer.Argument(metavar="TABLE", help="hosts, vms or events; all if left out.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/columns.md.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print every result column with its unit and meaning."""
+    from hostsim.core.stats import TABLES
+
+    if table is not None and table not in TABLES:
+        raise typer.BadParameter(f"{table!r} is none of {', '.join(TABLES)}")
+    chosen = [table] if table else list(TABLES)
+    if markdown:
+        from fleet import schema
+
+        typer.echo(schema.markdown(chosen), nl=False)
+    elif as_json:
+        typer.echo(json.dumps({t: [c._asdict() for c in TABLES[t]] for t in chosen}, indent=2))
+    else:
+        for name in chosen:
+            typer.echo(name)
+            for column in TABLES[name]:
+                unit = column.unit or "-"
+                typer.echo(f"  {column.name:<30}{unit:<12}{column.doc}")
+
+
+@app.command("warmup")
+def compile_kernels() -> None:
+    """Compile all kernels into the cache, so that the next run starts at once."""
+    from fleet.node import warmup
+
+    warmup()
+
+
+_FORWARD = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": [],
+}
+
+
+def _forward(context: typer.Context, module: str, attribute: str) -> None:
+    """Hand the rest of the command line to an app that is imported only now."""
+    sub_app = getattr(import_module(module), attribute)
+    sub_app(args=context.args, prog_name=f"fleet {context.info_name}")
+
+
+@app.command(context_settings=_FORWARD)
+def trace(context: typer.Context) -> None:
+    """Import, generate and describe VM traces."""
+    _forward(context, "fleet.cli_trace", "trace_app")
+
+
+@app.command(context_settings=_FORWARD)
+def replay(context: typer.Context) -> None:
+    """Run op scripts on the simulated memory manager, printed as a real kernel recorded them."""
+    _forward(context, "fleet.cli_replay", "replay_app")
+
+
+@app.command(context_settings=_FORWARD)
+def bench(context: typer.Context) -> None:
+    """Run and judge every claim about speed and memory."""
+    _forward(context, "fleet.cli_bench", "bench_app")
+
+
+def _print_error(error: HugefleetError) -> None:
+    if isinstance(error, ScenarioError):
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
+    else:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+
+
+def main() -> None:
+    """Run the command line; the one place where errors become messages and exit codes."""
+    try:
+        app(prog_name="fleet")
+    except HugefleetError as error:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise
+        _print_error(error)
+        sys.exit(2 if isinstance(error, ScenarioError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

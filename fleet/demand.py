@@ -1,0 +1,125 @@
+"""The VMs a scenario asks for: read or generated, and whether the fleet could hold them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.loading import near
+from fleet.placement import Placer
+from fleet.pool import POLICIES
+from fleet.scenario import HostGroup, Scenario, pages_text
+from fleet.trace import Trace, read_trace
+from hostsim.core.errors import Problem, ScenarioError
+
+MAX_FLAVOURS = 5  # named in messages; the number of the others is stated
+
+
+def open_demand(scenario: Scenario) -> Trace:
+    """Return the VMs of a scenario, checked against its hosts.
+
+    Raises
+    ------
+    ScenarioError
+        Unknown policy, a trace that cannot be read, or VMs that no host could ever hold.
+    """
+    problems = []
+    policy = scenario.placement.policy
+    if policy not in POLICIES:
+        place = f"{scenario.origin}: placement.policy"
+        problems.append(Problem(place, f"{policy!r} is unknown", near(policy, POLICIES)))
+    try:
+        trace = _trace(scenario)
+        problems += _misfits(scenario, trace)
+    except ScenarioError as error:
+        problems += error.problems
+    if problems:
+        raise ScenarioError(problems)
+    return trace
+
+
+def _trace(scenario: Scenario) -> Trace:
+    vms = scenario.vms
+    if vms.source == "trace":
+        if not vms.path:
+            hint = "--set vms.path=FILE; fleet trace import and fleet trace generate write one"
+            raise ScenarioError([Problem(f"{scenario.origin}: vms.path", "is missing", hint)])
+        return read_trace(vms.path)
+    from fleet.churn import generate_azure_v1
+
+    return generate_azure_v1(
+        seed=scenario.seed,
+        duration_ns=scenario.duration_ns,
+        scale=vms.scale,
+        standing=vms.standing,
+    )
+
+
+def arrivals(trace: Trace, duration_ns: int) -> NDArray[np.bool_]:
+    """Mark the VMs that ask for a host within a run, those standing at its start included."""
+    mask: NDArray[np.bool_] = (trace.start_ns < duration_ns) & (
+        trace.end_ns > np.maximum(trace.start_ns, 0)
+    )
+    return mask
+
+
+def offered(scenario: Scenario, group: HostGroup) -> tuple[int, int]:
+    """Return the vCPUs and pages a host of a group offers to VMs, overcommit included."""
+    spec, placement = group.spec, scenario.placement
+    return (
+        int(spec.vcpus * placement.vcpu_overcommit),
+        int((spec.memory_pages - spec.reserved_pages) * placement.memory_overcommit),
+    )
+
+
+def _misfits(scenario: Scenario, trace: Trace) -> Iterator[Problem]:
+    """Find VM sizes that even an empty host could not take."""
+    here = arrivals(trace, scenario.duration_ns)
+    if not here.any():
+        yield Problem(
+            f"{scenario.origin}: vms", "no VM arrives within run.duration", "raise vms.scale"
+        )
+        return
+    rooms = [offered(scenario, group) for group in scenario.groups]
+    fits = np.zeros(trace.nr_vms, np.bool_)
+    for vcpus, pages in rooms:
+        fits |= (trace.vcpus <= vcpus) & (trace.memory_pages <= pages)
+    if not scenario.placement.reject_oversized or not fits[here].any():
+        yield from _name_misfits(scenario, trace, np.flatnonzero(here & ~fits))
+
+
+def _name_misfits(scenario: Scenario, trace: Trace, vms: NDArray[np.int64]) -> Iterator[Problem]:
+    largest = max(
+        range(len(scenario.groups)), key=lambda index: offered(scenario, scenario.groups[index])[1]
+    )
+    group = scenario.groups[largest]
+    vcpus, pages = offered(scenario, group)
+    flavours, firsts, counts = np.unique(trace.flavour[vms], return_index=True, return_counts=True)
+    by_count = np.argsort(-counts, kind="stable")
+    for place in by_count[:MAX_FLAVOURS]:
+        vm = vms[firsts[place]]
+        name = f"VM flavour {trace.flavours[flavours[place]]} ({counts[place]} arrive)"
+        hint = "larger hosts, or placement.reject_oversized = true"
+        if trace.memory_pages[vm] > pages:
+            where = f"{scenario.origin}: hosts[{largest}].memory"
+            have = f"{pages_text(group.spec.memory_pages)} with {pages_text(pages)} for VMs"
+        else:
+            where = f"{scenario.origin}: hosts[{largest}].vcpus"
+            have = f"{group.spec.vcpus} with {vcpus} for VMs"
+        yield Problem(where, f"{have} is smaller than {name}", hint)
+    if len(by_count) > MAX_FLAVOURS:
+        more = len(by_count) - MAX_FLAVOURS
+        yield Problem(f"{scenario.origin}: vms", f"{more} more flavours fit no host")
+
+
+def make_placer(scenario: Scenario, trace: Trace) -> Placer:
+    """Return the placement of a scenario at time 0."""
+    specs = scenario.host_specs()
+    return Placer(
+        trace,
+        np.array([spec.vcpus for spec in specs], np.int32),
+        np.array([spec.memory_pages - spec.reserved_pages for spec in specs], np.int64),
+        scenario.placement.policy,
+        scenario.placement.vcpu_overcommit,
+        scenario.placement.memory_overcommit,
+    )

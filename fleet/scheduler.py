@@ -1,0 +1,309 @@
+"""The driver: place an epoch's arrivals, let all hosts advance, write the rows, next epoch.
+
+Bulk-synchronous: within an epoch hosts do not interact; at the barrier the driver alone decides.
+Rows of one epoch are written while the shards compute the next.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet import checkpoint, rundir
+from fleet.demand import arrivals, make_placer, open_demand
+from fleet.placement import EpochPlan, Placer
+from fleet.scenario import Scenario
+from fleet.shard import InlineBackend, ShardCommands, Tables, commands_for, in_host_order
+from fleet.sink import Sink
+from fleet.trace import Trace
+from fleet.usage import usage_of_tree
+from hostsim.core.errors import Problem, ResultsError, ScenarioError
+from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, SCHEMA_VERSION
+from hostsim.core.units import NS_PER_HOUR
+
+NO_HOST_ID = -1
+_KILL = EVENT_NAMES.index("kill")
+_REJECT = EVENT_NAMES.index("reject")
+_EVENT = {column.name: index for index, column in enumerate(EVENT_COLUMNS)}
+MEASURE_EVERY_S = 2.0  # wall time between two looks at the memory of all processes
+
+
+class Backend(Protocol):
+    """Who computes: this process, or Ray actors."""
+
+    name: str
+    host_ids: list[tuple[int, ...]]  # by shard
+
+    def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
+        """Start an epoch."""
+
+    def collect(self) -> list[Tables]:
+        """Wait for it; one entry a shard."""
+
+    def save(self) -> list[tuple[int, bytes]]:
+        """Return the state of every host."""
+
+    def restore(self, epoch: int, states: dict[int, bytes]) -> None:
+        """Take up the state of every host."""
+
+    def remote_usage(self) -> list[tuple[float, int]]:
+        """Return CPU seconds and memory of processes on other machines."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class Options(NamedTuple):
+    """How a run is carried out; none of it changes a result."""
+
+    inline: bool = False
+    workers: int | None = None
+    hosts_per_actor: int | None = None
+    address: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    checkpoint_epochs: int = 24  # 0: none
+
+
+class Progress(NamedTuple):
+    """Where a run stands after an epoch."""
+
+    epoch: int  # epochs done
+    nr_epochs: int
+    t_ns: int
+    vm_events: int  # starts, rejects, ends and kills so far
+
+
+@dataclass
+class Costs:
+    """What the run has cost so far, over all processes."""
+
+    start_s: float = field(default_factory=time.perf_counter)
+    advance_s: float = 0.0  # wall time between the first submit and the last collect
+    cpu_s: float = 0.0
+    peak_memory_bytes: int = 0
+    base_cpu_s: float = field(default_factory=lambda: usage_of_tree().cpu_s)
+    last_look_s: float = 0.0
+    simulated_ns: int = 0  # by this attempt
+
+    def look(self, backend: Backend, force: bool = False) -> None:
+        """Note CPU time and memory, at most once in a while unless forced."""
+        now_s = time.perf_counter()
+        if not force and now_s - self.last_look_s < MEASURE_EVERY_S:
+            return
+        self.last_look_s = now_s
+        here, elsewhere = usage_of_tree(), backend.remote_usage()
+        memory_bytes = here.memory_bytes + sum(memory for _, memory in elsewhere)
+        self.cpu_s = here.cpu_s - self.base_cpu_s + sum(cpu_s for cpu_s, _ in elsewhere)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes)
+
+
+def run(
+    scenario: Scenario,
+    out: Path,
+    options: Options | None = None,
+    on_epoch: Callable[[Progress], None] | None = None,
+    make_backend: Callable[[Scenario], Backend] | None = None,
+) -> dict[str, Any]:
+    """Run a scenario into a run directory and return the content of its ``run.json``.
+
+    Raises
+    ------
+    ScenarioError
+        The scenario cannot be run, or ``out`` already holds something.
+    ResultsError
+        A file cannot be written, or a checkpoint cannot be taken up.
+    InvariantError
+        A host's state is inconsistent.
+    """
+    options = options or Options()
+    costs = Costs()
+    trace = open_demand(scenario)
+    rundir.claim(out, options.overwrite, options.resume)
+    record = _record(scenario)
+    if options.resume:
+        before = rundir.read_json(out / rundir.RUN_FILE)
+        _same_run(out, before, record)
+        if before["status"] == "complete":
+            return cast(dict[str, Any], before)
+        record["execution"]["attempt"] = before["execution"]["attempt"] + 1
+    rundir.write_json(out / rundir.RUN_FILE, record)
+    status = "failed"
+    try:
+        backend = (make_backend or (lambda s: _backend(s, options)))(scenario)
+        try:
+            record["execution"]["backend"] = backend.name
+            record["execution"]["shards"] = len(backend.host_ids)
+            driver = _Driver(scenario, trace, backend, out, record, costs, options)
+            record["tally"] = driver.run(on_epoch)
+            costs.look(backend, force=True)
+        finally:
+            backend.close()
+        checkpoint.clear(out)
+        status = "complete"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        record["status"] = status
+        record["execution"] |= _cost_record(scenario, costs)
+        _note_end(out, record, status)
+    return record
+
+
+def _same_run(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to continue a run under another scenario or other package versions."""
+    for key in ("scenario", "versions"):
+        for name in before[key].keys() | now[key].keys():
+            was, is_now = before[key].get(name), now[key].get(name)
+            if was != is_now:
+                message = f"was run with {key} {name} = {was}, not {is_now}"
+                raise ScenarioError([Problem(f"--out {out}", message, "--overwrite starts anew")])
+
+
+def _note_end(out: Path, record: dict[str, Any], status: str) -> None:
+    """Write how the run ended; a full disk must not hide the error that ended it."""
+    try:
+        rundir.write_json(out / rundir.RUN_FILE, record)
+    except ResultsError:
+        if status == "complete":
+            raise
+
+
+def _backend(scenario: Scenario, options: Options) -> Backend:
+    from fleet.node import warmup
+
+    warmup()  # compile here once, not in every worker at the same time
+    if options.inline:
+        return InlineBackend(scenario)
+    from fleet.actors import RayBackend
+
+    return RayBackend(scenario, options.workers, options.hosts_per_actor, options.address)
+
+
+def _record(scenario: Scenario) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run that has just begun."""
+    return {
+        "format": rundir.FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "status": "running",
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "scenario": scenario.document,
+        "versions": rundir.versions(),
+        "git_commit": rundir.git_commit(),
+        "tally": {},
+        "execution": {
+            "attempt": 1,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def _cost_record(scenario: Scenario, costs: Costs) -> dict[str, float]:
+    host_hours = scenario.nr_hosts * costs.simulated_ns / NS_PER_HOUR
+    return {
+        "wall_s": round(time.perf_counter() - costs.start_s, 3),
+        "advance_wall_s": round(costs.advance_s, 3),
+        "cpu_s": round(costs.cpu_s, 2),
+        "peak_memory_bytes": costs.peak_memory_bytes,
+        "host_hours": host_hours,
+    }
+
+
+class _Driver:
+    """The epoch loop."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        trace: Trace,
+        backend: Backend,
+        out: Path,
+        record: dict[str, Any],
+        costs: Costs,
+        options: Options,
+    ) -> None:
+        self.scenario, self.trace, self.backend, self.out = scenario, trace, backend, out
+        self.costs, self.options = costs, options
+        self.placer: Placer = make_placer(scenario, trace)
+        self.tally = dict.fromkeys(EVENT_NAMES, 0)
+        attempt = record["execution"]["attempt"]
+        self.sink = Sink(out, scenario.nr_hosts, scenario.hosts_per_part, attempt)
+
+    def run(self, on_epoch: Callable[[Progress], None] | None) -> dict[str, int]:
+        """Run all epochs that are left; return how many VMs did what."""
+        scenario = self.scenario
+        first = self._resume()
+        unwritten: tuple[int, Tables] | None = None
+        begin_s = time.perf_counter()
+        for epoch in range(first, scenario.nr_epochs):
+            t0_ns, t1_ns = scenario.epoch_bounds_ns(epoch)
+            plan = self.placer.epoch(t0_ns, t1_ns)
+            commands = [commands_for(plan, self.trace, ids) for ids in self.backend.host_ids]
+            self.backend.submit(epoch, t0_ns, t1_ns, commands)
+            if unwritten:
+                self.sink.write(*unwritten)
+            tables = in_host_order(self.backend.collect())
+            tables["events"] = np.concatenate([self._rejects(plan), tables["events"]])
+            self._settle(tables["events"])
+            unwritten = (epoch, tables)
+            every = self.options.checkpoint_epochs
+            if every and (epoch + 1) % every == 0 and epoch + 1 < scenario.nr_epochs:
+                self.sink.write(*unwritten)
+                unwritten = None
+                self._checkpoint(epoch + 1)
+            self.costs.simulated_ns += t1_ns - t0_ns
+            self.costs.look(self.backend)
+            self.costs.advance_s = time.perf_counter() - begin_s
+            if on_epoch:
+                done = sum(self.tally.values())
+                on_epoch(Progress(epoch + 1, scenario.nr_epochs, t1_ns, done))
+        if unwritten:
+            self.sink.write(*unwritten)
+        self.sink.finish()
+        arrived = int(arrivals(self.trace, scenario.duration_ns).sum())
+        return {"arrivals": arrived, **self.tally}
+
+    def _rejects(self, plan: EpochPlan) -> NDArray[np.int64]:
+        """Return the rows of VMs that no host took."""
+        vm = plan.rejected
+        rows = np.zeros((len(vm), len(EVENT_COLUMNS)), np.int64)
+        rows[:, _EVENT["t_ns"]] = plan.rejected_t_ns
+        rows[:, _EVENT["host_id"]] = NO_HOST_ID
+        rows[:, _EVENT["vm_id"]] = self.trace.vm_id[vm]
+        rows[:, _EVENT["event"]] = _REJECT
+        rows[:, _EVENT["reason"]] = plan.reject_reason
+        rows[:, _EVENT["vcpus"]] = self.trace.vcpus[vm]
+        rows[:, _EVENT["memory_pages"]] = self.trace.memory_pages[vm]
+        return rows
+
+    def _settle(self, events: NDArray[np.int64]) -> None:
+        """Count an epoch's events and free the room of VMs that were killed."""
+        kind = events[:, _EVENT["event"]]
+        for code, name in enumerate(EVENT_NAMES):
+            self.tally[name] += int((kind == code).sum())
+        killed = events[kind == _KILL, _EVENT["vm_id"]]
+        self.placer.kill(np.searchsorted(self.trace.vm_id, killed))
+
+    def _checkpoint(self, epoch: int) -> None:
+        nodes = dict(self.backend.save())
+        state = checkpoint.Checkpoint(epoch, self.placer.state(), dict(self.tally), nodes)
+        checkpoint.write(self.out, state)
+
+    def _resume(self) -> int:
+        """Take up the last checkpoint if asked to; return the epoch to run next."""
+        found = checkpoint.latest(self.out) if self.options.resume else None
+        if found is None:
+            self.sink.rewind(0)
+            return 0
+        self.placer.restore(found.placer)
+        self.tally = dict(found.tally)
+        self.backend.restore(found.epoch, found.nodes)
+        self.sink.rewind(found.epoch)
+        return found.epoch

@@ -1,0 +1,99 @@
+"""Result columns as Arrow schemas, Arrow tables and documentation."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hostsim.core.errors import InvariantError
+from hostsim.core.stats import SCHEMA_VERSION, TABLES, Column
+
+_TYPES = {
+    "int64": pa.int64(),
+    "int32": pa.int32(),
+    "int16": pa.int16(),
+    "int8": pa.int8(),
+    "label": pa.dictionary(pa.int8(), pa.string()),
+}
+TABLE_DOCS = {
+    "hosts": "One row per host and tick, in host order within an epoch.",
+    "vms": "One row per running VM and simulated hour, and one when a VM ends.",
+    "events": "One row per VM started, rejected, ended or killed.",
+}
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """Return the schema of a table, with unit and sentence of every column."""
+    fields = [
+        pa.field(
+            column.name,
+            _TYPES[column.dtype],
+            nullable=False,
+            metadata={"unit": column.unit, "doc": column.doc, "source": column.source},
+        )
+        for column in TABLES[table]
+    ]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION), "table": table})
+
+
+def dictionary_columns(table: str) -> list[str]:
+    """Return the columns that repeat few values: keys, labels and small gauges."""
+    return [
+        column.name
+        for column in TABLES[table]
+        if column.kind in ("key", "label") or column.dtype != "int64"
+    ]
+
+
+def arrow_table(table: str, rows: NDArray[np.int64]) -> pa.Table:
+    """Turn rows in declared column order into an Arrow table.
+
+    Raises
+    ------
+    InvariantError
+        A value does not fit its column, or the number of columns is wrong.
+    """
+    columns = TABLES[table]
+    if rows.ndim != 2 or rows.shape[1] != len(columns):
+        raise InvariantError(f"{table}: {rows.shape} rows for {len(columns)} declared columns")
+    arrays = [_array(table, column, rows[:, index]) for index, column in enumerate(columns)]
+    return pa.Table.from_arrays(arrays, schema=arrow_schema(table))
+
+
+def _array(table: str, column: Column, values: NDArray[np.int64]) -> pa.Array:
+    dtype = np.dtype("int8" if column.dtype == "label" else column.dtype)
+    limit = len(column.labels) - 1 if column.dtype == "label" else np.iinfo(dtype).max
+    lowest = 0 if column.dtype == "label" else np.iinfo(dtype).min
+    if len(values) and (values.max() > limit or values.min() < lowest):
+        worst = int(values.max() if values.max() > limit else values.min())
+        raise InvariantError(f"{table}.{column.name}: {worst} does not fit {column.dtype}")
+    narrow = np.ascontiguousarray(values, dtype=dtype)
+    if column.dtype == "label":
+        return pa.DictionaryArray.from_arrays(pa.array(narrow), pa.array(column.labels))
+    return pa.array(narrow)
+
+
+def markdown(tables: Iterable[str] = TABLES) -> str:
+    """Print the documentation of the columns: ``docs/columns.md``."""
+    lines = [
+        "# Columns",
+        "",
+        "Written by `fleet columns --markdown` from `hostsim/core/stats.py`;"
+        f" schema version {SCHEMA_VERSION}.",
+        "",
+        "A *key* places the row, a *gauge* holds at the row's time, a *counter* is cumulative and"
+        " monotone within its host or VM, a *label* is a word. Pages are 4 KiB; ratios are"
+        " computed when reading.",
+    ]
+    for table in tables:
+        lines += ["", f"## {table}", "", TABLE_DOCS[table], ""]
+        lines += ["| column | type | kind | unit | meaning | source |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        for column in TABLES[table]:
+            words = f" One of: {', '.join(filter(None, column.labels))}." if column.labels else ""
+            lines.append(
+                f"| {column.name} | {column.dtype} | {column.kind} | {column.unit} |"
+                f" {column.doc}{words} | {column.source} |"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,187 @@
+"""A shard: some hosts of the fleet, advanced one after the other by one process.
+
+Which hosts share a shard is a run-time choice and never changes a result.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.placement import EpochPlan
+from fleet.scenario import Scenario
+from fleet.trace import Trace
+from hostsim.core.errors import InvariantError
+from hostsim.core.stats import TABLES
+
+Tables = dict[str, NDArray[np.int64]]
+MakeNode = Callable[..., Any]
+CHECK_VARIABLE = "FLEET_CHECK"  # 1: validators run after every epoch
+
+
+class ShardCommands(NamedTuple):
+    """The commands of one epoch for the hosts of a shard, host after host."""
+
+    first: NDArray[np.int64]  # (hosts + 1,) where each host's commands begin
+    t_ns: NDArray[np.int64]
+    kind: NDArray[np.int8]
+    vm_id: NDArray[np.int64]
+    vcpus: NDArray[np.int32]
+    memory_pages: NDArray[np.int64]
+    age_ns: NDArray[np.int64]  # > 0: a standing VM that has run so long
+
+
+class ShardPlan(NamedTuple):
+    """All that a shard is made from."""
+
+    scenario: Scenario
+    host_ids: tuple[int, ...]  # ascending
+    check: bool
+
+
+def split_hosts(nr_hosts: int, nr_shards: int) -> list[tuple[int, ...]]:
+    """Deal hosts to shards in turn, so that a packed low end of the fleet spreads evenly."""
+    return [tuple(range(shard, nr_hosts, nr_shards)) for shard in range(nr_shards)]
+
+
+def shard_plans(scenario: Scenario, nr_shards: int) -> list[ShardPlan]:
+    """Return what each shard is made from."""
+    check = os.environ.get(CHECK_VARIABLE) == "1"
+    split = split_hosts(scenario.nr_hosts, nr_shards)
+    return [ShardPlan(scenario, host_ids, check) for host_ids in split]
+
+
+def commands_for(plan: EpochPlan, trace: Trace, host_ids: Sequence[int]) -> ShardCommands:
+    """Cut a shard's commands out of the plan of an epoch."""
+    ids = np.asarray(host_ids, np.int64)
+    begin = np.searchsorted(plan.host_id, ids, "left")
+    counts = np.searchsorted(plan.host_id, ids, "right") - begin
+    first = np.concatenate([[0], np.cumsum(counts)])
+    rows = np.arange(first[-1]) + np.repeat(begin - first[:-1], counts)
+    vm, t_ns = plan.vm[rows], plan.t_ns[rows]
+    return ShardCommands(
+        first,
+        t_ns,
+        plan.kind[rows],
+        trace.vm_id[vm],
+        trace.vcpus[vm],
+        trace.memory_pages[vm],
+        np.where(plan.kind[rows] == 1, t_ns - trace.start_ns[vm], 0),
+    )
+
+
+def in_host_order(parts: Iterable[Tables]) -> Tables:
+    """Join the rows of all shards by host; rows of one host keep their order."""
+    parts = list(parts)
+    joined = {}
+    for table, columns in TABLES.items():
+        rows = np.concatenate([part[table] for part in parts])
+        host = [column.name for column in columns].index("host_id")
+        joined[table] = rows[np.argsort(rows[:, host], kind="stable")]
+    return joined
+
+
+class Shard:
+    """Some hosts with their guests; the same code runs in-process and in a Ray actor."""
+
+    def __init__(self, plan: ShardPlan, make_node: MakeNode | None = None) -> None:
+        self.plan = plan
+        self.epoch = 0
+        if make_node is None:
+            from fleet.node import Node
+
+            make_node = Node
+        scenario = plan.scenario
+        specs = scenario.host_specs()
+        self.nodes = [
+            make_node(
+                specs[host_id],
+                scenario.guests,
+                host_id,
+                scenario.seed,
+                scenario.tick_ns,
+                scenario.vm_rows_ns,
+            )
+            for host_id in plan.host_ids
+        ]
+
+    def advance(self, epoch: int, t0_ns: int, t1_ns: int, commands: ShardCommands) -> Tables:
+        """Advance all hosts by one epoch and return their rows.
+
+        Raises
+        ------
+        ValueError
+            The epoch is not the one this shard is at: its state is lost or another's.
+        InvariantError
+            A host's state is inconsistent; the message names host, epoch and seed.
+        """
+        if epoch != self.epoch:
+            raise ValueError(f"shard is at epoch {self.epoch}, not {epoch}")
+        parts = []
+        for index, node in enumerate(self.nodes):
+            try:
+                parts.append(node.advance(_host_commands(commands, index), t0_ns, t1_ns))
+                if self.plan.check:
+                    node.check()
+            except InvariantError as error:
+                where = f"host {self.plan.host_ids[index]}, epoch {epoch}"
+                seed = self.plan.scenario.seed
+                raise InvariantError(f"{where}, seed {seed}: {error}") from error
+        self.epoch += 1
+        return {table: np.concatenate([getattr(part, table) for part in parts]) for table in TABLES}
+
+    def save(self) -> list[tuple[int, bytes]]:
+        """Return the state of every host."""
+        return [
+            (host_id, pickle.dumps(node, pickle.HIGHEST_PROTOCOL))
+            for host_id, node in zip(self.plan.host_ids, self.nodes, strict=True)
+        ]
+
+    def restore(self, epoch: int, states: list[bytes]) -> None:
+        """Take up the states of this shard's hosts at the start of an epoch."""
+        self.nodes = [pickle.loads(state) for state in states]
+        self.epoch = epoch
+
+
+def _host_commands(commands: ShardCommands, index: int) -> Any:
+    from fleet.node import Commands
+
+    begin, end = commands.first[index], commands.first[index + 1]
+    return Commands(*(column[begin:end] for column in commands[1:]))
+
+
+class InlineBackend:
+    """All hosts in this process."""
+
+    name = "inline"
+
+    def __init__(self, scenario: Scenario, make_node: MakeNode | None = None) -> None:
+        self.host_ids = split_hosts(scenario.nr_hosts, 1)
+        self.shard = Shard(shard_plans(scenario, 1)[0], make_node)
+        self._rows: Tables = {}
+
+    def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
+        """Advance by one epoch."""
+        self._rows = self.shard.advance(epoch, t0_ns, t1_ns, commands[0])
+
+    def collect(self) -> list[Tables]:
+        """Return the rows of the epoch submitted last, one entry a shard."""
+        return [self._rows]
+
+    def save(self) -> list[tuple[int, bytes]]:
+        """Return the state of every host, in host-id order."""
+        return self.shard.save()
+
+    def restore(self, epoch: int, states: dict[int, bytes]) -> None:
+        """Take up the states of all hosts at the start of an epoch."""
+        self.shard.restore(epoch, [states[host_id] for host_id in self.host_ids[0]])
+
+    def remote_usage(self) -> list[tuple[float, int]]:
+        """Return CPU seconds and memory of processes elsewhere: there are none."""
+        return []
+
+    def close(self) -> None:
+        """End: nothing to do."""

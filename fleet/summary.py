@@ -1,0 +1,195 @@
+"""What an operator wants to know of a run, computed from its tables."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fleet.loading import build
+from fleet.query import scan
+from fleet.rundir import RunDirectory, open_run
+from fleet.scenario import Scenario
+from hostsim.core.errors import InvariantError
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
+    MAX_PAGE_ORDER,
+    PAGE_BYTES,
+    PAGEBLOCK_NR_PAGES,
+    format_bytes,
+    format_duration,
+)
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """Return the figures of a run; names say the unit, ratios are in [0, 1].
+
+    Raises
+    ------
+    ResultsError
+        The path is no run.
+    InvariantError
+        VMs are missing: started, rejected, ended and running do not add up.
+    """
+    run = open_run(path)
+    scenario = build(dict(run.record["scenario"]), run.record["name"], str(path))
+    last = _last_rows(run, scenario)
+    vms = _vm_counts(run, last)
+    return {
+        "name": run.record["name"],
+        "seed": run.record["seed"],
+        "status": run.record["status"],
+        "hosts": scenario.nr_hosts,
+        "duration_ns": scenario.duration_ns,
+        "vms": vms,
+        "at_end": _gauges(last),
+        "counters": _counters(last),
+        "cost": _cost(run),
+    }
+
+
+def _last_rows(run: RunDirectory, scenario: Scenario) -> pl.DataFrame:
+    """Return each host's last row, with what its group offers."""
+    capacity = pl.DataFrame(
+        {
+            "host_id": range(scenario.nr_hosts),
+            "vcpus": [spec.vcpus for spec in scenario.host_specs()],
+            "memory_pages": [spec.memory_pages for spec in scenario.host_specs()],
+        },
+        schema={"host_id": pl.Int32, "vcpus": pl.Int64, "memory_pages": pl.Int64},
+    )
+    hosts = scan(run, "hosts")
+    last = hosts.filter(pl.col("t_ns") == pl.col("t_ns").max()).collect()
+    return last.join(capacity, on="host_id").sort("host_id")
+
+
+def _vm_counts(run: RunDirectory, last: pl.DataFrame) -> dict[str, int]:
+    """Count VMs by what became of them, and insist that they balance."""
+    found = scan(run, "events").group_by(pl.col("event").cast(pl.String)).len().collect()
+    events = dict(found.iter_rows())
+    started, ended = events.get("start", 0), events.get("end", 0) + events.get("kill", 0)
+    counts = {
+        "arrived": int(run.record["tally"].get("arrivals", 0)),
+        "started": started,
+        "rejected": events.get("reject", 0),
+        "ended": ended,
+        "killed": events.get("kill", 0),
+        "running": int(last["nr_vms"].sum()),
+    }
+    if run.complete:
+        if counts["started"] + counts["rejected"] != counts["arrived"]:
+            raise InvariantError(f"{run.path}: started + rejected is not arrived: {counts}")
+        if counts["started"] != counts["ended"] + counts["running"]:
+            raise InvariantError(f"{run.path}: started is not ended + running: {counts}")
+    return counts
+
+
+def _ratio(top: float, bottom: float) -> float | None:
+    return round(top / bottom, 6) if bottom else None
+
+
+def _over_hosts(values: pl.Series) -> dict[str, float | None]:
+    """Return the mean and the 95th percentile (nearest rank) over hosts."""
+    return {"mean": _number(values.mean()), "p95": _number(values.quantile(0.95, "nearest"))}
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else round(float(value), 6)
+
+
+def _gauges(last: pl.DataFrame) -> dict[str, Any]:
+    orders = [f"nr_free_order{order}" for order in range(HPAGE_PMD_ORDER, MAX_PAGE_ORDER + 1)]
+    free_huge = last.select(pl.sum_horizontal(orders)).to_series()
+    index = last["unusable_index_order9"] / 1000
+    huge_pages = int(last["nr_anon_transparent_hugepages"].sum()) * HPAGE_PMD_NR
+    guest_pages = int(last["nr_guest_pages"].sum())
+    blocks = int(last["managed_pages"].sum()) // PAGEBLOCK_NR_PAGES
+    return {
+        "committed_vcpus_ratio": _over_hosts(last["committed_vcpus"] / last["vcpus"]),
+        "committed_memory_ratio": _over_hosts(last["committed_pages"] / last["memory_pages"]),
+        "touched_memory_ratio": _over_hosts(last["nr_guest_pages"] / last["memory_pages"]),
+        "free_memory_ratio": _over_hosts(last["nr_free_pages"] / last["memory_pages"]),
+        "guest_ram_bytes": guest_pages * PAGE_BYTES,
+        "huge_coverage_ratio": _ratio(huge_pages, guest_pages),
+        "hosts_without_free_hugepage": int((free_huge == 0).sum()),
+        "unusable_index_order9": {
+            "median": _number(index.median()),
+            "p95": _number(index.quantile(0.95, "nearest")),
+        },
+        "partial_pageblocks_ratio": _ratio(int(last["pageblocks_partial"].sum()), blocks),
+    }
+
+
+def _counters(last: pl.DataFrame) -> dict[str, Any]:
+    alloc, fallback = int(last["thp_fault_alloc"].sum()), int(last["thp_fault_fallback"].sum())
+    return {
+        "thp_fault_alloc": alloc,
+        "thp_fault_fallback": fallback,
+        "thp_fallback_ratio": _ratio(fallback, alloc + fallback),
+        "oom_kill": int(last["oom_kill"].sum()),
+        "allocstall": int(last["allocstall"].sum()),
+    }
+
+
+def _cost(run: RunDirectory) -> dict[str, Any]:
+    cost = run.record["execution"]
+    keys = ("backend", "shards", "wall_s", "advance_wall_s", "cpu_s", "peak_memory_bytes")
+    found = {key: cost.get(key) for key in keys}
+    return found | {
+        "host_hours_per_core_s": _ratio(cost.get("host_hours", 0), cost.get("cpu_s", 0))
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Print the figures for people, in at most 90 columns."""
+    vms, now, counted, cost = found["vms"], found["at_end"], found["counters"], found["cost"]
+    index = now["unusable_index_order9"]
+
+    def over_hosts(key: str) -> str:
+        return f"{_percent(now[key]['mean'])} mean, {_percent(now[key]['p95'])} p95 over hosts"
+
+    nr_hosts = found["hosts"]
+    rows = [
+        ("hosts", f"{nr_hosts:,} for {format_duration(found['duration_ns'])}"),
+        (
+            "VMs",
+            f"{vms['arrived']:,} arrived = {vms['started']:,} started"
+            f" + {vms['rejected']:,} rejected",
+        ),
+        (
+            "",
+            f"{vms['started']:,} started = {vms['ended']:,} ended"
+            f" ({vms['killed']:,} killed) + {vms['running']:,} running",
+        ),
+        ("vCPUs committed", over_hosts("committed_vcpus_ratio")),
+        ("memory committed", over_hosts("committed_memory_ratio")),
+        ("memory touched", over_hosts("touched_memory_ratio")),
+        ("memory free", over_hosts("free_memory_ratio")),
+        (
+            "huge coverage",
+            f"{_percent(now['huge_coverage_ratio'])} of"
+            f" {format_bytes(now['guest_ram_bytes'])} guest RAM",
+        ),
+        (
+            "THP fallback",
+            f"{_percent(counted['thp_fallback_ratio'])} of"
+            f" {counted['thp_fault_alloc'] + counted['thp_fault_fallback']:,} eligible faults",
+        ),
+        ("no free 2 MiB", f"{now['hosts_without_free_hugepage']:,} of {nr_hosts:,} hosts"),
+        (
+            "fragmentation",
+            f"{_percent(index['median'])} median, {_percent(index['p95'])} p95"
+            " of free memory unusable for 2 MiB",
+        ),
+        ("partial blocks", f"{_percent(now['partial_pageblocks_ratio'])} of pageblocks"),
+        ("wall time", f"{cost['wall_s']:.1f} s, {cost['advance_wall_s']:.1f} s of it simulating"),
+        ("CPU time", f"{cost['cpu_s']:.1f} s, all processes"),
+        ("peak memory", f"{format_bytes(cost['peak_memory_bytes'])}, all processes"),
+        ("speed", f"{cost['host_hours_per_core_s'] or 0:,.0f} host-hours per core-second"),
+    ]
+    title = f"{found['name']}, seed {found['seed']}: {found['status']}"
+    return "\n".join([title, *(f"  {name:<18}{text}" for name, text in rows)])

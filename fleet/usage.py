@@ -1,0 +1,60 @@
+"""What a run costs: CPU time and memory of this process and all it started, from /proc."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Usage(NamedTuple):
+    """CPU time so far and memory now."""
+
+    cpu_s: float
+    memory_bytes: int  # proportional set size: shared pages count once over all processes
+
+
+def process_tree(root: int) -> list[int]:
+    """Return a process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            stat = _stat(int(entry.name))
+            if stat:
+                children.setdefault(int(stat[1]), []).append(int(entry.name))
+    tree = [root]
+    for pid in tree:
+        tree += children.get(pid, [])
+    return tree
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on, none if the process has gone."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _memory_bytes(pid: int) -> int:
+    try:
+        for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def usage_of_process(pid: int) -> Usage:
+    """Return what one process uses, its ended children's CPU time included."""
+    stat = _stat(pid)
+    ticks = sum(map(int, stat[11:15])) if stat else 0
+    return Usage(ticks / _TICKS_PER_S, _memory_bytes(pid))
+
+
+def usage_of_tree(root: int | None = None) -> Usage:
+    """Return what this process (or another) and everything it started use."""
+    parts = [usage_of_process(pid) for pid in process_tree(root or os.getpid())]
+    return Usage(sum(part.cpu_s for part in parts), sum(part.memory_bytes for part in parts))

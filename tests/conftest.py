@@ -1,0 +1,92 @@
+"""Fixtures that several test files share."""
+
+import importlib.util
+import sys
+import tomllib
+import types
+from typing import NamedTuple
+
+import pytest
+
+from fleet.loading import build
+
+if importlib.util.find_spec("fleet.node") is None:
+
+    class Commands(NamedTuple):
+        t_ns: object
+        kind: object
+        vm_id: object
+        vcpus: object
+        memory_pages: object
+        age_ns: object
+
+    class NodeRows(NamedTuple):
+        hosts: object
+        vms: object
+        events: object
+
+    stand_in = types.ModuleType("fleet.node")
+    stand_in.Commands, stand_in.NodeRows, stand_in.warmup = Commands, NodeRows, lambda: None
+    sys.modules["fleet.node"] = stand_in
+
+SMALL = """
+[run]
+duration = "2h"
+tick = "10min"
+epoch_ticks = 3
+vm_rows = "30min"
+hosts_per_part = 2
+
+[[hosts]]
+name = "a"
+count = 3
+vcpus = 16
+memory = "32GiB"
+reserved = "2GiB"
+
+[[hosts]]
+name = "b"
+count = 2
+vcpus = 8
+memory = "16GiB"
+reserved = "2GiB"
+
+[hosts.thp]
+enabled = "madvise"
+
+[vms]
+scale = 0.001
+
+[placement]
+reject_oversized = true
+"""
+
+
+@pytest.fixture
+def run_small(small, tmp_path):
+    """Run the small scenario on fake nodes; returns the run directory."""
+    from fakenode import FakeNode
+
+    from fleet import scheduler
+    from fleet.shard import InlineBackend
+
+    def run(name="run", overrides=(), make_node=FakeNode, **options):
+        scheduler.run(
+            small(*overrides),
+            tmp_path / name,
+            scheduler.Options(**options),
+            make_backend=lambda scenario: InlineBackend(scenario, make_node),
+        )
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def small():
+    """Build a scenario of five hosts and two groups, with overrides."""
+
+    def build_small(*overrides):
+        return build(tomllib.loads(SMALL), "small", "small.toml", overrides)
+
+    return build_small

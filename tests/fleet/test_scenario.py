@@ -1,0 +1,40 @@
+import pytest
+
+from fleet.scenario import duration_text, pages_text
+from hostsim.core.units import NS_PER_HOUR, parse_duration_ns, parse_pages
+
+
+@pytest.mark.parametrize("text", ["1792MiB", "64GiB", "2TiB", "4KiB", "0KiB"])
+def test_pages_are_printed_exactly(text):
+    assert pages_text(parse_pages(text)) == text
+
+
+@pytest.mark.parametrize("text", ["90min", "1h", "36h", "2d", "250ms", "7ns"])
+def test_durations_are_printed_exactly(text):
+    assert duration_text(parse_duration_ns(text)) == text
+
+
+def test_groups_have_consecutive_host_numbers(small):
+    scenario = small()
+    assert [(g.name, g.first_host_id, g.nr_hosts) for g in scenario.groups] == [
+        ("a", 0, 3),
+        ("b", 3, 2),
+    ]
+    assert [spec.vcpus for spec in scenario.host_specs()] == [16, 16, 16, 8, 8]
+
+
+def test_last_epoch_may_be_shorter(small):
+    scenario = small("run.duration=70min", "run.vm_rows=10min")
+    assert scenario.nr_epochs == 3
+    assert scenario.epoch_bounds_ns(2) == (NS_PER_HOUR, NS_PER_HOUR * 7 // 6)
+
+
+def test_document_holds_every_default(small):
+    document = small().document
+    assert document["hosts"][0]["thp"] == {
+        "enabled": "always",
+        "defrag": "madvise",
+        "use_zero_page": True,
+    }
+    assert document["hosts"][1]["thp"]["enabled"] == "madvise"
+    assert "path" not in document["vms"]

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from fakenode import FakeNode, row, stack
+
+from fleet.placement import EpochPlan
+from fleet.shard import Shard, commands_for, in_host_order, shard_plans, split_hosts
+from fleet.trace import make_trace
+from hostsim.core.errors import InvariantError
+
+
+@pytest.mark.parametrize(("nr_hosts", "nr_shards"), [(5, 1), (5, 2), (5, 5)])
+def test_every_host_is_in_one_shard(nr_hosts, nr_shards):
+    split = split_hosts(nr_hosts, nr_shards)
+    assert sorted(host for hosts in split for host in hosts) == list(range(nr_hosts))
+
+
+def plan_and_trace():
+    trace = make_trace(
+        np.array([-100, 5, 7, 9]),
+        np.array([8, 50, 50, 50]),
+        np.array([1, 2, 3, 4]),
+        np.array([10, 20, 30, 40]),
+        np.zeros(4),
+        np.arange(4),
+        ("f",),
+        100,
+    )
+    nothing = np.zeros(0, np.int64)
+    plan = EpochPlan(
+        np.array([0, 8, 5, 9, 7]),
+        np.array([0, 0, 1, 1, 3]),
+        np.array([1, 0, 1, 1, 1], np.int8),
+        np.array([0, 0, 1, 3, 2]),
+        nothing,
+        nothing,
+        nothing.astype(np.int8),
+    )
+    return plan, trace
+
+
+def test_commands_are_cut_by_host():
+    plan, trace = plan_and_trace()
+    commands = commands_for(plan, trace, (1, 2, 3))
+    assert commands.first.tolist() == [0, 2, 2, 3]
+    assert commands.vm_id.tolist() == [1, 3, 2]
+    assert commands.memory_pages.tolist() == [20, 40, 30]
+
+
+def test_standing_vm_starts_with_its_age_and_others_with_none():
+    plan, trace = plan_and_trace()
+    assert commands_for(plan, trace, (0, 1)).age_ns.tolist() == [100, 0, 0, 0]
+
+
+def test_rows_are_joined_in_host_order_keeping_each_hosts_own():
+    def part(*hosts):
+        return {
+            table: stack(table, [row(table, host_id=h, t_ns=t) for h in hosts for t in (2, 1)])
+            for table in ("hosts", "vms", "events")
+        }
+
+    joined = in_host_order([part(0, 2), part(1)])
+    assert joined["hosts"][:, :2].tolist() == [[2, 0], [1, 0], [2, 1], [1, 1], [2, 2], [1, 2]]
+
+
+def test_shard_refuses_an_epoch_that_is_not_its_next(small):
+    shard = Shard(shard_plans(small(), 1)[0], FakeNode)
+    plan, trace = plan_and_trace()
+    with pytest.raises(ValueError, match="shard is at epoch 0, not 1"):
+        shard.advance(1, 0, 1, commands_for(plan, trace, range(5)))
+
+
+def test_validators_run_each_epoch_on_demand_and_errors_name_host_epoch_and_seed(
+    small, monkeypatch
+):
+    monkeypatch.setenv("FLEET_CHECK", "1")
+    shard = Shard(shard_plans(small(), 1)[0], FakeNode)
+    plan, trace = plan_and_trace()
+    commands = commands_for(plan, trace, range(5))
+    shard.advance(0, 0, 600 * 10**9, commands)
+    assert [node.checks for node in shard.nodes] == [1] * 5
+    shard.nodes[2].starts = -10
+    with pytest.raises(InvariantError, match="host 2, epoch 1, seed 1: starts is negative"):
+        shard.advance(1, 600 * 10**9, 1200 * 10**9, commands)
