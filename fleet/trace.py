@@ -25,6 +25,7 @@ ORDER_HINT = "rows stand in order of start_ns, vm_id counts them from 0"
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+Check = tuple[NDArray[np.bool_], Callable[[int], str]]  # bad rows, and what is wrong with one
 
 
 class Trace(NamedTuple):
@@ -108,33 +109,61 @@ def window(trace: Trace, t0_ns: int, t1_ns: int) -> Trace:
     )
 
 
-def bad_rows(
-    place: str, checks: list[tuple[NDArray[np.bool_], Callable[[int], str]]], first_row: int = 0
-) -> list[Problem]:
-    """Turn masks of bad rows into problems, the first MAX_PROBLEMS of them and a total.
+class RowProblems:
+    """Bad rows of one file: the first MAX_PROBLEMS as problems, all of them counted.
 
     Parameters
     ----------
     place : str
         File the rows stand in.
-    checks : list
-        Pairs of a mask over rows and a function from row index to message.
-    first_row : int
-        Number of the first row as the user counts it.
     """
-    found = [
-        (int(row), check) for check, (mask, _) in enumerate(checks) for row in np.flatnonzero(mask)
-    ]
-    found.sort()
-    problems = [
-        Problem(f"{place}: row {row + first_row}", checks[check][1](row))
-        for row, check in found[:MAX_PROBLEMS]
-    ]
-    if len(found) > MAX_PROBLEMS:
-        problems.append(
-            Problem(place, f"{len(found)} bad values in all, the first {MAX_PROBLEMS} shown")
-        )
-    return problems
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.total = 0
+        self._shown: list[Problem] = []
+
+    def check(
+        self,
+        checks: list[Check],
+        row_numbers: I64 | None = None,
+    ) -> None:
+        """Note the rows that a mask marks as bad.
+
+        Parameters
+        ----------
+        checks : list
+            Pairs of a mask over rows and a function from row index to message.
+        row_numbers : array, optional
+            Numbers of the rows as the user counts them; 0, 1, ... by default.
+        """
+        found = [
+            (int(row), at) for at, (mask, _) in enumerate(checks) for row in np.flatnonzero(mask)
+        ]
+        self.total += len(found)
+        for row, at in sorted(found)[: MAX_PROBLEMS - len(self._shown)]:
+            number = row if row_numbers is None else int(row_numbers[row])
+            self._shown.append(Problem(f"{self.place}: row {number}", checks[at][1](row)))
+
+    def add(self, row_number: int, message: str) -> None:
+        """Note one bad row."""
+        self.total += 1
+        if len(self._shown) < MAX_PROBLEMS:
+            self._shown.append(Problem(f"{self.place}: row {row_number}", message))
+
+    def raise_if_any(self) -> None:
+        """Raise all problems noted so far, if there are any.
+
+        Raises
+        ------
+        ScenarioError
+            Some row was bad.
+        """
+        if self.total > len(self._shown):
+            message = f"{self.total} bad values in all, the first {MAX_PROBLEMS} shown"
+            raise ScenarioError([*self._shown, Problem(self.place, message)])
+        if self._shown:
+            raise ScenarioError(self._shown)
 
 
 def _schema() -> "pa.Schema":
@@ -290,8 +319,8 @@ def check_trace(trace: Trace, place: str) -> None:
     start, end = trace.start_ns, trace.end_ns
     falls = np.zeros(start.size, bool)
     falls[1:] = start[1:] < start[:-1]
-    problems = bad_rows(
-        place,
+    problems = RowProblems(place)
+    problems.check(
         [
             (
                 trace.vm_id != np.arange(start.size),
@@ -311,5 +340,4 @@ def check_trace(trace: Trace, place: str) -> None:
             ),
         ],
     )
-    if problems:
-        raise ScenarioError(problems)
+    problems.raise_if_any()
