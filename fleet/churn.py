@@ -66,6 +66,7 @@ class AzureV1(NamedTuple):
     classes: tuple[SizeClass, ...]
     edge_s: F64  # (bins,) lower edges of the lifetime bins, each other's upper ones
     lifetime_pmf: F64  # (flavours, bins)
+    lifetime_cdf: F64  # (bins - 1,) published table of all arrivals at edge_s[1:]
     tail_s: float  # mean of what exceeds the last edge, exponential
     mean_lifetime_s: F64  # (flavours,)
     concurrent_vms: float
@@ -149,6 +150,7 @@ def azure_v1() -> AzureV1:
         _size_classes(data["size_classes"], number),
         edge_s,
         pmf,
+        np.array(data["lifetime_cdf"][1:]),
         tail_s,
         body_s + pmf[:, -1] * tail_s,
         data["concurrent_vms"],
