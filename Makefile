@@ -2,20 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint wheel-test docs clean
 
-$(VENV)/.run: pyproject.toml
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "error: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+
+$(VENV)/.run: $(BIN)/python pyproject.toml
+	$(PIP) install -e .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(PIP) install -e '.[test]'
 	touch $@
 
 demo: $(VENV)/.run
 	$(BIN)/fleet run churn --out runs/demo --overwrite
+	@echo "Ask it more:  $(BIN)/fleet query runs/demo 'SELECT event, COUNT(*) AS n FROM events GROUP BY event'"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -23,7 +31,20 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/python -m pytest
+
+# The wheel alone, in an empty environment, outside of the checkout.
+wheel-test: $(VENV)/.test
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check --quiet install build/wheel/*.whl
+	cd build/wheel && venv/bin/fleet run smoke --inline --out run
+	cd build/wheel && venv/bin/fleet query run 'SELECT event, COUNT(*) AS n FROM events GROUP BY event'
+	rm -rf build/wheel
+
+docs: $(VENV)/.run
+	$(BIN)/fleet columns --markdown > docs/columns.md
 
 clean:
 	rm -rf $(VENV) runs dist build

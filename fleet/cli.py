@@ -254,9 +254,9 @@ def columns(
 @app.command("warmup")
 def compile_kernels() -> None:
     """Compile all kernels into the cache, so that the next run starts at once."""
-    from fleet.node import warmup
+    from fleet.scheduler import warm_up
 
-    warmup()
+    warm_up()
 
 
 _FORWARD = {
@@ -267,8 +267,14 @@ _FORWARD = {
 
 
 def _forward(context: typer.Context, module: str, attribute: str) -> None:
-    """Hand the rest of the command line to an app that is imported only now."""
-    sub_app = getattr(import_module(module), attribute)
+    """Hand the rest of the command line to an app, or one function, imported only now."""
+    target = getattr(import_module(module), attribute)
+    sub_app = target
+    if not isinstance(target, typer.Typer):
+        sub_app = typer.Typer(
+            add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        )
+        sub_app.command()(target)
     sub_app(args=context.args, prog_name=f"fleet {context.info_name}")
 
 
@@ -281,7 +287,7 @@ def trace(context: typer.Context) -> None:
 @app.command(context_settings=_FORWARD)
 def replay(context: typer.Context) -> None:
     """Run op scripts on the simulated memory manager, printed as a real kernel recorded them."""
-    _forward(context, "fleet.cli_replay", "replay_app")
+    _forward(context, "fleet.cli_replay", "replay")
 
 
 @app.command(context_settings=_FORWARD)

@@ -20,7 +20,7 @@ from fleet.placement import EpochPlan, Placer
 from fleet.scenario import Scenario
 from fleet.shard import InlineBackend, ShardCommands, Tables, commands_for, in_host_order
 from fleet.sink import Sink
-from fleet.trace import Trace
+from fleet.trace import Trace, make_trace
 from fleet.usage import usage_of_tree
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, SCHEMA_VERSION
@@ -175,10 +175,18 @@ def _note_end(out: Path, record: dict[str, Any], status: str) -> None:
             raise
 
 
-def _backend(scenario: Scenario, options: Options) -> Backend:
+def warm_up() -> None:
+    """Compile the kernels of hosts, guests and placement, or load them from the cache."""
     from fleet.node import warmup
 
-    warmup()  # compile here once, not in every worker at the same time
+    warmup()
+    one, hour_ns = np.ones(1, np.int64), np.array([NS_PER_HOUR])
+    trace = make_trace(0 * one, hour_ns, one, one, 0 * one, 0 * one, ("1c",), NS_PER_HOUR)
+    Placer(trace, np.ones(1, np.int32), one, "best-fit").epoch(0, NS_PER_HOUR)
+
+
+def _backend(scenario: Scenario, options: Options) -> Backend:
+    warm_up()  # compile here once, not in every worker at the same time
     if options.inline:
         return InlineBackend(scenario)
     from fleet.actors import RayBackend
