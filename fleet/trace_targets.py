@@ -68,7 +68,7 @@ def targets(scale: float = 1.0) -> Iterator[Target]:
     yield Target("lifetime_ks", "lifetime KS distance", 0.0, 0.0, 0.02, LIFETIMES)
     for name, percent in HOUR_PERCENT.items():
         label = f"lifetime <= 1 h, {name}"
-        yield _near(f"lifetime_cdf_1h_{name}", label, percent / 100, 0.02, LIFETIMES)
+        yield _near(f"lifetime_cdf_1h_{name}", label, percent / 100, 0.015, LIFETIMES)
     yield _near("vms_per_5min", "VMs / 5 min", rate, 0.02 * rate, ARRIVALS)
     yield Target("vms_var_over_mean", "VMs / 5 min, var / mean", 81.6, 60, 105, ARRIVALS)
     yield Target("batches_var_over_mean", "batches / 5 min, var / mean", 5.9, 4.7, 7.1, ARRIVALS)
