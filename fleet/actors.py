@@ -35,6 +35,10 @@ class ShardActor(Shard):
         """Return what this process uses."""
         return usage_of_process(os.getpid())
 
+    def pid(self) -> int:
+        """Return the number of this process on its machine."""
+        return os.getpid()
+
 
 def nr_cores() -> int:
     """Return the cores this process may use."""
@@ -61,18 +65,18 @@ def start(workers: int, address: str | None) -> bool:
         }
     else:
         options["address"] = address
-    attempts = START_ATTEMPTS if address is None else 1
-    for attempt in range(attempts):
+    attempts_left = START_ATTEMPTS if address is None else 1
+    while not ray.is_initialized():
+        attempts_left -= 1
         try:
             ray.init(**options)
-            return True
         except Exception as error:  # ray raises whatever its start-up met
             ray.shutdown()
-            if attempt == attempts - 1:
+            if attempts_left == 0:
                 where = f"reach Ray at {address}" if address else "start a local Ray"
                 text = f"cannot {where}: {error} (--inline runs without Ray)"
                 raise WorkerError(text) from error
-    raise AssertionError("unreachable")
+    return True
 
 
 def _nr_cluster_cores() -> int:
@@ -138,6 +142,10 @@ class RayBackend:
         if not self.remote:
             return []
         return list(self._get([actor.usage.remote() for actor in self.actors]))
+
+    def pids(self) -> list[int]:
+        """Return the process of each actor."""
+        return self._get([actor.pid.remote() for actor in self.actors])
 
     def close(self) -> None:
         """End the actors, and Ray if it is ours."""

@@ -316,3 +316,13 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise
+        reason = str(error).strip().splitlines() or [""]
+        typer.echo(
+            f"internal error: {type(error).__name__}: {reason[-1]}"
+            f" ({DEBUG_VARIABLE}=1 shows where)",
+            err=True,
+        )
+        sys.exit(1)

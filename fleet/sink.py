@@ -1,6 +1,7 @@
 """Parquet part files, cut by host group and epoch only, committed by rename, manifest last."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,9 @@ class Sink:
         self._write_manifest()
 
     def finish(self) -> None:
-        """Remove the staging area."""
+        """Remove the staging area, that of earlier attempts included."""
         with reported(self.out, "remove the staging area"):
-            for table in TABLES:
-                (self.staging / table).rmdir()
-            self.staging.rmdir()
-            if not any(self.staging.parent.iterdir()):
-                self.staging.parent.rmdir()
+            shutil.rmtree(self.staging.parent)
 
     def _stage(self, table: str, epoch: int, group: int, rows: NDArray[np.int64]) -> dict[str, Any]:
         path = part_path(table, epoch, group)

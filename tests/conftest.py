@@ -62,6 +62,30 @@ reject_oversized = true
 """
 
 
+# What makes the small scenario cheap on real nodes.
+TINY = (
+    "run.duration=1h",
+    "hosts[0].memory=8GiB",
+    "hosts[1].memory=8GiB",
+    "hosts.reserved=2GiB",
+    "hosts.slab.base=256MiB",
+    "vms.scale=0.002",
+    "placement.vcpu_overcommit=2.0",
+)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """One Ray for all tests: starting one takes seconds."""
+    import ray
+
+    from fleet import actors
+
+    actors.start(workers=2, address=None)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def run_small(small, tmp_path):
     """Run the small scenario on fake nodes; returns the run directory."""
