@@ -180,9 +180,11 @@ def warm_up() -> None:
     from fleet.node import warmup
 
     warmup()
-    one, hour_ns = np.ones(1, np.int64), np.array([NS_PER_HOUR])
-    trace = make_trace(0 * one, hour_ns, one, one, 0 * one, 0 * one, ("1c",), NS_PER_HOUR)
-    Placer(trace, np.ones(1, np.int32), one, "best-fit").epoch(0, NS_PER_HOUR)
+    vcpus, pages = np.ones(1, np.int32), np.ones(1, np.int64)
+    start_ns, end_ns = np.zeros(1, np.int64), np.full(1, NS_PER_HOUR)
+    flavour = np.zeros(1, np.int16)
+    trace = make_trace(start_ns, end_ns, vcpus, pages, flavour, pages, ("1c",), NS_PER_HOUR)
+    Placer(trace, vcpus, pages, "best-fit").epoch(0, NS_PER_HOUR)
 
 
 def _backend(scenario: Scenario, options: Options) -> Backend:
