@@ -42,12 +42,14 @@ def cache_root() -> Path:
 
 
 CACHE_DIR = cache_root() / "kernels" / _source_digest()
-numba.config.CACHE_DIR = str(CACHE_DIR)
+_config: Any = numba.config
+_config.CACHE_DIR = str(CACHE_DIR)
+_njit: Any = numba.njit  # _nrt is not in its annotations
 
 
 def kernel(function: F) -> F:
     """Compile a function of arrays and numbers: no allocation, no objects, no exceptions."""
-    compiled: F = numba.njit(
+    compiled: F = _njit(
         cache=True, error_model="numpy", nogil=True, _nrt=False, boundscheck=False
     )(function)
     return compiled
@@ -55,7 +57,7 @@ def kernel(function: F) -> F:
 
 def inline_kernel(function: F) -> F:
     """Compile a small helper into each of its callers."""
-    compiled: F = numba.njit(
+    compiled: F = _njit(
         cache=True, error_model="numpy", nogil=True, _nrt=False, inline="always"
     )(function)
     return compiled

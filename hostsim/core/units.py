@@ -55,7 +55,8 @@ def _parse(text: str, units: dict[str, int], kind: str) -> int:
         return int(number) * units[unit]
     whole, fraction = number.split(".")
     scaled = int(whole + fraction) * units[unit]
-    quotient, rest = divmod(scaled, 10 ** len(fraction))
+    one: int = 10 ** len(fraction)
+    quotient, rest = divmod(scaled, one)
     if rest:
         raise ValueError(f"{text!r} is not a whole number of {next(iter(units))}")
     return quotient

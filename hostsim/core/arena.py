@@ -1,0 +1,73 @@
+"""State arrays carved from one lazily backed mapping.
+
+A host reserves address space for the largest state it can ever need and pays only for the
+pages it touches, so that no kernel has to stop and grow a pool.  One mapping a host keeps the
+number of mappings of a process small, and MADV_NOHUGEPAGE keeps a sparse array sparse.
+"""
+
+import mmap
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAP_NORESERVE = 0x4000  # Linux include/uapi/asm-generic/mman.h; mmap.MAP_NORESERVE needs 3.13
+_ALIGN_BYTES = 64  # a cache line
+_CHUNK_BYTES = 1 << 12
+
+
+class Field(NamedTuple):
+    """Name, shape and type of one array."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def _nr_bytes(field: Field) -> int:
+    return int(np.prod(field.shape, dtype=np.int64)) * field.dtype.itemsize
+
+
+def carve(fields: Iterable[Field]) -> dict[str, NDArray[Any]]:
+    """Return zero-filled arrays, all in one new private mapping, resident only where touched."""
+    fields = list(fields)
+    offsets: list[int] = []
+    end = 0
+    for field in fields:
+        offsets.append(end)
+        end += -(-_nr_bytes(field) // _ALIGN_BYTES) * _ALIGN_BYTES
+    mapping = mmap.mmap(
+        -1, max(end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    )
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return {
+        field.name: np.frombuffer(
+            mapping, field.dtype, int(np.prod(field.shape, dtype=np.int64)), offset
+        ).reshape(field.shape)
+        for field, offset in zip(fields, offsets, strict=True)
+    }
+
+
+def pack(array: NDArray[Any]) -> tuple[tuple[int, ...], str, list[tuple[int, bytes]]]:
+    """Return an array's shape, type and its chunks that are not all zero (for a checkpoint)."""
+    raw = array.reshape(-1).view(np.uint8)
+    chunks: list[tuple[int, bytes]] = []
+    whole = raw.size // _CHUNK_BYTES
+    if whole:
+        used = raw[: whole * _CHUNK_BYTES].reshape(whole, _CHUNK_BYTES).any(axis=1)
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], used, [False]))))
+        for first, last in edges.reshape(-1, 2) * _CHUNK_BYTES:
+            chunks.append((int(first), raw[first:last].tobytes()))
+    tail = raw[whole * _CHUNK_BYTES :]
+    if tail.any():
+        chunks.append((whole * _CHUNK_BYTES, tail.tobytes()))
+    return array.shape, array.dtype.str, chunks
+
+
+def unpack(array: NDArray[Any], chunks: list[tuple[int, bytes]]) -> None:
+    """Write the chunks of `pack` into a zero-filled array of the same shape and type."""
+    raw = array.reshape(-1).view(np.uint8)
+    for first, data in chunks:
+        raw[first : first + len(data)] = np.frombuffer(data, np.uint8)

@@ -1,0 +1,324 @@
+"""Anonymous page faults: the transparent hugepage policy, then 4 KiB pages.
+
+Source: Linux v6.1 mm/memory.c do_anonymous_page; mm/huge_memory.c do_huge_pmd_anonymous_page,
+vma_thp_gfp_mask; include/linux/huge_mm.h.
+Simplified: where `defrag` would compact or reclaim for a huge page, the fault falls back.
+Simplified: a 4 KiB read fault leaves a hole, not a mapping of the zero page.
+Simplified: a window whose page table is lost to many single pages stays a list of extents.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
+from hostsim.mm.fork import wp_huge, wp_page
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MM_ADVICE,
+    MM_HAS_EPT,
+    MM_HUGE,
+    MM_RAM_PAGES,
+    MM_THP_ALLOC,
+    MM_THP_FALLBACK,
+    NIL,
+    P_RESUME,
+    P_ZERO_PB,
+    P_ZERO_USERS,
+    Memory,
+)
+from hostsim.mm.mmap import (
+    ADVICE_HUGE,
+    ADVICE_NOHUGE,
+    W_HUGE,
+    W_NONE,
+    W_TABLE,
+    W_TAG,
+    W_ZERO,
+    huge_word,
+    set_window,
+    table_head,
+    table_word,
+    window_word,
+)
+from hostsim.mm.page_alloc import account_rss, alloc_huge, alloc_pages
+from hostsim.mm.pgtable import alloc_table
+from hostsim.mm.physmem import PB_HUGE, pageblock_state
+from hostsim.mm.rmap import (
+    EXT_DESCENDING,
+    EXT_SHARED,
+    KIND_ANON,
+    KIND_EPT,
+    KIND_PGTABLE,
+    add_extent,
+    try_extend,
+)
+from hostsim.mm.tunables import ENABLED, T_ENABLED, T_USE_ZERO_PAGE
+from hostsim.mm.vmstat import (
+    NR_ANON_PAGES,
+    NR_ANON_THPS,
+    PGFAULT,
+    THP_FAULT_ALLOC,
+    THP_FAULT_FALLBACK,
+    THP_SPLIT_PMD,
+    THP_ZERO_PAGE_ALLOC,
+)
+
+ALWAYS: Final = ENABLED["always"]
+MADVISE: Final = ENABLED["madvise"]
+FAULT_OK: Final = 0
+FAULT_OOM: Final = 1  # no page above the min watermark: the OOM killer's turn
+
+
+@kernel
+def chosen(seed: int, page: int, fraction: float) -> bool:
+    """Tell whether a page takes part in an access of a fraction of a range.
+
+    splitmix64 of ``seed * 2**32 + page``, its top 53 bits against the fraction.
+    """
+    if fraction >= 1.0:
+        return True
+    z = (np.uint64(seed) << np.uint64(32)) + np.uint64(page) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return float(z >> np.uint64(11)) * 2.0**-53 < fraction
+
+
+@inline_kernel
+def thp_eligible(mem: Memory, mm: int, window: int) -> bool:
+    """Tell whether a fault in an empty window may install a huge page."""
+    enabled = mem.tunables[T_ENABLED]
+    advice = mem.mm[mm, MM_ADVICE]
+    if advice == ADVICE_NOHUGE:
+        return False
+    if not (enabled == ALWAYS or (enabled == MADVISE and advice == ADVICE_HUGE)):
+        return False
+    return (window + 1) << HPAGE_PMD_ORDER <= mem.mm[mm, MM_RAM_PAGES]
+
+
+@kernel
+def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
+    """Map a fresh huge page by the window's PMD."""
+    set_window(mem, mm, window, huge_word(pb))
+    mem.mm[mm, MM_HUGE] += 1
+    mem.vmstat[NR_ANON_THPS] += 1
+    mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
+    account_rss(mem, mm, window, HPAGE_PMD_NR)
+
+
+@kernel
+def _huge_zero_page(mem: Memory) -> bool:
+    """Make sure that the shared huge zero page exists."""
+    if mem.pool[P_ZERO_PB] != 0:
+        return True
+    pb = alloc_huge(mem, NIL, 0)
+    if pb == NO_PFN:
+        return False
+    mem.pool[P_ZERO_PB] = pb + 1
+    mem.vmstat[THP_ZERO_PAGE_ALLOC] += 1
+    return True
+
+
+@kernel
+def _make_table(mem: Memory, mm: int, window: int) -> bool:
+    """Give a window an empty page table (and, under KVM, an EPT table)."""
+    if not alloc_table(mem, mm, KIND_PGTABLE):
+        return False
+    if mem.mm[mm, MM_HAS_EPT] != 0:
+        if not alloc_table(mem, mm, KIND_EPT):
+            return False
+    set_window(mem, mm, window, table_word(NIL))
+    return True
+
+
+@kernel
+def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
+    """Serve the first fault of a window: huge if possible, else leave an empty page table."""
+    if thp_eligible(mem, mm, window):
+        if not write and mem.tunables[T_USE_ZERO_PAGE] != 0:
+            if _huge_zero_page(mem):
+                if not alloc_table(mem, mm, KIND_PGTABLE):
+                    return FAULT_OOM
+                mem.pool[P_ZERO_USERS] += 1
+                set_window(mem, mm, window, W_ZERO)
+                mem.vmstat[PGFAULT] += 1
+                return FAULT_OK
+        pb = alloc_huge(mem, mm, window)
+        if pb != NO_PFN:
+            _map_huge(mem, mm, window, pb)
+            mem.vmstat[PGFAULT] += 1
+            mem.vmstat[THP_FAULT_ALLOC] += 1
+            mem.mm[mm, MM_THP_ALLOC] += 1
+            return FAULT_OK if alloc_table(mem, mm, KIND_PGTABLE) else FAULT_OOM
+        mem.vmstat[THP_FAULT_FALLBACK] += 1
+        mem.mm[mm, MM_THP_FALLBACK] += 1
+    return FAULT_OK if _make_table(mem, mm, window) else FAULT_OOM
+
+
+@kernel
+def map_run(
+    mem: Memory, mm: int, window: int, before: int, vpn: int, pfn: int, nr: int, step: int
+) -> int:
+    """Map fresh frames at pages behind an extent of a window (or NIL); return the last extent.
+
+    The frames lie ``step`` (1 or -1) apart, ``pfn`` first, and may cross a pageblock.
+    """
+    while nr > 0:
+        inside = pfn & (PAGEBLOCK_NR_PAGES - 1)
+        here = min(nr, PAGEBLOCK_NR_PAGES - inside if step > 0 else inside + 1)
+        low = pfn if step > 0 else pfn - here + 1
+        if not (
+            before != NIL
+            and mem.ext[before].vpn + int(mem.ext[before].nr) == vpn
+            and try_extend(mem, before, low, here, step < 0, KIND_ANON)
+        ):
+            flags = KIND_ANON | (EXT_DESCENDING if step < 0 and here > 1 else 0)
+            x = add_extent(mem, low, here, mm, vpn, flags)
+            if before == NIL:
+                mem.ext[x].next = table_head(window_word(mem, mm, window))
+                set_window(mem, mm, window, table_word(x))
+            else:
+                mem.ext[x].next = mem.ext[before].next
+                mem.ext[before].next = x
+            before = x
+        vpn += here
+        pfn += here * step
+        nr -= here
+    return before
+
+
+@kernel
+def _fill_gap(mem: Memory, mm: int, window: int, before: int, vpn: int, nr: int) -> int:
+    """Fault in ``nr`` consecutive absent pages behind an extent.
+
+    Returns
+    -------
+    int
+        The last extent, or ``NIL - 1 - pages`` after so many pages when memory ran out.
+    """
+    done = 0
+    while done < nr:
+        pfn, taken, step = alloc_pages(mem, 0, MIGRATE_MOVABLE, nr - done)
+        if pfn == NO_PFN:
+            return NIL - 1 - done
+        before = map_run(mem, mm, window, before, vpn + done, pfn, taken, step)
+        account_rss(mem, mm, window, taken)
+        mem.vmstat[NR_ANON_PAGES] += taken
+        mem.vmstat[PGFAULT] += taken
+        done += taken
+    return before
+
+
+@kernel
+def _touch_table(
+    mem: Memory,
+    mm: int,
+    window: int,
+    start: int,
+    end: int,
+    step: int,
+    fraction: float,
+    seed: int,
+    first: int,
+) -> int:
+    """Write pages ``start .. end - 1`` of a window with a page table; see `touch_range`."""
+    before = NIL
+    x = table_head(window_word(mem, mm, window))
+    page = start
+    while page < end:
+        while x != NIL and mem.ext[x].vpn + int(mem.ext[x].nr) <= page:
+            before = x
+            x = int(mem.ext[x].next)
+        absent_end = min(end, int(mem.ext[x].vpn)) if x != NIL else end
+        if page >= absent_end:  # inside extent x
+            if mem.ext[x].flags & EXT_SHARED:
+                if (page - first) % step == 0 and chosen(seed, page, fraction):
+                    if not wp_page(mem, mm, window, page):
+                        mem.pool[P_RESUME] = page
+                        return FAULT_OOM
+                    before = NIL
+                    x = table_head(window_word(mem, mm, window))
+                page += 1
+            else:
+                page = int(mem.ext[x].vpn) + int(mem.ext[x].nr)
+            continue
+        if step == 1 and fraction >= 1.0:
+            run = absent_end - page
+        else:
+            while page < absent_end and not (
+                (page - first) % step == 0 and chosen(seed, page, fraction)
+            ):
+                page += 1
+            run = 0
+            while page + run < absent_end and (
+                (page + run - first) % step == 0 and chosen(seed, page + run, fraction)
+            ):
+                run += 1
+        if run > 0:
+            last = _fill_gap(mem, mm, window, before, page, run)
+            if last < NIL:
+                mem.pool[P_RESUME] = page + (NIL - 1 - last)
+                return FAULT_OOM
+            before = last
+            page += run
+    return FAULT_OK
+
+
+@kernel
+def touch_range(
+    mem: Memory,
+    mm: int,
+    start: int,
+    nr: int,
+    step: int,
+    fraction: float,
+    seed: int,
+    write: bool,
+    resume: int,
+) -> int:
+    """Access pages ``start, start + step, ...`` below ``start + nr`` of a process in order.
+
+    With a fraction, only pages that `chosen` picks.  Every absent page faults.
+
+    Parameters
+    ----------
+    write
+        Whether the access writes; a read of an absent small page changes nothing but leaves
+        a page table.
+    resume
+        Page to begin with: ``start``, or where the last call stopped (``pool[P_RESUME]``).
+
+    Returns
+    -------
+    int
+        FAULT_OK, or FAULT_OOM when no page could be had; the caller kills and resumes.
+    """
+    end = start + nr
+    page = resume
+    while page < end:
+        window = page >> HPAGE_PMD_ORDER
+        stop = min(end, (window + 1) << HPAGE_PMD_ORDER)
+        while page < stop and not ((page - start) % step == 0 and chosen(seed, page, fraction)):
+            page += 1
+        if page >= stop:
+            continue
+        mem.pool[P_RESUME] = page
+        if window_word(mem, mm, window) == W_NONE:
+            if _fault_empty_window(mem, mm, window, write) != FAULT_OK:
+                return FAULT_OOM
+        word = window_word(mem, mm, window)
+        if write and word == W_ZERO:
+            mem.vmstat[THP_SPLIT_PMD] += 1
+            mem.pool[P_ZERO_USERS] -= 1
+            set_window(mem, mm, window, table_word(NIL))
+        elif write and word & W_TAG == W_HUGE and pageblock_state(mem, word >> 2) != PB_HUGE:
+            wp_huge(mem, mm, window)
+        word = window_word(mem, mm, window)
+        if write and word & W_TAG == W_TABLE:
+            status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start)
+            if status != FAULT_OK:
+                return status
+        page = stop
+    return FAULT_OK

@@ -1,0 +1,182 @@
+"""fork and copy on write.
+
+Source: Linux v6.1 mm/memory.c copy_page_range, do_wp_page; mm/huge_memory.c copy_huge_pmd,
+do_huge_pmd_wp_page.
+"""
+
+from hostsim.core.jit import kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
+from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, MM_WINDOWS, NIL, Memory
+from hostsim.mm.mmap import (
+    W_HUGE,
+    W_NONE,
+    W_TAG,
+    W_ZERO,
+    set_window,
+    table_head,
+    table_word,
+    window_word,
+)
+from hostsim.mm.page_alloc import account_rss, alloc_pages
+from hostsim.mm.pgtable import alloc_table
+from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
+from hostsim.mm.rmap import (
+    EXT_PMD,
+    EXT_SHARED,
+    KIND_ANON,
+    KIND_PGTABLE,
+    add_extent,
+    cut_extent,
+    del_extent,
+    extents_of,
+    frame_at,
+    try_extend,
+)
+from hostsim.mm.split import make_compound, nr_pmd_mappings, pmd_mapping, split_pmd
+from hostsim.mm.vmstat import NR_ANON_PAGES, PGFAULT
+from hostsim.mm.zap import put_frames
+
+
+@kernel
+def _copy_huge(mem: Memory, parent: int, child: int, window: int) -> None:
+    """Let a child map its parent's huge page by a PMD of its own."""
+    pb = window_word(mem, parent, window) >> 2
+    if pageblock_state(mem, pb) == PB_HUGE:
+        make_compound(mem, pb, parent, window, KIND_ANON | EXT_PMD | EXT_SHARED)
+    add_extent(
+        mem,
+        pb << PAGEBLOCK_ORDER,
+        HPAGE_PMD_NR,
+        child,
+        window << HPAGE_PMD_ORDER,
+        KIND_ANON | EXT_PMD | EXT_SHARED,
+    )
+    set_window(mem, child, window, window_word(mem, parent, window))
+    mem.mm[child, MM_HUGE] += 1
+    account_rss(mem, child, window, HPAGE_PMD_NR)
+
+
+@kernel
+def _copy_table(mem: Memory, parent: int, child: int, window: int) -> None:
+    """Let a child map the small pages of one of its parent's windows."""
+    last = NIL
+    set_window(mem, child, window, table_word(NIL))
+    x = table_head(window_word(mem, parent, window))
+    while x != NIL:
+        mem.ext[x].flags |= EXT_SHARED
+        nr = int(mem.ext[x].nr)
+        y = add_extent(
+            mem,
+            int(mem.ext[x].pfn),
+            nr,
+            child,
+            int(mem.ext[x].vpn),
+            int(mem.ext[x].flags),
+        )
+        if last == NIL:
+            set_window(mem, child, window, table_word(y))
+        else:
+            mem.ext[last].next = y
+        last = y
+        account_rss(mem, child, window, nr)
+        x = int(mem.ext[x].next)
+
+
+@kernel
+def copy_mm(mem: Memory, parent: int, child: int) -> bool:
+    """Copy an address space into a new process of the same size; return whether memory sufficed."""
+    for window in range(mem.mm[parent, MM_WINDOWS]):
+        word = window_word(mem, parent, window)
+        if word == W_NONE:
+            continue
+        if not alloc_table(mem, child, KIND_PGTABLE):
+            return False
+        if word == W_ZERO:
+            set_window(mem, child, window, W_ZERO)
+        elif word & W_TAG == W_HUGE:
+            _copy_huge(mem, parent, child, window)
+        else:
+            _copy_table(mem, parent, child, window)
+    return True
+
+
+@kernel
+def wp_huge(mem: Memory, mm: int, window: int) -> None:
+    """Write to a window whose huge page is shared: reuse it if nobody else is left, else split."""
+    pb = window_word(mem, mm, window) >> 2
+    mem.vmstat[PGFAULT] += 1
+    x = pmd_mapping(mem, pb, mm, window)
+    if mem.pb[pb].a == x and mem.ext[x].next_b == NIL:
+        del_extent(mem, x)
+        set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
+        mem.pb[pb].a = mm
+        mem.pb[pb].b = window
+        return
+    split_pmd(mem, mm, window)
+
+
+@kernel
+def _mapped_elsewhere(mem: Memory, x: int, frame: int) -> bool:
+    """Tell whether another extent maps a frame, or its compound page keeps other references."""
+    pb = frame >> PAGEBLOCK_ORDER
+    compound = pageblock_state(mem, pb) == PB_COMPOUND
+    if compound and (mem.ext[x].nr > 1 or nr_pmd_mappings(mem, pb) > 0):
+        return True
+    y = extents_of(mem, pb)
+    while y != NIL:
+        first = int(mem.ext[y].pfn)
+        if y != x and (compound or first <= frame < first + int(mem.ext[y].nr)):
+            return True
+        y = int(mem.ext[y].next_b)
+    return False
+
+
+@kernel
+def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
+    """Write to a shared small page: reuse it if it is the last mapping, else copy it.
+
+    Returns
+    -------
+    bool
+        Whether there was a page to copy to.
+    """
+    before = NIL
+    x = table_head(window_word(mem, mm, window))
+    while int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
+        before = x
+        x = int(mem.ext[x].next)
+    frame = frame_at(mem, x, page)
+    copy = _mapped_elsewhere(mem, x, frame)
+    pfn = frame
+    if copy:
+        pfn, _, _ = alloc_pages(mem, 0, MIGRATE_MOVABLE, 1)
+        if pfn == NO_PFN:
+            return False
+    if int(mem.ext[x].vpn) < page:
+        before = x
+        x = cut_extent(mem, x, page)
+    if mem.ext[x].nr > 1:
+        cut_extent(mem, x, page + 1)
+    after = int(mem.ext[x].next)
+    del_extent(mem, x)
+    if before != NIL:
+        mem.ext[before].next = after
+    else:
+        set_window(mem, mm, window, table_word(after))
+    mem.vmstat[PGFAULT] += 1
+    if copy:
+        put_frames(mem, frame, 1, True, False)
+        mem.vmstat[NR_ANON_PAGES] += 1
+    if (
+        before != NIL
+        and int(mem.ext[before].vpn) + int(mem.ext[before].nr) == page
+        and try_extend(mem, before, pfn, 1, False, KIND_ANON)
+    ):
+        return True
+    y = add_extent(mem, pfn, 1, mm, page, KIND_ANON)
+    mem.ext[y].next = after
+    if before != NIL:
+        mem.ext[before].next = y
+    else:
+        set_window(mem, mm, window, table_word(y))
+    return True

@@ -1,0 +1,182 @@
+"""The state of one kernel's memory manager, declared in one place.
+
+All fields but bitmaps are signed: unsigned and signed 64-bit numbers mix to floats in numba.
+Every mechanism's records are one structured array and all of them one NamedTuple, `Memory`,
+which every kernel takes first: few arrays keep kernels quick to compile and to call, and a
+record keeps what belongs together on one or two cache lines.  What the fields mean stands with
+the mechanism: `physmem`, `rmap`, `pcp`, `mmap`.
+
+Source: the place of Linux include/linux/mm_types.h and mmzone.h.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.arena import Field, carve
+from hostsim.core.units import HPAGE_PMD_ORDER, NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+
+ZONE_DMA: Final = 0
+ZONE_DMA32: Final = 1
+ZONE_NORMAL: Final = 2
+NR_ZONES: Final = 3
+ZONE_NAMES: Final = ("DMA", "DMA32", "Normal")
+
+MIGRATE_UNMOVABLE: Final = 0  # include/linux/mmzone.h, numbering since 3.x
+MIGRATE_MOVABLE: Final = 1
+MIGRATE_RECLAIMABLE: Final = 2
+MIGRATE_HIGHATOMIC: Final = 3
+NR_PCP_TYPES: Final = 3
+NR_TYPES: Final = 4
+TYPE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "HighAtomic")
+
+NIL: Final = -1  # no record
+NR_SMALL_ORDERS: Final = PAGEBLOCK_ORDER  # orders 0..8 live inside a pageblock
+WORD_FRAMES: Final = 32  # frames in one word of a record's bitmap
+NR_WORDS: Final = PAGEBLOCK_NR_PAGES // WORD_FRAMES
+NR_HEADS: Final = NR_ZONES * NR_TYPES  # list heads in front of the records
+NR_BIG_HEADS: Final = NR_HEADS * 2  # list heads of orders 9 and 10 behind the pageblocks
+
+PAGEBLOCK_DTYPE: Final = np.dtype(
+    [
+        ("a", "i4"),  # by state: next, mm, first extent or record
+        ("b", "i4"),  # by state: previous, window or flags
+        ("state", "i1"),  # PB_* in the low nibble, list type XOR MOVABLE above
+        ("label", "i1"),  # migratetype XOR MOVABLE, so that zero is movable
+    ]
+)
+RECORD_DTYPE: Final = np.dtype(
+    [
+        ("bits", "u4", (NR_WORDS,)),  # 1 = frame free
+        ("count", "i2", (NR_SMALL_ORDERS,)),  # free blocks of exactly each order
+        ("next", "i4", (NR_SMALL_ORDERS,)),  # next record on the (zone, type, order) list
+        ("prev", "i4", (NR_SMALL_ORDERS,)),
+        ("pb", "i4"),  # its pageblock; free chain when unused
+        ("ext", "i4"),  # first extent of the pageblock's used frames
+    ]
+)
+EXTENT_DTYPE: Final = np.dtype(
+    [
+        ("pfn", "i4"),  # lowest frame
+        ("vpn", "i4"),  # first page in the owner's address space
+        ("next", "i4"),  # next of the window or owner; free chain when unused
+        ("next_b", "i4"),  # next of the pageblock
+        ("prev_b", "i4"),  # previous of the pageblock, NIL at its head
+        ("nr", "i2"),  # pages, 1..512
+        ("owner", "i2"),  # mm, NIL for the kernel itself
+        ("flags", "i2"),  # KIND_* and EXT_*
+    ]
+)
+RUN_DTYPE: Final = np.dtype(
+    [
+        ("first", "i4"),  # first frame of the block nearest the list's head
+        ("nr", "i4"),  # blocks
+        ("step", "i4"),  # frames from one block to the next, negative if descending
+        ("next", "i4"),  # toward the tail; free chain when unused
+        ("prev", "i4"),
+    ]
+)
+
+# Columns of Memory.zone
+Z_START: Final = 0  # first pfn
+Z_END: Final = 1  # one past the last pfn
+Z_MANAGED: Final = 2  # pages the buddy allocator was given
+Z_FREE: Final = 3  # nr_free_pages
+Z_VIRGIN: Final = 4  # first pageblock of the virgin region
+Z_VIRGIN_END: Final = 5  # one past its last pageblock
+Z_WMARK_MIN: Final = 6
+Z_WMARK_LOW: Final = 7
+Z_WMARK_HIGH: Final = 8
+Z_RESERVE: Final = 9  # lowmem_reserve against requests that may use a higher zone
+Z_PCP_HIGH_MIN: Final = 10
+Z_PCP_HIGH_MAX: Final = 11
+Z_PCP_BATCH: Final = 12
+PCP_COUNT: Final = 13  # pages on all per-CPU lists of the zone
+PCP_FREE_FACTOR: Final = 14  # 6.1
+PCP_HIGH: Final = 15  # 6.12, moves between high_min and high_max
+PCP_ALLOC_FACTOR: Final = 16  # 6.12
+PCP_FREE_COUNT: Final = 17  # 6.12
+PCP_PREV_HIGH_ORDER: Final = 18  # 6.12, the previous free was of an order 1..3
+PCP_BELOW_HIGH: Final = 19  # 6.12, ZONE_BELOW_HIGH
+Z_LABEL: Final = 20  # + type: pageblocks of each label
+NR_ZONE_FIELDS: Final = Z_LABEL + NR_TYPES
+
+# Columns of Memory.mm
+MAX_PROCESSES: Final = 4096
+MM_LIVE: Final = 0
+MM_BASE: Final = 1  # first word of its windows
+MM_WINDOWS: Final = 2
+MM_RAM_PAGES: Final = 3  # end of the area that may be huge
+MM_ADVICE: Final = 4
+MM_ANON: Final = 5  # resident pages
+MM_HUGE: Final = 6  # windows mapped by a huge PMD
+MM_RAM_ANON: Final = 7  # resident pages of the area that may be huge
+MM_PGTABLES: Final = 8
+MM_EPT: Final = 9  # EPT table pages
+MM_HAS_EPT: Final = 10
+MM_KERNEL: Final = 11  # first extent + 1 of its page tables and EPT pages
+MM_THP_ALLOC: Final = 12
+MM_THP_FALLBACK: Final = 13
+MM_VM: Final = 14  # VM number in the trace
+NR_MM_FIELDS: Final = 15
+
+# Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
+P_PAGEBLOCKS: Final = 0
+P_REC_USED: Final = 1
+P_REC_FREE: Final = 2
+P_REC_LIVE: Final = 3
+P_EXT_USED: Final = 4
+P_EXT_FREE: Final = 5
+P_EXT_LIVE: Final = 6
+P_RUN_USED: Final = 7
+P_RUN_FREE: Final = 8
+P_WORDS_USED: Final = 9
+P_MM_USED: Final = 10
+P_ZERO_PB: Final = 11  # pageblock + 1 of the huge zero page
+P_ZERO_USERS: Final = 12
+P_RESUME: Final = 13  # page at which an unfinished touch stopped
+NR_POOL: Final = 14
+SCRATCH: Final = 1024
+
+
+class Memory(NamedTuple):
+    """One kernel's memory manager: all its state.
+
+    Pageblock ``i`` covers pfn ``512 * i .. 512 * i + 511``.  Invariants: `hostsim.mm.check`.
+    """
+
+    pb: NDArray[Any]  # (nr_pageblocks + heads,) PAGEBLOCK_DTYPE
+    rec: NDArray[Any]  # (heads + nr_pageblocks,) RECORD_DTYPE, partial pageblocks
+    ext: NDArray[Any]  # (extents,) EXTENT_DTYPE
+    run: NDArray[Any]  # (heads + runs,) RUN_DTYPE, per-CPU lists
+    nr_free: NDArray[Any]  # int64 (zones, types, 11) free blocks on each list
+    zone: NDArray[Any]  # int64 (zones, NR_ZONE_FIELDS)
+    mm: NDArray[Any]  # int64 (MAX_PROCESSES, NR_MM_FIELDS)
+    windows: NDArray[Any]  # int32 (words,) W_* of every window of every process
+    pool: NDArray[Any]  # int64 (NR_POOL,)
+    vmstat: NDArray[Any]  # int64 (NR_VMSTAT,) in the order of hostsim.mm.vmstat.NAMES
+    tunables: NDArray[Any]  # int64 (NR_TUNABLES,)
+    scratch: NDArray[Any]  # int64 (SCRATCH,) work space of one kernel at a time
+
+
+def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
+    """Return zero-filled state for a host with that many frames, resident where touched."""
+    nr_pageblocks = nr_pages >> PAGEBLOCK_ORDER
+    fields = [
+        Field("pool", (NR_POOL,), np.dtype("i8")),
+        Field("vmstat", (nr_vmstat,), np.dtype("i8")),
+        Field("tunables", (nr_tunables,), np.dtype("i8")),
+        Field("zone", (NR_ZONES, NR_ZONE_FIELDS), np.dtype("i8")),
+        Field("nr_free", (NR_ZONES, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
+        Field("run", (max(nr_pages >> 3, 1 << 16),), RUN_DTYPE),
+        Field("rec", (nr_pageblocks + NR_HEADS,), RECORD_DTYPE),
+        Field("ext", (max(nr_pages >> 2, 1 << 16),), EXTENT_DTYPE),
+        Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
+        Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
+        Field("scratch", (SCRATCH,), np.dtype("i8")),
+        Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
+    ]
+    arrays = carve(fields)
+    arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
+    return Memory(**{name: arrays[name] for name in Memory._fields})

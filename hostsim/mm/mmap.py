@@ -1,0 +1,145 @@
+"""Address spaces: one row a process, one word a 2 MiB window.
+
+Source: Linux include/linux/mm_types.h (struct mm_struct); a window is what one PMD entry maps.
+Simplified: a process has one memory area, its guest RAM, that starts on a 2 MiB boundary as
+QEMU's does, and behind it small-page memory of its own that is never huge.
+"""
+
+from typing import Final
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
+from hostsim.mm.mm_types import (
+    MAX_PROCESSES,
+    MM_ADVICE,
+    MM_BASE,
+    MM_HAS_EPT,
+    MM_LIVE,
+    MM_RAM_PAGES,
+    MM_VM,
+    MM_WINDOWS,
+    NIL,
+    NR_MM_FIELDS,
+    P_MM_USED,
+    P_WORDS_USED,
+    Memory,
+)
+
+ADVICE_NONE: Final = 0
+ADVICE_HUGE: Final = 1  # MADV_HUGEPAGE
+ADVICE_NOHUGE: Final = 2  # MADV_NOHUGEPAGE
+
+# A window's word: what its PMD entry holds.
+W_NONE: Final = 0  # nothing, never touched or zapped whole
+W_ZERO: Final = 4  # the shared huge zero page
+W_TAG: Final = 3
+W_HUGE: Final = 1  # tag: a huge page, pageblock above
+W_TABLE: Final = 2  # tag: a page table, first extent + 1 above
+
+
+@kernel
+def mm_alloc(
+    mem: Memory, ram_pages: int, own_pages: int, advice: int, has_ept: bool, vm_id: int
+) -> int:
+    """Start a process with an untouched address space; return its number, or NIL if none fits.
+
+    Parameters
+    ----------
+    ram_pages
+        Pages of guest RAM, from page 0.
+    own_pages
+        Small-page memory of the process itself, from the next window on.
+    """
+    mm = 0
+    while mm < MAX_PROCESSES and mem.mm[mm, MM_LIVE] != 0:
+        mm += 1
+    ram_windows = (ram_pages + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
+    own_windows = (own_pages + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
+    windows = ram_windows + own_windows
+    if mm == MAX_PROCESSES:
+        return NIL
+    if mem.pool[P_WORDS_USED] + windows > mem.windows.size:
+        _compact_windows(mem)
+        if mem.pool[P_WORDS_USED] + windows > mem.windows.size:
+            return NIL
+    for field in range(NR_MM_FIELDS):
+        mem.mm[mm, field] = 0
+    mem.mm[mm, MM_LIVE] = 1
+    mem.mm[mm, MM_BASE] = mem.pool[P_WORDS_USED]
+    mem.mm[mm, MM_WINDOWS] = windows
+    mem.mm[mm, MM_RAM_PAGES] = ram_pages
+    mem.mm[mm, MM_ADVICE] = advice
+    mem.mm[mm, MM_HAS_EPT] = 1 if has_ept else 0
+    mem.mm[mm, MM_VM] = vm_id
+    mem.pool[P_WORDS_USED] += windows
+    mem.pool[P_MM_USED] = max(mem.pool[P_MM_USED], mm + 1)
+    return mm
+
+
+@kernel
+def mm_free(mem: Memory, mm: int) -> None:
+    """End a process whose windows are all unmapped."""
+    base = mem.mm[mm, MM_BASE]
+    end = base + mem.mm[mm, MM_WINDOWS]
+    for word in range(base, end):
+        mem.windows[word] = W_NONE
+    mem.mm[mm, MM_LIVE] = 0
+    if end == mem.pool[P_WORDS_USED]:
+        mem.pool[P_WORDS_USED] = base
+    while mem.pool[P_MM_USED] > 0 and mem.mm[mem.pool[P_MM_USED] - 1, MM_LIVE] == 0:
+        mem.pool[P_MM_USED] -= 1
+
+
+@kernel
+def _compact_windows(mem: Memory) -> None:
+    """Move all live windows to the front, in the order in which they lie."""
+    end = 0
+    last = -1
+    while True:
+        best = NIL
+        for mm in range(mem.pool[P_MM_USED]):
+            if mem.mm[mm, MM_LIVE] != 0 and mem.mm[mm, MM_BASE] > last:
+                if best == NIL or mem.mm[mm, MM_BASE] < mem.mm[best, MM_BASE]:
+                    best = mm
+        if best == NIL:
+            break
+        base = mem.mm[best, MM_BASE]
+        last = base
+        nr = mem.mm[best, MM_WINDOWS]
+        for i in range(nr):
+            mem.windows[end + i] = mem.windows[base + i]
+        mem.mm[best, MM_BASE] = end
+        end += nr
+    for word in range(end, mem.pool[P_WORDS_USED]):
+        mem.windows[word] = W_NONE
+    mem.pool[P_WORDS_USED] = end
+
+
+@inline_kernel
+def window_word(mem: Memory, mm: int, window: int) -> int:
+    """Return the word of a window."""
+    return int(mem.windows[mem.mm[mm, MM_BASE] + window])
+
+
+@inline_kernel
+def set_window(mem: Memory, mm: int, window: int, word: int) -> None:
+    """Set the word of a window."""
+    mem.windows[mem.mm[mm, MM_BASE] + window] = word
+
+
+@inline_kernel
+def table_head(word: int) -> int:
+    """Return the first extent of a window with a page table, or NIL."""
+    return (word >> 2) - 1
+
+
+@inline_kernel
+def table_word(head: int) -> int:
+    """Return the word of a window whose page table's first extent is ``head`` (or NIL)."""
+    return ((head + 1) << 2) | W_TABLE
+
+
+@inline_kernel
+def huge_word(pb: int) -> int:
+    """Return the word of a window mapped by a huge PMD."""
+    return (pb << 2) | W_HUGE

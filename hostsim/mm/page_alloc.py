@@ -1,0 +1,208 @@
+"""The page allocator's front: zones, watermarks, per-CPU lists, then the buddy lists.
+
+Source: Linux v6.1 mm/page_alloc.c: get_page_from_freelist, rmqueue, rmqueue_bulk,
+__alloc_pages_slowpath.
+Simplified: what would wake kswapd, compact or reclaim fails instead while those daemons are
+not part of the model; an order-0 failure counts one allocstall.
+"""
+
+from typing import Final
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MM_ANON,
+    MM_HAS_EPT,
+    MM_RAM_ANON,
+    MM_RAM_PAGES,
+    PCP_BELOW_HIGH,
+    PCP_COUNT,
+    Z_FREE,
+    Z_MANAGED,
+    Z_WMARK_HIGH,
+    Z_WMARK_LOW,
+    Z_WMARK_MIN,
+    ZONE_DMA,
+    ZONE_DMA32,
+    ZONE_NORMAL,
+    Memory,
+)
+from hostsim.mm.pageblock import rmqueue
+from hostsim.mm.pcp import (
+    NR_LISTS,
+    free_unref_block,
+    free_unref_run,
+    list_index,
+    note_alloc,
+    nr_pcp_alloc,
+    pop_head,
+    push_tail,
+)
+from hostsim.mm.physmem import PB_HUGE, set_state
+from hostsim.mm.tunables import T_PCP_6_12
+from hostsim.mm.vmstat import ALLOCSTALL, NR_GUEST_PAGES, PGALLOC, PGFREE
+from hostsim.mm.watermark import zone_watermark_ok
+
+MARK_LOW: Final = 0
+MARK_MIN: Final = 1
+
+
+@inline_kernel
+def account_rss(mem: Memory, mm: int, window: int, nr: int) -> None:
+    """Add resident pages of a window to a process (take away, if negative)."""
+    mem.mm[mm, MM_ANON] += nr
+    if window << HPAGE_PMD_ORDER < mem.mm[mm, MM_RAM_PAGES]:
+        mem.mm[mm, MM_RAM_ANON] += nr
+        if mem.mm[mm, MM_HAS_EPT] != 0:
+            mem.vmstat[NR_GUEST_PAGES] += nr
+
+
+@kernel
+def _refill(mem: Memory, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
+    """Move blocks from the buddy to an empty per-CPU list (rmqueue_bulk); return how many."""
+    era = mem.tunables[T_PCP_6_12] != 0
+    want = nr_pcp_alloc(mem, zone, order, era)
+    head = zone * NR_LISTS + list_index(order, migratetype, era)
+    got = 0
+    while got < want:
+        pfn, taken = rmqueue(
+            mem,
+            zone,
+            order,
+            migratetype,
+            want - got,
+            nofragment,
+        )
+        if pfn == NO_PFN:
+            break
+        if order == 0:
+            push_tail(mem, head, pfn, taken, 1)
+            got += taken
+        else:
+            push_tail(mem, head, pfn, 1, 1 << order)
+            got += 1
+    mem.zone[zone, PCP_COUNT] += got << order
+    return got
+
+
+@kernel
+def rmqueue_pcplist(
+    mem: Memory, zone: int, order: int, migratetype: int, nr: int, nofragment: bool
+) -> tuple[int, int, int]:
+    """Take up to ``nr`` blocks at equal steps from a per-CPU list, refilled if empty.
+
+    Returns
+    -------
+    pfn, taken, step
+        As `hostsim.mm.pcp.pop_head`; NO_PFN if zone and fallbacks are empty.
+    """
+    head = zone * NR_LISTS + list_index(order, migratetype, mem.tunables[T_PCP_6_12] != 0)
+    if mem.run[head].next == head and _refill(mem, zone, order, migratetype, nofragment) == 0:
+        return NO_PFN, 0, 0
+    pfn, taken, step = pop_head(mem, head, nr)
+    mem.zone[zone, PCP_COUNT] -= taken << order
+    note_alloc(mem, zone, taken)
+    return pfn, taken, step
+
+
+@inline_kernel
+def _mark(mem: Memory, zone: int, which: int) -> int:
+    """Return a watermark of a zone."""
+    return mem.zone[zone, Z_WMARK_LOW if which == MARK_LOW else Z_WMARK_MIN]
+
+
+@kernel
+def get_page_from_freelist(
+    mem: Memory, order: int, migratetype: int, nr: int, which: int, nofragment: bool
+) -> tuple[int, int, int]:
+    """Take blocks from the first zone, highest first, that stays above a watermark."""
+    for zone in range(ZONE_NORMAL, ZONE_DMA - 1, -1):
+        if mem.zone[zone, Z_MANAGED] == 0:
+            continue
+        if (
+            mem.zone[zone, PCP_BELOW_HIGH] == 0
+            and mem.zone[zone, Z_FREE] <= mem.zone[zone, Z_WMARK_HIGH]
+        ):
+            mem.zone[zone, PCP_BELOW_HIGH] = 1
+        if not zone_watermark_ok(mem, zone, order, _mark(mem, zone, which)):
+            continue
+        if order <= COSTLY_ORDER or order == HPAGE_PMD_ORDER:
+            pfn, taken, step = rmqueue_pcplist(mem, zone, order, migratetype, nr, nofragment)
+        else:
+            pfn, _ = rmqueue(
+                mem,
+                zone,
+                order,
+                migratetype,
+                1,
+                nofragment,
+            )
+            taken = 1
+            step = 1 << order
+        if pfn != NO_PFN:
+            mem.vmstat[PGALLOC + zone] += taken << order
+            return pfn, taken, step
+    return NO_PFN, 0, 0
+
+
+@kernel
+def alloc_pages(mem: Memory, order: int, migratetype: int, nr: int) -> tuple[int, int, int]:
+    """Allocate up to ``nr`` blocks of an order that lie at equal steps.
+
+    The first pass keeps above the low watermark and, with a populated DMA32 zone, does not mix
+    migratetypes in a pageblock (ALLOC_NOFRAGMENT); the second drops that; the last goes down to
+    the min watermark.
+
+    Returns
+    -------
+    pfn, taken, step
+        First frame of the first block, blocks, frames from one to the next; NO_PFN if none.
+    """
+    if mem.zone[ZONE_NORMAL, Z_MANAGED] > 0 and mem.zone[ZONE_DMA32, Z_MANAGED] > 0:
+        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_LOW, True)
+        if pfn != NO_PFN:
+            return pfn, taken, step
+    pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_LOW, False)
+    if pfn == NO_PFN:
+        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+    if pfn == NO_PFN and order == 0:
+        mem.vmstat[ALLOCSTALL] += 1
+    return pfn, taken, step
+
+
+@kernel
+def alloc_huge(mem: Memory, mm: int, window: int) -> int:
+    """Allocate a huge page for a window of a process; return its pageblock or NO_PFN."""
+    pfn, _, _ = alloc_pages(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1)
+    if pfn == NO_PFN:
+        return NO_PFN
+    pb = pfn >> PAGEBLOCK_ORDER
+    set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
+    mem.pb[pb].a = mm
+    mem.pb[pb].b = window
+    return pb
+
+
+@kernel
+def free_pages(mem: Memory, pfn: int, nr: int, step: int) -> None:
+    """Free order-0 pages of one pageblock one after the other, ``step`` (1 or -1) apart."""
+    mem.vmstat[PGFREE] += nr
+    free_unref_run(mem, pfn, nr, step, mem.tunables[T_PCP_6_12] != 0)
+
+
+@kernel
+def free_compound(mem: Memory, pb: int) -> None:
+    """Free a huge page."""
+    mem.vmstat[PGFREE] += 1 << HPAGE_PMD_ORDER
+    free_unref_block(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_ORDER, mem.tunables[T_PCP_6_12] != 0)
+
+
+@kernel
+def free_order(mem: Memory, pfn: int, order: int) -> None:
+    """Free a block of order 0..3."""
+    if order == 0:
+        free_pages(mem, pfn, 1, 1)
+        return
+    mem.vmstat[PGFREE] += 1 << order
+    free_unref_block(mem, pfn, order, mem.tunables[T_PCP_6_12] != 0)

@@ -1,0 +1,321 @@
+"""Physical memory: zones, and pageblocks that are expanded to frames only where partly used.
+
+A 2 MiB pageblock is free, wholly owned, or *partial*; only a partial one has a record with a
+bitmap of its 512 frames.  Linux always merges free buddies, so the free blocks of orders 0..8
+inside a pageblock are the canonical decomposition of that bitmap and need not be stored; the
+free lists link pageblocks: one list per zone, migratetype and order of the partial pageblocks
+that hold at least one free block of exactly that order.  Orders 9 and 10 link free pageblocks.
+
+Source: Linux include/linux/mmzone.h (struct zone, struct free_area), v6.1.
+Simplified: inside one partial pageblock the free block at the lowest address of an order is
+taken first; Linux keeps a list of blocks.
+Simplified: all free pages of a partial pageblock stand on the lists of one migratetype.
+Simplified: a host's frames are numbered without the PCI hole below 4 GiB.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    NIL,
+    NR_BIG_HEADS,
+    NR_HEADS,
+    NR_SMALL_ORDERS,
+    NR_TYPES,
+    NR_WORDS,
+    NR_ZONES,
+    P_PAGEBLOCKS,
+    P_REC_FREE,
+    P_REC_LIVE,
+    P_REC_USED,
+    WORD_FRAMES,
+    Z_END,
+    Z_FREE,
+    Z_LABEL,
+    Z_START,
+    Z_VIRGIN,
+    Z_VIRGIN_END,
+    ZONE_DMA,
+    ZONE_DMA32,
+    ZONE_NORMAL,
+    Memory,
+)
+
+DMA_END_PFN: Final = 1 << 12  # 16 MiB, arch/x86/include/asm/dma.h MAX_DMA_PFN
+DMA32_END_PFN: Final = 1 << 20  # 4 GiB, MAX_DMA32_PFN
+
+# What a pageblock is.  Zero, the state of memory never used, is free and listed implicitly.
+PB_VIRGIN: Final = 0  # free, half of an order-10 block in its zone's virgin region
+PB_FREE9: Final = 1  # free block of order 9
+PB_FREE10: Final = 2  # first half of a free block of order 10
+PB_FREE10_TAIL: Final = 3  # second half of it
+PB_HUGE: Final = 4  # one huge page, mapped by one PMD: a = mm, b = window
+PB_COMPOUND: Final = 5  # one huge page mapped otherwise: a = extents, b = COMPOUND_* flags
+PB_FULL: Final = 6  # 512 small pages in use: a = extents
+PB_PARTIAL: Final = 7  # some frames free: a = record
+PB_RESERVED: Final = 8  # not managed: kernel image, struct pages, firmware
+PB_PCP: Final = 9  # one free huge page on a per-CPU list
+
+FULL_WORD: Final = (1 << WORD_FRAMES) - 1
+
+
+def zone_spans(nr_pages: int) -> list[tuple[int, int]]:
+    """Return first and end pfn of each zone of a host with that many frames."""
+    ends = (min(nr_pages, DMA_END_PFN), min(nr_pages, DMA32_END_PFN), nr_pages)
+    starts = (0, *ends[:-1])
+    return list(zip(starts, ends, strict=True))
+
+
+@kernel
+def init_lists(mem: Memory) -> None:
+    """Make every list empty but the movable order-10 lists, which hold the virgin regions.
+
+    Whole order-10 blocks form each zone's virgin region, which stands on the movable list as
+    one node and is taken from its low end: Linux frees boot memory to the tails of its lists in
+    ascending order (mm/page_alloc.c, __free_pages_core, v5.10 and later).
+    """
+    nr_pageblocks = mem.pool[P_PAGEBLOCKS]
+    for head in range(NR_HEADS):
+        mem.rec[head].pb = NIL
+        for order in range(NR_SMALL_ORDERS):
+            mem.rec[head].next[order] = head
+            mem.rec[head].prev[order] = head
+    for slot in range(nr_pageblocks, mem.pb.size):
+        mem.pb[slot].a = slot
+        mem.pb[slot].b = slot
+    mem.pool[P_REC_USED] = NR_HEADS
+    mem.pool[P_REC_FREE] = 0
+    for zone in range(NR_ZONES):
+        first = mem.zone[zone, Z_START] >> PAGEBLOCK_ORDER
+        end = mem.zone[zone, Z_END] >> PAGEBLOCK_ORDER
+        mem.zone[zone, Z_VIRGIN] = first
+        mem.zone[zone, Z_VIRGIN_END] = end
+        mem.zone[zone, Z_FREE] = (end - first) << PAGEBLOCK_ORDER
+        if end > first:
+            big_list_add_tail(mem, virgin_slot(mem, zone), zone, MIGRATE_MOVABLE, 10)
+            mem.nr_free[zone, MIGRATE_MOVABLE, 10] = (end - first) >> 1
+
+
+@inline_kernel
+def pageblock_state(mem: Memory, pb: int) -> int:
+    """Return the PB_* state of a pageblock."""
+    return mem.pb[pb].state & 15
+
+
+@inline_kernel
+def list_type(mem: Memory, pb: int) -> int:
+    """Return the migratetype of the lists on which a free or partial pageblock stands."""
+    return (mem.pb[pb].state >> 4) ^ MIGRATE_MOVABLE
+
+
+@inline_kernel
+def set_state(mem: Memory, pb: int, state: int, on_type: int) -> None:
+    """Set a pageblock's state and list type."""
+    mem.pb[pb].state = state | ((on_type ^ MIGRATE_MOVABLE) << 4)
+
+
+@inline_kernel
+def get_pageblock_migratetype(mem: Memory, pb: int) -> int:
+    """Return the label of a pageblock."""
+    return mem.pb[pb].label ^ MIGRATE_MOVABLE
+
+
+@kernel
+def set_pageblock_migratetype(mem: Memory, pb: int, migratetype: int) -> None:
+    """Relabel a pageblock and keep the counts of labels."""
+    zone = zone_of(mem, pb << PAGEBLOCK_ORDER)
+    mem.zone[zone, Z_LABEL + get_pageblock_migratetype(mem, pb)] -= 1
+    mem.zone[zone, Z_LABEL + migratetype] += 1
+    mem.pb[pb].label = migratetype ^ MIGRATE_MOVABLE
+
+
+@inline_kernel
+def zone_of(mem: Memory, pfn: int) -> int:
+    """Return the zone of a frame."""
+    if pfn >= mem.zone[ZONE_NORMAL, Z_START]:
+        return ZONE_NORMAL
+    if pfn >= mem.zone[ZONE_DMA32, Z_START]:
+        return ZONE_DMA32
+    return ZONE_DMA
+
+
+@inline_kernel
+def virgin_slot(mem: Memory, zone: int) -> int:
+    """Return the link slot that stands for a zone's virgin region."""
+    return mem.pool[P_PAGEBLOCKS] + NR_BIG_HEADS + zone
+
+
+@inline_kernel
+def big_head(mem: Memory, zone: int, migratetype: int, order: int) -> int:
+    """Return the list head of order 9 or 10."""
+    return mem.pool[P_PAGEBLOCKS] + (zone * NR_TYPES + migratetype) * 2 + (order - PAGEBLOCK_ORDER)
+
+
+@inline_kernel
+def big_list_add(mem: Memory, slot: int, before: int) -> None:
+    """Link a slot behind another one (a head: at the list's front)."""
+    after = mem.pb[before].a
+    mem.pb[slot].a = after
+    mem.pb[slot].b = before
+    mem.pb[after].b = slot
+    mem.pb[before].a = slot
+
+
+@kernel
+def big_list_add_tail(mem: Memory, slot: int, zone: int, migratetype: int, order: int) -> None:
+    """Link a slot at the end of a list of order 9 or 10."""
+    head = big_head(mem, zone, migratetype, order)
+    big_list_add(mem, slot, mem.pb[head].b)
+
+
+@inline_kernel
+def big_list_del(mem: Memory, slot: int) -> None:
+    """Unlink a slot from its list of order 9 or 10."""
+    mem.pb[mem.pb[slot].b].a = mem.pb[slot].a
+    mem.pb[mem.pb[slot].a].b = mem.pb[slot].b
+
+
+@inline_kernel
+def small_list_add(mem: Memory, record: int, order: int, before: int) -> None:
+    """Link a record behind another one on the list of an order."""
+    after = mem.rec[before].next[order]
+    mem.rec[record].next[order] = after
+    mem.rec[record].prev[order] = before
+    mem.rec[after].prev[order] = record
+    mem.rec[before].next[order] = record
+
+
+@inline_kernel
+def small_list_del(mem: Memory, record: int, order: int) -> None:
+    """Unlink a record from its list of an order."""
+    mem.rec[mem.rec[record].prev[order]].next[order] = mem.rec[record].next[order]
+    mem.rec[mem.rec[record].next[order]].prev[order] = mem.rec[record].prev[order]
+
+
+@kernel
+def record_alloc(mem: Memory, pb: int, extents: int) -> int:
+    """Give a pageblock a record whose frames are all in use; return it."""
+    record = mem.pool[P_REC_FREE] - 1
+    if record != NIL:
+        mem.pool[P_REC_FREE] = mem.rec[record].pb + 1
+    else:
+        record = mem.pool[P_REC_USED]
+        mem.pool[P_REC_USED] += 1
+    mem.pool[P_REC_LIVE] += 1
+    mem.rec[record].pb = pb
+    mem.rec[record].ext = extents
+    for word in range(NR_WORDS):
+        mem.rec[record].bits[word] = 0
+    for order in range(NR_SMALL_ORDERS):
+        mem.rec[record].count[order] = 0
+    mem.pb[pb].a = record
+    return record
+
+
+@kernel
+def record_free(mem: Memory, record: int) -> None:
+    """Return a record to the pool."""
+    mem.rec[record].pb = mem.pool[P_REC_FREE] - 1
+    mem.pool[P_REC_FREE] = record + 1
+    mem.pool[P_REC_LIVE] -= 1
+
+
+@kernel
+def set_frames(mem: Memory, record: int, first: int, nr: int, free: bool) -> None:
+    """Mark frames ``first .. first + nr - 1`` of a record free or used."""
+    while nr > 0:
+        word = first // WORD_FRAMES
+        shift = first % WORD_FRAMES
+        here = min(nr, WORD_FRAMES - shift)
+        mask = ((1 << here) - 1) << shift
+        value = int(np.int64(mem.rec[record].bits[word]))
+        mem.rec[record].bits[word] = (value | mask) if free else (value & ~mask)
+        first += here
+        nr -= here
+
+
+@kernel
+def is_free_block(mem: Memory, record: int, first: int, order: int) -> bool:
+    """Tell whether all ``2**order`` frames from ``first`` are free."""
+    if order < 5:
+        value = int(np.int64(mem.rec[record].bits[first // WORD_FRAMES])) >> (first % WORD_FRAMES)
+        mask = (1 << (1 << order)) - 1
+        return (value & mask) == mask
+    word = first // WORD_FRAMES
+    for i in range(word, word + (1 << (order - 5))):
+        if mem.rec[record].bits[i] != FULL_WORD:
+            return False
+    return True
+
+
+@inline_kernel
+def _fold(value: int, order: int) -> int:
+    """Return a word with a 1 where an aligned free block of ``2**order`` frames begins."""
+    if order >= 1:
+        value = value & (value >> 1) & 0x55555555
+    if order >= 2:
+        value = value & (value >> 2) & 0x11111111
+    if order >= 3:
+        value = value & (value >> 4) & 0x01010101
+    if order >= 4:
+        value = value & (value >> 8) & 0x00010001
+    if order >= 5:
+        value = value & (value >> 16) & 0x00000001
+    return value
+
+
+@inline_kernel
+def _lowest_bit(value: int) -> int:
+    """Return the number of the lowest set bit of a positive 32-bit value."""
+    bit = 0
+    if value & 0xFFFF == 0:
+        value >>= 16
+        bit += 16
+    if value & 0xFF == 0:
+        value >>= 8
+        bit += 8
+    if value & 0xF == 0:
+        value >>= 4
+        bit += 4
+    if value & 0x3 == 0:
+        value >>= 2
+        bit += 2
+    if value & 0x1 == 0:
+        bit += 1
+    return bit
+
+
+@kernel
+def lowest_free_block(mem: Memory, record: int, order: int) -> int:
+    """Return the first frame (0..511) of the lowest free block of exactly an order, or NIL."""
+    if order < 5:
+        for word in range(NR_WORDS):
+            value = int(np.int64(mem.rec[record].bits[word]))
+            if value == 0:
+                continue
+            starts = _fold(value, order)
+            larger = _fold(value, order + 1)
+            exact = starts & ~(larger | (larger << (1 << order)))
+            if exact != 0:
+                return word * WORD_FRAMES + _lowest_bit(exact)
+        return NIL
+    step = 1 << order
+    for first in range(0, PAGEBLOCK_NR_PAGES, step):
+        if is_free_block(mem, record, first, order) and not is_free_block(
+            mem, record, first ^ step, order
+        ):
+            return first
+    return NIL
+
+
+@kernel
+def pages_free_in(mem: Memory, record: int) -> int:
+    """Return the number of free frames of a partial pageblock."""
+    nr = 0
+    for order in range(NR_SMALL_ORDERS):
+        nr += int(mem.rec[record].count[order]) << order
+    return nr

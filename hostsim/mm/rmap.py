@@ -1,0 +1,182 @@
+"""Who owns a frame: extents of small pages, linked from both sides.
+
+An extent is a run of small pages that is contiguous in the owner's address space and in
+physical memory, inside one 2 MiB window and one pageblock.  The window's list leads from a page
+to its frame, the pageblock's list from a frame to its owner.
+
+Source: the job of Linux mm/rmap.c and of struct page; the representation is our own.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.mm.mm_types import NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, Memory
+from hostsim.mm.physmem import PB_PARTIAL, pageblock_state
+
+KIND_ANON: Final = 0  # anonymous memory of a process: movable, on the LRU
+KIND_PGTABLE: Final = 1  # page-table page of a process
+KIND_EPT: Final = 2  # EPT table page of a VM
+KIND_KERNEL: Final = 3  # slab and other kernel memory
+KIND_BOOT: Final = 4  # in use since before the simulation began
+KIND_MASK: Final = 7
+EXT_DESCENDING: Final = 0x80  # page vpn + i lies in frame pfn + nr - 1 - i
+EXT_SHARED: Final = 0x40  # mapped by another process too: copy on write
+EXT_PMD: Final = 0x20  # one PMD maps the whole pageblock
+
+
+@inline_kernel
+def extents_of(mem: Memory, pb: int) -> int:
+    """Return the first extent of a pageblock of small or compound pages."""
+    if pageblock_state(mem, pb) == PB_PARTIAL:
+        return int(mem.rec[mem.pb[pb].a].ext)
+    return int(mem.pb[pb].a)
+
+
+@inline_kernel
+def set_extents_of(mem: Memory, pb: int, x: int) -> None:
+    """Set the first extent of a pageblock of small or compound pages."""
+    if pageblock_state(mem, pb) == PB_PARTIAL:
+        mem.rec[mem.pb[pb].a].ext = x
+    else:
+        mem.pb[pb].a = x
+
+
+@kernel
+def add_extent(mem: Memory, pfn: int, nr: int, owner: int, vpn: int, flags: int) -> int:
+    """Record the owner of a run of used frames in one pageblock; return the extent."""
+    x = mem.pool[P_EXT_FREE] - 1
+    if x != NIL:
+        mem.pool[P_EXT_FREE] = mem.ext[x].next + 1
+    else:
+        x = mem.pool[P_EXT_USED]
+        mem.pool[P_EXT_USED] += 1
+    mem.pool[P_EXT_LIVE] += 1
+    mem.ext[x].pfn = pfn
+    mem.ext[x].vpn = vpn
+    mem.ext[x].nr = nr
+    mem.ext[x].flags = flags
+    mem.ext[x].owner = owner
+    mem.ext[x].next = NIL
+    pb = pfn >> PAGEBLOCK_ORDER
+    head = extents_of(mem, pb)
+    mem.ext[x].next_b = head
+    mem.ext[x].prev_b = NIL
+    if head != NIL:
+        mem.ext[head].prev_b = x
+    set_extents_of(mem, pb, x)
+    return x
+
+
+@kernel
+def del_extent(mem: Memory, x: int) -> None:
+    """Forget an extent: off its pageblock's list, back to the pool.
+
+    The caller has taken it off its window's or owner's list.
+    """
+    after = mem.ext[x].next_b
+    before = mem.ext[x].prev_b
+    if after != NIL:
+        mem.ext[after].prev_b = before
+    if before != NIL:
+        mem.ext[before].next_b = after
+    else:
+        set_extents_of(mem, int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER, after)
+    mem.ext[x].next = mem.pool[P_EXT_FREE] - 1
+    mem.pool[P_EXT_FREE] = x + 1
+    mem.pool[P_EXT_LIVE] -= 1
+
+
+@inline_kernel
+def frame_at(mem: Memory, x: int, vpn: int) -> int:
+    """Return the frame that an extent maps at a page of its range."""
+    i = vpn - int(mem.ext[x].vpn)
+    if mem.ext[x].flags & EXT_DESCENDING:
+        return int(mem.ext[x].pfn) + int(mem.ext[x].nr) - 1 - i
+    return int(mem.ext[x].pfn) + i
+
+
+@kernel
+def try_extend(mem: Memory, x: int, pfn: int, nr: int, descending: bool, flags: int) -> bool:
+    """Append a run to an extent if it continues it in both address spaces.
+
+    The run's pages follow the extent's last page; its frames are ``pfn .. pfn + nr - 1``,
+    mapped upward, or downward if ``descending``.
+    """
+    old_nr = int(mem.ext[x].nr)
+    old_pfn = int(mem.ext[x].pfn)
+    if (mem.ext[x].flags & ~EXT_DESCENDING) != flags or old_pfn >> PAGEBLOCK_ORDER != (
+        pfn >> PAGEBLOCK_ORDER
+    ):
+        return False
+    down = (mem.ext[x].flags & EXT_DESCENDING) != 0
+    if pfn == old_pfn + old_nr and (old_nr == 1 or not down) and (nr == 1 or not descending):
+        mem.ext[x].flags = flags
+        mem.ext[x].nr = old_nr + nr
+        return True
+    if pfn + nr == old_pfn and (old_nr == 1 or down) and (nr == 1 or descending):
+        mem.ext[x].flags = flags | EXT_DESCENDING
+        mem.ext[x].nr = old_nr + nr
+        mem.ext[x].pfn = pfn
+        return True
+    return False
+
+
+@kernel
+def cut_extent(mem: Memory, x: int, vpn: int) -> int:
+    """Split an extent before a page strictly inside it; return the second half.
+
+    The halves stay neighbours on the window's list.
+    """
+    keep = vpn - int(mem.ext[x].vpn)
+    rest = int(mem.ext[x].nr) - keep
+    pfn = int(mem.ext[x].pfn)
+    flags = int(mem.ext[x].flags)
+    if flags & EXT_DESCENDING:
+        second_pfn = pfn
+        mem.ext[x].pfn = pfn + rest
+    else:
+        second_pfn = pfn + keep
+    mem.ext[x].nr = keep
+    y = add_extent(mem, second_pfn, rest, int(mem.ext[x].owner), vpn, flags)
+    mem.ext[y].next = mem.ext[x].next
+    mem.ext[x].next = y
+    return y
+
+
+@kernel
+def movable_pages_in(mem: Memory, head: int) -> int:
+    """Return how many frames of a pageblock's extent list compaction could move."""
+    nr = 0
+    x = head
+    while x != NIL:
+        if mem.ext[x].flags & KIND_MASK == KIND_ANON:
+            nr += int(mem.ext[x].nr)
+        x = int(mem.ext[x].next_b)
+    return nr
+
+
+@kernel
+def owner_of(mem: Memory, pfn: int) -> int:
+    """Return an extent that covers a frame of a pageblock of small pages, or NIL."""
+    x = extents_of(mem, pfn >> PAGEBLOCK_ORDER)
+    while x != NIL:
+        first = int(mem.ext[x].pfn)
+        if first <= pfn < first + int(mem.ext[x].nr):
+            return x
+        x = int(mem.ext[x].next_b)
+    return NIL
+
+
+@kernel
+def frames_of(mem: Memory, head: int, mask: NDArray[np.uint8]) -> None:
+    """Count in ``mask`` (512 entries) how many extents of a list cover each frame."""
+    x = head
+    while x != NIL:
+        first = int(mem.ext[x].pfn) & (PAGEBLOCK_NR_PAGES - 1)
+        for i in range(first, first + int(mem.ext[x].nr)):
+            mask[i] += 1
+        x = int(mem.ext[x].next_b)

@@ -1,0 +1,104 @@
+"""Zone watermarks and lowmem reserves.
+
+Source: Linux v6.1 mm/page_alloc.c init_per_zone_wmark_min, __setup_per_zone_wmarks,
+setup_per_zone_lowmem_reserve, zone_set_pageset_high_and_batch; mm/khugepaged.c
+set_recommended_min_free_kbytes.
+"""
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.jit import inline_kernel
+from hostsim.core.units import NR_PAGE_ORDERS, PAGE_SHIFT, PAGEBLOCK_NR_PAGES
+from hostsim.mm.mm_types import (
+    NR_PCP_TYPES,
+    NR_ZONES,
+    Z_FREE,
+    Z_MANAGED,
+    Z_PCP_BATCH,
+    Z_PCP_HIGH_MAX,
+    Z_PCP_HIGH_MIN,
+    Z_RESERVE,
+    Z_WMARK_HIGH,
+    Z_WMARK_LOW,
+    Z_WMARK_MIN,
+    Memory,
+)
+
+MIN_FREE_KB_FLOOR: Final = 128
+MIN_FREE_KB_CAP: Final = 262144
+WATERMARK_SCALE_FACTOR: Final = 10  # vm.watermark_scale_factor, per 10000
+LOWMEM_RESERVE_RATIO: Final = (256, 256, 32)  # vm.lowmem_reserve_ratio
+KB_SHIFT: Final = PAGE_SHIFT - 10
+PCP_HIGH_FRACTION: Final = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
+
+
+def min_free_kbytes(managed_pages: int, nr_zones: int, thp: bool) -> int:
+    """Return vm.min_free_kbytes as the kernel computes it at boot.
+
+    Parameters
+    ----------
+    managed_pages
+        Pages of all lowmem zones.
+    nr_zones
+        Populated zones.
+    thp
+        Whether transparent hugepages are on, which raises the value.
+    """
+    base = math.isqrt(16 * (managed_pages << KB_SHIFT))
+    kbytes = min(max(base, MIN_FREE_KB_FLOOR), MIN_FREE_KB_CAP)
+    if thp:
+        blocks = nr_zones * 2 + nr_zones * NR_PCP_TYPES * NR_PCP_TYPES
+        pages = min(PAGEBLOCK_NR_PAGES * blocks, managed_pages * 5 // 100)
+        kbytes = max(kbytes, pages << KB_SHIFT)
+    return kbytes
+
+
+def set_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int) -> None:
+    """Fill in watermarks, reserves and per-CPU list limits of every zone.
+
+    Parameters
+    ----------
+    zone
+        `Physmem.zone`, whose managed pages are set; modified.
+    min_free_kb
+        vm.min_free_kbytes.
+    nr_cpus
+        CPUs whose lists the zone's one set of lists stands for.
+    """
+    total = int(zone[:, Z_MANAGED].sum())
+    pages_min = min_free_kb >> KB_SHIFT
+    for z in range(NR_ZONES):
+        managed = int(zone[z, Z_MANAGED])
+        mark = pages_min * managed // total if total else 0
+        step = max(mark // 4, managed * WATERMARK_SCALE_FACTOR // 10000)
+        zone[z, Z_WMARK_MIN] = mark
+        zone[z, Z_WMARK_LOW] = mark + step
+        zone[z, Z_WMARK_HIGH] = mark + 2 * step
+        higher = int(zone[z + 1 :, Z_MANAGED].sum())
+        zone[z, Z_RESERVE] = higher // LOWMEM_RESERVE_RATIO[z]
+        batch = max(min(managed >> 10, (1 << 20) >> PAGE_SHIFT) // 4, 1)
+        batch = (1 << ((batch + batch // 2).bit_length() - 1)) - 1
+        batch = max(batch, 1)
+        zone[z, Z_PCP_BATCH] = batch
+        floor = 4 * batch * nr_cpus
+        zone[z, Z_PCP_HIGH_MIN] = max(int(zone[z, Z_WMARK_LOW]), floor)
+        zone[z, Z_PCP_HIGH_MAX] = max(managed // PCP_HIGH_FRACTION, floor)
+
+
+@inline_kernel
+def zone_watermark_ok(mem: Memory, zone: int, order: int, mark: int) -> bool:
+    """Tell whether an allocation would leave a zone above a mark (__zone_watermark_ok)."""
+    free = mem.zone[zone, Z_FREE] - ((1 << order) - 1)
+    if free <= mark + mem.zone[zone, Z_RESERVE]:
+        return False
+    if order == 0:
+        return True
+    for current in range(order, NR_PAGE_ORDERS):
+        for migratetype in range(NR_PCP_TYPES):
+            if mem.nr_free[zone, migratetype, current] > 0:
+                return True
+    return False

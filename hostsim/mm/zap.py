@@ -1,0 +1,188 @@
+"""Unmapping: MADV_DONTNEED and the exit of a process.
+
+Source: Linux v6.1 mm/memory.c zap_pte_range, mm/huge_memory.c zap_huge_pmd, mm/mmap.c
+exit_mmap, mm/rmap.c page_remove_rmap.
+Simplified: the pages of one window are one gather batch (the kernel's holds about 510).
+"""
+
+from hostsim.core.jit import kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
+from hostsim.mm.mm_types import MM_HUGE, MM_WINDOWS, NIL, Memory
+from hostsim.mm.mmap import (
+    W_HUGE,
+    W_NONE,
+    W_TABLE,
+    W_TAG,
+    W_ZERO,
+    mm_free,
+    set_window,
+    table_head,
+    table_word,
+    window_word,
+)
+from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
+from hostsim.mm.pgtable import free_all_tables, free_table
+from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
+from hostsim.mm.rmap import (
+    EXT_DESCENDING,
+    EXT_SHARED,
+    KIND_PGTABLE,
+    cut_extent,
+    del_extent,
+    owner_of,
+)
+from hostsim.mm.split import deferred_split, nr_pmd_mappings, pmd_mapping, split_pmd
+from hostsim.mm.tunables import T_REVERSE_ZAP
+from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS
+
+
+@kernel
+def put_frames(mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool) -> None:
+    """Drop one mapping of frames of one pageblock and free what nobody maps any more.
+
+    The extent that mapped them is already gone.
+    """
+    pb = pfn >> PAGEBLOCK_ORDER
+    if pageblock_state(mem, pb) == PB_COMPOUND:
+        unmapped = nr
+        if shared:
+            unmapped = 0
+            for frame in range(pfn, pfn + nr):
+                unmapped += owner_of(mem, frame) == NIL
+        mem.vmstat[NR_ANON_PAGES] -= unmapped
+        if mem.pb[pb].a == NIL:
+            free_compound(mem, pb)
+        elif unmapped > 0:
+            deferred_split(mem, pb)
+        return
+    if not shared:
+        mem.vmstat[NR_ANON_PAGES] -= nr
+        free_pages(mem, pfn + nr - 1 if reverse else pfn, nr, -1 if reverse else 1)
+        return
+    for i in range(nr):
+        frame = pfn + (nr - 1 - i if reverse else i)
+        if owner_of(mem, frame) == NIL:
+            mem.vmstat[NR_ANON_PAGES] -= 1
+            free_pages(mem, frame, 1, 1)
+
+
+@kernel
+def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> int:
+    """Take the extents of pages ``first .. end - 1`` off a window's list, cut at the edges.
+
+    Returns
+    -------
+    int
+        How many; they stand in ``mem.scratch`` in page order.
+    """
+    nr = 0
+    before = NIL
+    x = table_head(window_word(mem, mm, window))
+    while x != NIL and int(mem.ext[x].vpn) < end:
+        vpn = int(mem.ext[x].vpn)
+        last = vpn + int(mem.ext[x].nr)
+        if last <= first:
+            before = x
+            x = int(mem.ext[x].next)
+            continue
+        if vpn < first:
+            before = x
+            x = cut_extent(mem, x, first)
+            continue
+        if last > end:
+            cut_extent(mem, x, end)
+        after = int(mem.ext[x].next)
+        if before == NIL:
+            set_window(mem, mm, window, table_word(after))
+        else:
+            mem.ext[before].next = after
+        mem.scratch[nr] = x
+        nr += 1
+        x = after
+    return nr
+
+
+@kernel
+def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
+    """Unmap pages ``first .. end - 1`` of a window with a page table."""
+    nr = isolate_extents(mem, mm, window, first, end)
+    reverse = mem.tunables[T_REVERSE_ZAP] != 0
+    for i in range(nr):
+        x = mem.scratch[(nr - 1 - i if reverse else i)]
+        flags = int(mem.ext[x].flags)
+        pfn = int(mem.ext[x].pfn)
+        pages = int(mem.ext[x].nr)
+        del_extent(mem, x)
+        account_rss(mem, mm, window, -pages)
+        downward = (flags & EXT_DESCENDING) != 0
+        put_frames(mem, pfn, pages, (flags & EXT_SHARED) != 0, downward != reverse)
+
+
+@kernel
+def zap_huge(mem: Memory, mm: int, window: int) -> None:
+    """Unmap a window's huge PMD and free its deposited page table."""
+    pb = window_word(mem, mm, window) >> 2
+    set_window(mem, mm, window, W_NONE)
+    mem.mm[mm, MM_HUGE] -= 1
+    account_rss(mem, mm, window, -HPAGE_PMD_NR)
+    free_table(mem, mm, KIND_PGTABLE)
+    if pageblock_state(mem, pb) == PB_HUGE:
+        mem.vmstat[NR_ANON_THPS] -= 1
+        mem.vmstat[NR_ANON_PAGES] -= HPAGE_PMD_NR
+        free_compound(mem, pb)
+        return
+    x = pmd_mapping(mem, pb, mm, window)
+    del_extent(mem, x)
+    if nr_pmd_mappings(mem, pb) == 0:
+        mem.vmstat[NR_ANON_THPS] -= 1
+    put_frames(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, True, False)
+
+
+@kernel
+def zap_window(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
+    """Unmap pages ``first .. end - 1`` of one window."""
+    word = window_word(mem, mm, window)
+    if word == W_NONE:
+        return
+    whole = end - first == HPAGE_PMD_NR
+    if word == W_ZERO:
+        if whole:
+            free_table(mem, mm, KIND_PGTABLE)
+            set_window(mem, mm, window, W_NONE)
+        else:
+            set_window(mem, mm, window, table_word(NIL))
+        return
+    if word & W_TAG == W_HUGE:
+        if whole:
+            zap_huge(mem, mm, window)
+            return
+        split_pmd(mem, mm, window)
+    zap_table(mem, mm, window, first, end)
+
+
+@kernel
+def discard_range(mem: Memory, mm: int, start: int, nr: int) -> None:
+    """Drop pages of a process (MADV_DONTNEED on one range)."""
+    page = start
+    end = start + nr
+    while page < end:
+        window = page >> HPAGE_PMD_ORDER
+        stop = min(end, (window + 1) << HPAGE_PMD_ORDER)
+        zap_window(mem, mm, window, page, stop)
+        page = stop
+
+
+@kernel
+def exit_mm(mem: Memory, mm: int) -> None:
+    """End a process and free all it owns."""
+    for window in range(mem.mm[mm, MM_WINDOWS]):
+        word = window_word(mem, mm, window)
+        if word == W_NONE:
+            continue
+        first = window << HPAGE_PMD_ORDER
+        if word & W_TAG == W_TABLE:
+            zap_table(mem, mm, window, first, first + HPAGE_PMD_NR)
+        else:
+            zap_window(mem, mm, window, first, first + HPAGE_PMD_NR)
+    free_all_tables(mem, mm)
+    mm_free(mem, mm)
