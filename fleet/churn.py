@@ -36,7 +36,7 @@ LARGE_BATCH_VMS = 10  # from here on, batches (58 % of the VMs) arrive with weak
 LARGE_EXPONENT = 0.4  # 0.8 to 1.2 instead of 0.6 to 1.4, so VMs 0.73 to 1.3
 SHARED_RATIO = 0.88  # VMs that share the batch's lifetime; squared, plus 17 % by chance: 81 %
 SHARED_WIDTH = 0.005  # how far from the batch's quantile: same or adjacent lifetime bin
-RECONCILE = 0.5  # how far the flavours' lifetime tables are bent to the table of all arrivals
+RECONCILE = 0.4  # how far the flavours' lifetime tables are bent to the table of all arrivals
 # Roberts' R2 sequence: the plastic number's inverse powers spread points evenly over a square
 R2_ALPHA = (1 / 1.324717957244746, 1 / 1.324717957244746**2)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet.placement import EpochPlan, Kind, Placer
+from fleet.placement import EpochPlan, Kind, Placer, check_overcommit
 from fleet.pool import LARGER_THAN_ANY_HOST
 from fleet.trace import Trace
 from hostsim.core.units import NS_PER_HOUR, NS_PER_S
@@ -55,6 +55,7 @@ def pack_trace(
     ValueError
         As `Placer`.
     """
+    check_overcommit(vcpu_overcommit, memory_overcommit)
     pool_hosts = nr_hosts or _first_guess(
         trace, host_vcpus * vcpu_overcommit, host_pages * memory_overcommit
     )

@@ -159,6 +159,18 @@ def place_epoch(
     return depart_until(pool, req, out, counts, next_departure, t1_ns - 1)
 
 
+def check_overcommit(vcpu_overcommit: float, memory_overcommit: float) -> None:
+    """Check that a pool offers something.
+
+    Raises
+    ------
+    ValueError
+        An overcommit is not above 0.
+    """
+    if not (vcpu_overcommit > 0 and memory_overcommit > 0):
+        raise ValueError(f"overcommit {vcpu_overcommit}, {memory_overcommit} must be above 0")
+
+
 def _offered(capacity: NDArray[Any], overcommit: float) -> I64:
     """Return what a capacity offers under overcommit, rounded down."""
     return np.floor(capacity.astype(np.float64) * overcommit).astype(np.int64)
@@ -200,8 +212,7 @@ class Placer:
                 f"{host_vcpus.size} host_vcpus and {host_pages.size} host_pages: "
                 "both must hold one number per host"
             )
-        if vcpu_overcommit <= 0 or memory_overcommit <= 0:
-            raise ValueError(f"overcommit {vcpu_overcommit}, {memory_overcommit} must be above 0")
+        check_overcommit(vcpu_overcommit, memory_overcommit)
         self.trace = trace
         self._policy = int(POLICIES[policy])
         self.pool = make_pool(

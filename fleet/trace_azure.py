@@ -97,7 +97,7 @@ def _import_vmtable(path: Path, version: str) -> Trace:
         parts.append((created, deleted, vcpus, gib))
         tenants.append(frame["1"].hash(seed=0).to_numpy())
     problems.raise_if_any()
-    if not parts:
+    if not sum(part[0].size for part in parts):
         raise ScenarioError([Problem(str(path), "holds no VMs")])
     created, deleted, vcpus, gib = (np.concatenate(column) for column in zip(*parts, strict=True))
     ended = np.maximum(deleted, created + STEP_S)

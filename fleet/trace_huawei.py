@@ -68,7 +68,7 @@ def import_huawei(path: Path, options: ImportOptions) -> Trace:
         problems.check(checks, number)
         parts.append((*columns, number.astype(np.float64)))
     problems.raise_if_any()
-    if not parts or not sum(part[0].size for part in parts):
+    if not sum(part[0].size for part in parts):
         raise ScenarioError([Problem(str(path), "holds no VMs")])
     vmid, cpu, memory, time_s, kind, number_f = (
         np.concatenate(column) for column in zip(*parts, strict=True)

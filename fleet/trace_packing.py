@@ -20,7 +20,7 @@ QUERY = """
     SELECT vm.rowid, vm.tenantId, vm.starttime, vm.endtime, type.core, type.memory
     FROM vm LEFT JOIN (
         SELECT vmTypeId, MIN(core) AS core, MIN(memory) AS memory
-        FROM vmType WHERE machineId = ? GROUP BY vmTypeId
+        FROM vmType WHERE CAST(machineId AS TEXT) = ? GROUP BY vmTypeId
     ) AS type ON type.vmTypeId = vm.vmTypeId
     ORDER BY vm.rowid
 """
@@ -56,24 +56,17 @@ def _packing_rows(path: Path, machine_id: int) -> PackingRows:
     try:
         connection = sqlite3.connect(f"file:{path.resolve().as_posix()}?mode=ro", uri=True)
         try:
-            machines = [
-                row[0] for row in connection.execute("SELECT DISTINCT machineId FROM vmType")
-            ]
-            rows = connection.execute(QUERY, (machine_id,)).fetchall()
+            found = connection.execute("SELECT DISTINCT CAST(machineId AS TEXT) FROM vmType")
+            machines = sorted((row[0] for row in found), key=lambda name: (len(name), name))
+            rows = connection.execute(QUERY, (str(machine_id),)).fetchall()
         finally:
             connection.close()
     except sqlite3.Error as error:
         hint = "expected the SQLite file of Azure's packing trace: tables vm and vmType"
         raise ScenarioError([Problem(str(path), f"cannot be queried: {error}", hint)]) from error
     if str(machine_id) not in machines:
-        known = ", ".join(sorted(map(str, machines), key=lambda m: (len(m), m)))
-        raise ScenarioError(
-            [
-                Problem(
-                    f"{path}: vmType", f"machineId {machine_id} is none of {known}", "--machine-id"
-                )
-            ]
-        )
+        message = f"machineId {machine_id} is none of {', '.join(machines)}"
+        raise ScenarioError([Problem(f"{path}: vmType", message, "choose one by --machine-id")])
     if not rows:
         raise ScenarioError([Problem(str(path), "holds no VMs")])
     number, tenant, start, end, core, memory = zip(*rows, strict=True)
