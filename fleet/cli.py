@@ -101,7 +101,7 @@ def run(
     ] = 24,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Run a scenario, write its tables and print a summary.
+    """Run a scenario, write its tables and print a summary.
 
     \b
     Examples:
@@ -150,7 +150,7 @@ def ask(
     as_json: JsonOption = False,
     parquet: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
-    r"""Ask the tables hosts, vms and events of a run with polars SQL.
+    """Ask the tables hosts, vms and events of a run with polars SQL.
 
     \b
     Examples:
