@@ -30,13 +30,15 @@ def shown(title: str) -> Iterator[Callable[[Progress], None] | None]:
         console=Console(stderr=True),
         transient=True,
     )
-    begin_s = time.perf_counter()
+    first: list[tuple[float, int]] = []  # when the first epoch was done, and its events
     with bar:
-        task = bar.add_task(title, total=None, completed=0, state="starting", start=True)
-        bar.update(task, total=1)
+        task = bar.add_task(title, total=1, state="starting")
 
         def on_epoch(progress: Progress) -> None:
-            rate = progress.vm_events / max(time.perf_counter() - begin_s, 1e-9)
+            if not first:
+                first.append((time.perf_counter(), progress.vm_events))
+            begin_s, events = first[0]
+            rate = (progress.vm_events - events) / max(time.perf_counter() - begin_s, 1e-3)
             state = f"{format_duration(progress.t_ns)} simulated, {rate:,.0f} VM events/s"
             bar.update(task, total=progress.nr_epochs, completed=progress.epoch, state=state)
 
