@@ -165,10 +165,9 @@ def ask(
     frame = query.query(run_directory, sql)
     status = rundir.open_run(run_directory).record["status"]
     if status != "complete":
-        typer.echo(f"warning: this run is {status}; its tables end early", err=True)
+        typer.echo(f'warning: the status of this run is "{status}"; its tables end early', err=True)
     if parquet:
-        with rundir.reported(parquet, "write"):
-            frame.write_parquet(parquet)
+        query.write_parquet(frame, parquet)
     elif as_csv:
         typer.echo(frame.write_csv(), nl=False)
     elif as_json:

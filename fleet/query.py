@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from fleet.loading import near
-from fleet.rundir import RunDirectory, open_run
+from fleet.rundir import RunDirectory, open_run, reported
 from fleet.schema import arrow_schema
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.stats import TABLES
@@ -57,6 +58,24 @@ def _problem(sql: str, error: Exception) -> Problem:
             hint = "fleet columns lists them"
         return Problem("query", f"unknown column {name!r}", hint)
     return Problem("query", message)
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Write a result to a file that appears whole or not at all.
+
+    Raises
+    ------
+    ResultsError
+        It cannot be written.
+    """
+    staged = path.with_name(f".{path.name}.new")
+    try:
+        with reported(path, "write"):
+            with staged.open("wb") as file:
+                pq.write_table(frame.to_arrow(), file, compression="zstd")
+            staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def as_text(frame: pl.DataFrame, rows: int) -> str:

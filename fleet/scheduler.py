@@ -4,6 +4,7 @@ Bulk-synchronous: within an epoch hosts do not interact; at the barrier the driv
 Rows of one epoch are written while the shards compute the next.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -168,6 +169,8 @@ def _same_run(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
 
 def _note_end(out: Path, record: dict[str, Any], status: str) -> None:
     """Write how the run ended; a full disk must not hide the error that ended it."""
+    if status != "complete":
+        shutil.rmtree(out / rundir.STAGING, ignore_errors=True)  # makes room for run.json
     try:
         rundir.write_json(out / rundir.RUN_FILE, record)
     except ResultsError:

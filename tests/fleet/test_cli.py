@@ -145,7 +145,7 @@ def test_query_of_an_unfinished_run_warns(run_small):
     (out / "run.json").write_text(json.dumps(record | {"status": "failed"}))
     done = fleet("query", str(out), "SELECT COUNT(*) FROM hosts")
     assert done.returncode == 0
-    assert "this run is failed" in done.stderr
+    assert 'the status of this run is "failed"' in done.stderr
 
 
 def test_summary_of_a_run(run_small):

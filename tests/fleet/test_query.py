@@ -1,6 +1,7 @@
+import polars as pl
 import pytest
 
-from fleet.query import as_text, query
+from fleet.query import as_text, query, write_parquet
 from hostsim.core.errors import ResultsError, ScenarioError
 
 
@@ -40,3 +41,17 @@ def test_text_shows_the_rows_asked_for(run_small):
         "| 0       |",
         "| 0       |",
     ]
+
+
+def test_result_file_appears_whole_or_not_at_all(run_small, tmp_path, monkeypatch):
+    frame = query(run_small(), "SELECT host_id FROM hosts")
+    write_parquet(frame, tmp_path / "a.parquet")
+    assert pl.read_parquet(tmp_path / "a.parquet").equals(frame)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fleet.query.pq.write_table", full)
+    with pytest.raises(ResultsError, match=r"b\.parquet: cannot write: No space left"):
+        write_parquet(frame, tmp_path / "b.parquet")
+    assert sorted(path.name for path in tmp_path.glob("*.parquet*")) == ["a.parquet"]
