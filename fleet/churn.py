@@ -1,33 +1,30 @@
 """The built-in churn: arrivals, flavours and lifetimes as in Azure's public trace of 2017.
 
 Statistics: AzurePublicDataset V1, CC-BY 4.0 (Cortez et al., SOSP 2017), in the form of
-huaweicloud/trace_generation_rnn (Bergsma et al., SOSP 2021); tables in scenarios/azure_v1.json.
+huaweicloud/trace_generation_rnn (Bergsma et al., SOSP 2021); tables in
+``fleet.azure_v1``.
 
 Batches arrive as a Poisson process whose rate follows the hour of the day, a factor per day and
 noise per five minutes; a batch has a size, one flavour or two, and shares one lifetime quantile.
 """
 
-import json
 import math
-from functools import cache
-from importlib.resources import files
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.azure_v1 import AzureV1, azure_v1
 from fleet.trace import I16, I64, Trace, make_trace
 from hostsim.core.rng import Stream, stream
-from hostsim.core.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_S, PAGE_BYTES
+from hostsim.core.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_S
 
 F64 = NDArray[np.float64]
 
-GB_PAGES = (1 << 30) // PAGE_BYTES  # 1 GB of the trace counts as 1 GiB
 BIN_NS = 300 * NS_PER_S  # resolution of the trace
 BINS_PER_HOUR = NS_PER_HOUR // BIN_NS
 BINS_PER_DAY = NS_PER_DAY // BIN_NS
-MIN_LIFETIME_S = 300.0  # the dataset's notebooks floor lifetimes at one bin
 BIN_NOISE_SHAPE = 66.0  # gamma noise per bin: brings the variance/mean of batches from 4.8 to 5.9
 DAY_NOISE_RATIO = 0.08  # sigma of the log-normal noise per day: the ACF(24 h) falls to 0.83
 MONTH_DAYS = 30
@@ -36,125 +33,8 @@ LARGE_BATCH_VMS = 10  # from here on, batches (58 % of the VMs) arrive with weak
 LARGE_EXPONENT = 0.4  # 0.8 to 1.2 instead of 0.6 to 1.4, so VMs 0.73 to 1.3
 SHARED_RATIO = 0.88  # VMs that share the batch's lifetime; squared, plus 17 % by chance: 81 %
 SHARED_WIDTH = 0.005  # how far from the batch's quantile: same or adjacent lifetime bin
-RECONCILE = 0.4  # how far the flavours' lifetime tables are bent to the table of all arrivals
 # Roberts' R2 sequence: the plastic number's inverse powers spread points evenly over a square
 R2_ALPHA = (1 / 1.324717957244746, 1 / 1.324717957244746**2)
-
-
-class SizeClass(NamedTuple):
-    """What batches of one range of sizes ask for; shares are of VMs."""
-
-    min_vms: int
-    mixed_ratio: float  # share of batches with two flavours
-    single_cdf: F64  # (flavours,) of batches with one flavour
-    pair_cdf: F64  # (pairs,)
-    pair: I16  # (pairs, 2) flavours
-    first_ratio: F64  # (pairs,) share of the pair's first flavour
-
-
-class AzureV1(NamedTuple):
-    """Tables of the generator; lifetimes in seconds, last lifetime bin open."""
-
-    names: tuple[str, ...]
-    vcpus: NDArray[np.int32]  # (flavours,)
-    memory_pages: I64  # (flavours,)
-    share_ratio: F64  # (flavours,) of arrivals
-    hour_factor: F64  # (24,) mean 1
-    batches_per_hour: float
-    size_vms: I64  # (sizes,)
-    size_cdf: F64  # (sizes,)
-    classes: tuple[SizeClass, ...]
-    edge_s: F64  # (bins,) lower edges of the lifetime bins, each other's upper ones
-    lifetime_pmf: F64  # (flavours, bins)
-    lifetime_cdf: F64  # (bins - 1,) published table of all arrivals at edge_s[1:]
-    tail_s: float  # mean of what exceeds the last edge, exponential
-    mean_lifetime_s: F64  # (flavours,)
-    concurrent_vms: float
-
-
-def _bend(pmf: F64, share_ratio: F64, target: F64) -> F64:
-    """Bend the flavours' lifetime tables towards the table of all arrivals.
-
-    The tables by flavour come from nine days, the flavour shares from thirty: their mixture
-    misses the table of all arrivals by up to 1.7 percentage points.  Raking (iterative
-    proportional fitting) finds the nearest tables that mix to it; the result goes RECONCILE of
-    the way there, so that both published tables are met within one point.
-    """
-    joint = pmf * share_ratio[:, None]
-    for _ in range(50):
-        joint *= target / joint.sum(axis=0)
-        joint *= (share_ratio / joint.sum(axis=1))[:, None]
-    raked = joint / share_ratio[:, None]
-    bent: F64 = (1 - RECONCILE) * pmf + RECONCILE * raked
-    return bent
-
-
-def _pmf(cdf: list[float]) -> F64:
-    """Return the masses of the lifetime bins; lifetimes of 0 and one bin are one mass."""
-    return np.diff(np.r_[0.0, cdf[1:], 1.0])
-
-
-def _size_classes(rows: list[dict[str, object]], number: dict[str, int]) -> tuple[SizeClass, ...]:
-    """Read the tables of flavours by batch size."""
-    classes = []
-    for row in rows:
-        single = np.zeros(len(number))
-        for name, share in row["single"].items():  # type: ignore[attr-defined]
-            single[number[name]] = share
-        pairs = list(row["pairs"]) or [[*list(number)[:2], 1.0, 0.5]]  # type: ignore[call-overload]
-        classes.append(
-            SizeClass(
-                int(row["min_vms"]),  # type: ignore[call-overload]
-                float(row["mixed_ratio"]),  # type: ignore[arg-type]
-                np.cumsum(single / single.sum()),
-                np.cumsum([weight for _, _, weight, _ in pairs]),
-                np.array([[number[a], number[b]] for a, b, _, _ in pairs], np.int16),
-                np.array([first for _, _, _, first in pairs]),
-            )
-        )
-    return tuple(classes)
-
-
-@cache
-def azure_v1() -> AzureV1:
-    """Read the tables and close the balance of VM-hours.
-
-    The mean of the open lifetime bin (about 68 days) is the one that makes arrivals times mean
-    lifetime equal the published mean concurrency.
-    """
-    data = json.loads(files("scenarios").joinpath("azure_v1.json").read_text("utf-8"))
-    names = tuple(row[0] for row in data["flavours"])
-    number = {name: index for index, name in enumerate(names)}
-    share_ratio = np.array([row[3] for row in data["flavours"]])
-    share_ratio /= share_ratio.sum()
-    tables = {name: _pmf(cdf) for name, cdf in data["lifetime_cdf_by_flavour"].items()}
-    pmf = np.array([tables[data["like"].get(name, name)] for name in names])
-    pmf = _bend(pmf, share_ratio, _pmf(data["lifetime_cdf"]))
-    edge_s = np.array([MIN_LIFETIME_S, *data["upper_s"][1:]], float)
-    middle_s = (edge_s[:-1] + edge_s[1:]) / 2
-    body_s = pmf[:, :-1] @ middle_s + pmf[:, -1] * edge_s[-1]
-    size_vms, batches = np.array(data["batch_sizes"]).T
-    vms_per_s = data["batches_per_hour"] / 3600 * np.average(size_vms, weights=batches)
-    mean_s = data["concurrent_vms"] / vms_per_s
-    tail_s = float((mean_s - share_ratio @ body_s) / (share_ratio @ pmf[:, -1]))
-    hour_factor = np.array(data["hour_factor"])
-    return AzureV1(
-        names,
-        np.array([row[1] for row in data["flavours"]], np.int32),
-        np.array([round(row[2] * GB_PAGES) for row in data["flavours"]], np.int64),
-        share_ratio,
-        hour_factor / hour_factor.mean(),
-        data["batches_per_hour"],
-        size_vms.astype(np.int64),
-        np.cumsum(batches / batches.sum()),
-        _size_classes(data["size_classes"], number),
-        edge_s,
-        pmf,
-        np.array(data["lifetime_cdf"][1:]),
-        tail_s,
-        body_s + pmf[:, -1] * tail_s,
-        data["concurrent_vms"],
-    )
 
 
 def _pick(cdf: F64, u: F64) -> I64:
@@ -177,14 +57,14 @@ def _pick_by(pmf: F64, row: I16 | I64, u: F64) -> tuple[I64, F64]:
 def _lifetime_ns(model: AzureV1, flavour: I16, u: F64, tail: F64) -> I64:
     """Return the lifetimes at quantiles `u` of the flavours' tables, linear inside a bin.
 
-    Simplified: the open bin is exponential for every flavour, with one mean, and there the VMs
-    of a batch end independently (`tail`: standard exponentials).
+    Simplified: the open bin is exponential, and there the VMs of a batch end independently
+    (`tail`: standard exponentials).
     """
     at, into = _pick_by(model.lifetime_pmf, flavour, u)
     lower_s, upper_s = model.edge_s[at], model.edge_s[np.minimum(at + 1, model.edge_s.size - 1)]
     is_tail = at == model.edge_s.size - 1
     lifetime_s = lower_s + into * (upper_s - lower_s)
-    lifetime_s[is_tail] = model.edge_s[-1] + model.tail_s * tail[is_tail]
+    lifetime_s[is_tail] = model.edge_s[-1] + model.tail_s[flavour[is_tail]] * tail[is_tail]
     return np.rint(lifetime_s * NS_PER_S).astype(np.int64)
 
 
@@ -320,16 +200,18 @@ def _standing(model: AzureV1, seed: int, scale: float) -> tuple[I64, I64, I16]:
     held = np.cumsum(model.share_ratio * model.mean_lifetime_s)
     flavour = _pick(held / held[-1], (np.arange(n) + rng.random()) / max(n, 1)).astype(np.int16)
     edge_s = model.edge_s
-    middle_s = np.r_[(edge_s[:-1] + edge_s[1:]) / 2, edge_s[-1] + model.tail_s]
-    biased = model.lifetime_pmf * middle_s
+    biased = model.lifetime_pmf.copy()
+    biased[:, :-1] *= (edge_s[:-1] + edge_s[1:]) / 2
+    biased[:, -1] *= edge_s[-1] + model.tail_s
     biased /= biased.sum(axis=1, keepdims=True)
     shift = rng.random(2)
     at, into = _pick_by(biased, flavour, (shift[0] + np.arange(n) * R2_ALPHA[0]) % 1.0)
     is_tail = at == edge_s.size - 1
     low_s, high_s = edge_s[at], edge_s[np.minimum(at + 1, edge_s.size - 1)]
     lifetime_s = np.sqrt(low_s**2 + into * (high_s**2 - low_s**2))
-    beyond_s = rng.standard_exponential((2, n)) * model.tail_s
-    twice = rng.random(n) < model.tail_s / (model.tail_s + edge_s[-1])
+    mean_s = model.tail_s[flavour]
+    beyond_s = rng.standard_exponential((2, n)) * mean_s
+    twice = rng.random(n) < mean_s / (mean_s + edge_s[-1])
     tail_s = edge_s[-1] + beyond_s[0] + twice * beyond_s[1]
     lifetime_s = np.where(is_tail, tail_s, lifetime_s)
     left_ratio = (shift[1] + np.arange(n) * R2_ALPHA[1]) % 1.0

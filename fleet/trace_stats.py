@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.churn import BIN_NS, BINS_PER_HOUR, azure_v1
+from fleet.azure_v1 import azure_v1
+from fleet.churn import BIN_NS, BINS_PER_HOUR
 from fleet.trace import I64, NEVER, Trace
 from hostsim.core.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_S, PAGE_BYTES
 
@@ -138,6 +139,7 @@ def _load_stats(trace: Trace) -> dict[str, Any]:
     return {
         "vm_hours": total,
         "core_hours": hours @ trace.vcpus,
+        "vcpus_per_vm_hour": hours @ trace.vcpus / total,
         "concurrent_vms": mean,
         "concurrent_vms_min": running.min(),
         "concurrent_vms_max": running.max(),

@@ -8,6 +8,7 @@ from fleet.trace_stats import BATCH_QUANTILES, LIFETIME_HOURS
 ARRIVALS = "V1, 1,870,433 arrivals"  # AzurePublicDataset V1 by Bergsma et al., SOSP 2021
 LIFETIMES = "V1, 669,435 arrivals, Kaplan-Meier"
 VM_HOURS = "V1, 104,371,713 VM-hours"
+CORE_HOURS = "V1, 237,815,105 core-hours"
 V2_BAND = "V2, live VMs over the month"
 
 # % of VMs with lifetime <= t, at LIFETIME_HOURS
@@ -85,6 +86,7 @@ def targets(scale: float = 1.0) -> Iterator[Target]:
     yield _near("concurrent_vms", "VMs at once", running, 0.03 * running, VM_HOURS)
     yield Target("concurrent_vms_band", "VMs at once, (max - min) / mean", 0.046, 0, 0.05, V2_BAND)
     yield Target("little_ratio", "VMs at once / (rate x lifetime)", 1.0, 0.99, 1.01, "Little's law")
+    yield _near("vcpus_per_vm_hour", "vCPUs per VM-hour", 2.28, 0.03 * 2.28, CORE_HOURS)
     yield Target("vm_hours_above_24h", "VM-hours of VMs > 24 h", 0.96, 0.94, 0.98, VM_HOURS)
     yield Target("vm_hours_up_to_1h", "VM-hours of VMs <= 1 h", 0.004, 0, 0.01, VM_HOURS)
 
