@@ -5,9 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.loading import near
 from fleet.placement import Placer
-from fleet.pool import POLICIES
 from fleet.scenario import HostGroup, Scenario, pages_text
 from fleet.trace import Trace, read_trace
 from hostsim.core.errors import Problem, ScenarioError
@@ -21,18 +19,10 @@ def open_demand(scenario: Scenario) -> Trace:
     Raises
     ------
     ScenarioError
-        Unknown policy, a trace that cannot be read, or VMs that no host could ever hold.
+        A trace that cannot be read, or VMs that no host could ever hold.
     """
-    problems = []
-    policy = scenario.placement.policy
-    if policy not in POLICIES:
-        place = f"{scenario.origin}: placement.policy"
-        problems.append(Problem(place, f"{policy!r} is unknown", near(policy, POLICIES)))
-    try:
-        trace = _trace(scenario)
-        problems += _misfits(scenario, trace)
-    except ScenarioError as error:
-        problems += error.problems
+    trace = _trace(scenario)
+    problems = list(_misfits(scenario, trace))
     if problems:
         raise ScenarioError(problems)
     return trace

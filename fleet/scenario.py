@@ -213,7 +213,7 @@ class VmsSection(Section):
 class PlacementSection(Section):
     """``[placement]``: which host takes a VM, and how far hosts are oversold."""
 
-    policy: str = "best-fit"
+    policy: Literal["best-fit", "first-fit"] = "best-fit"  # the keys of fleet.pool.POLICIES
     vcpu_overcommit: Positive = 1.0
     memory_overcommit: Positive = 1.0
     reject_oversized: bool = False

@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 
-from fleet.scenario import duration_text, pages_text
+from fleet.pool import POLICIES
+from fleet.scenario import PlacementSection, duration_text, pages_text
 from hostsim.core.units import NS_PER_HOUR, parse_duration_ns, parse_pages
 
 
@@ -38,3 +41,8 @@ def test_document_holds_every_default(small):
     }
     assert document["hosts"][1]["thp"]["enabled"] == "madvise"
     assert "path" not in document["vms"]
+
+
+def test_policies_of_a_scenario_are_those_of_the_pool():
+    annotation = PlacementSection.model_fields["policy"].annotation
+    assert set(get_args(annotation)) == set(POLICIES)
