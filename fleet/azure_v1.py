@@ -27,7 +27,7 @@ class SizeClass(NamedTuple):
     """What batches of one range of sizes ask for; shares are of VMs."""
 
     min_vms: int
-    mixed_ratio: float  # share of batches with two flavours
+    mixed_ratio: float  # share of batches with two flavours (the trace: or more)
     single_cdf: F64  # (flavours,) of batches with one flavour
     pair_cdf: F64  # (pairs,)
     pair: I16  # (pairs, 2) flavours

@@ -1,3 +1,10 @@
+import gzip
+import json
+import os
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -150,3 +157,26 @@ def test_large_batches_follow_the_hour_less_than_small_ones(month):
     # by hour, batches of 1-9 VMs swing by 2.4, of 10-19 VMs by 1.6 (AzurePublicDataset V1)
     assert swing[0] == pytest.approx(2.4, abs=0.2)
     assert swing[1] == pytest.approx(1.5, abs=0.2)
+
+
+@pytest.mark.skipif("HUGEFLEET_AZURE_V1" not in os.environ, reason="needs the processed arrivals")
+def test_tables_are_those_of_the_processed_arrivals():
+    folder = Path(os.environ["HUGEFLEET_AZURE_V1"])
+    batches = []
+    for part in ("train", "dev", "test"):
+        with gzip.open(folder / f"v1.{part}.txt.gz", "rt") as file:
+            for line in file:
+                split = [batch.strip(",").split(",") for batch in line.split()[1].split("|")]
+                batches += [batch for batch in split if batch != [""]]
+    data = json.loads(files("scenarios").joinpath("azure_v1.json").read_text("utf-8"))
+    sizes = Counter(len(batch) for batch in batches)
+    assert sorted(sizes.items()) == [tuple(row) for row in data["batch_sizes"]]
+    letters = Counter(letter for batch in batches for letter in batch)
+    shares = [letters[letter] / letters.total() for letter in sorted(letters)]
+    np.testing.assert_allclose(shares, [row[3] for row in data["flavours"]], atol=1e-6)
+    lowest = [row["min_vms"] for row in data["size_classes"]]
+    for row, low, high in zip(data["size_classes"], lowest, [*lowest[1:], 10**9], strict=True):
+        mine = [batch for batch in batches if low <= len(batch) < high]
+        vms = sum(map(len, mine)) if low >= 50 else len(mine)  # large classes are by VMs
+        mixed = sum(len(b) if low >= 50 else 1 for b in mine if len(set(b)) > 1)
+        assert row["mixed_ratio"] == pytest.approx(mixed / vms, abs=1e-5)
