@@ -125,7 +125,8 @@ def _flavours(
 ) -> tuple[I16, I16, I64]:
     """Draw first and second flavour of batches and how many VMs have the first.
 
-    Simplified: a mixed batch has two flavours (one in three has more), one after the other.
+    Simplified: a mixed batch has two flavours (of the trace's, one in four has more), one
+    after the other.
     """
     first = np.zeros(size_vms.size, np.int16)
     second = np.zeros(size_vms.size, np.int16)
@@ -228,6 +229,9 @@ def generate_azure_v1(
     Every day has its own streams (the day stands in the host slot of the stream's key), so the
     first day of a month equals a day drawn alone.  Ends are drawn to the end, also behind the
     span.
+
+    Simplified: no weekly rhythm and no drift; the trace's batches grew through the month, from
+    38,500 VMs on its first day to 87,600 on its busiest.
 
     Parameters
     ----------
