@@ -5,8 +5,17 @@ the command line starts at once.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
+if TYPE_CHECKING:
+    from fleet.loading import load
+    from fleet.scenario import Scenario
+    from fleet.scheduler import Options, run
+    from fleet.summary import summarise
+
+__all__ = ["Options", "Scenario", "load", "run", "summarise"]
+
+_HOME = {
     "Options": "fleet.scheduler",
     "Scenario": "fleet.scenario",
     "load": "fleet.loading",
@@ -16,6 +25,6 @@ _EXPORTS = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    return getattr(import_module(_HOME[name]), name)
