@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core import types
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,22 +45,46 @@ def cache_root() -> Path:
 CACHE_DIR = cache_root() / "kernels" / _source_digest()
 _config: Any = numba.config
 _config.CACHE_DIR = str(CACHE_DIR)
+_types: Any = types
 _njit: Any = numba.njit  # _nrt is not in its annotations
+
+
+def _widen(argument: Any) -> Any:
+    """Return the type under which a kernel is compiled for an argument from another kernel."""
+    argument = _types.unliteral(argument)
+    return types.int64 if isinstance(argument, types.Integer) else argument
+
+
+def _compile_once(dispatcher: Any) -> Any:
+    """Let kernels that call this one share one version of it.
+
+    Numba compiles a callee anew for each literal and each integer width in a call.
+    """
+    if _config.DISABLE_JIT:
+        return dispatcher
+    resolve = dispatcher.get_call_template
+
+    def get_call_template(args: Any, kws: dict[str, Any]) -> Any:
+        wide = tuple(_widen(a) for a in args)
+        return resolve(wide, {name: _widen(a) for name, a in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
 
 
 def kernel(function: F) -> F:
     """Compile a function of arrays and numbers: no allocation, no objects, no exceptions."""
-    compiled: F = _njit(
-        cache=True, error_model="numpy", nogil=True, _nrt=False, boundscheck=False
-    )(function)
+    compiled: F = _compile_once(
+        _njit(cache=True, error_model="numpy", nogil=True, _nrt=False)(function)
+    )
     return compiled
 
 
 def inline_kernel(function: F) -> F:
     """Compile a small helper into each of its callers."""
-    compiled: F = _njit(
-        cache=True, error_model="numpy", nogil=True, _nrt=False, inline="always"
-    )(function)
+    compiled: F = _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, inline="always")(
+        function
+    )
     return compiled
 
 

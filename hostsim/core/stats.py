@@ -140,18 +140,11 @@ HOST_COLUMNS: tuple[Column, ...] = (
         "pageblocks_partial", "int32", "gauge", "pageblocks", "Pageblocks partly free, partly used."
     ),
     Column(
-        "pageblocks_polluted",
-        "int32",
-        "gauge",
-        "pageblocks",
-        "Movable pageblocks that hold unmovable kernel pages.",
-    ),
-    Column(
         "unusable_index_order9",
         "int32",
         "gauge",
         "1/1000",
-        "Share of free memory in blocks smaller than a huge page, fullest zone.",
+        "Share of free memory in blocks smaller than a huge page, all zones.",
         "debugfs extfrag/unusable_index",
     ),
     Column(
@@ -159,7 +152,7 @@ HOST_COLUMNS: tuple[Column, ...] = (
         "int32",
         "gauge",
         "1/1000",
-        "Fragmentation index for order 9, fullest zone; -1000 if a block is free.",
+        "Fragmentation index for order 9, all zones; -1000 if a block is free.",
         "debugfs extfrag/extfrag_index",
     ),
     Column("pgfault", "int64", "counter", "faults", "Page faults, huge or not.", "/proc/vmstat"),

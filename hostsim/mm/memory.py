@@ -8,31 +8,36 @@ from typing import Any, Final
 
 import numpy as np
 
-from hostsim.core.units import MAX_PAGE_ORDER, NR_PAGE_ORDERS, PAGEBLOCK_ORDER
+from hostsim.core.units import MAX_PAGE_ORDER, NR_PAGE_ORDERS, PAGE_BYTES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     NR_TYPES,
     NR_ZONES,
     TYPE_NAMES,
     Z_END,
+    Z_FREE,
     Z_LABEL,
     Z_MANAGED,
     Z_START,
+    Z_VIRGIN,
+    Z_VIRGIN_END,
     ZONE_NAMES,
     Memory,
     carve_memory,
 )
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import init_pcp
-from hostsim.mm.physmem import init_lists, zone_spans
-from hostsim.mm.tunables import NR_TUNABLES, T_DEFRAG, T_ENABLED, T_USE_ZERO_PAGE, set_profile
+from hostsim.mm.physmem import PB_RESERVED, init_lists, zone_spans
+from hostsim.mm.tunables import NR_TUNABLES, set_profile, set_tunable
 from hostsim.mm.vmstat import NR_VMSTAT
 from hostsim.mm.watermark import min_free_kbytes, set_watermarks
 
+STRUCT_PAGE_BYTES: Final = 64  # include/linux/mm_types.h, x86-64
+KERNEL_IMAGE_PAGES: Final = 8192  # 32 MiB: text, data and early allocations
 PAGETYPEINFO_CAP: Final = 100_000  # mm/vmstat.c: larger counts print as ">100000"
 
 
-def new_memory(nr_pages: int, kernel: str, nr_cpus: int) -> Memory:
+def new_memory(nr_pages: int, kernel: str, nr_cpus: int, memmap: bool = False) -> Memory:
     """Return the memory of a freshly booted machine, every frame free.
 
     Parameters
@@ -43,6 +48,9 @@ def new_memory(nr_pages: int, kernel: str, nr_cpus: int) -> Memory:
         Profile name, "6.1" or "6.12".
     nr_cpus
         CPUs, for the limits of the per-CPU lists.
+    memmap
+        Whether struct pages (1/64 of memory) and the kernel image are taken out first; they lie
+        at the start of the highest zone.
 
     Raises
     ------
@@ -61,11 +69,39 @@ def new_memory(nr_pages: int, kernel: str, nr_cpus: int) -> Memory:
     init_lists(mem)
     init_pcp(mem)
     set_profile(mem.tunables, kernel)
-    mem.tunables[T_ENABLED] = 0
-    mem.tunables[T_DEFRAG] = 3
-    mem.tunables[T_USE_ZERO_PAGE] = 1
+    set_thp(mem, "always", "madvise", True)
+    if memmap:
+        _reserve_memmap(mem, nr_pages)
     setup_watermarks(mem, nr_cpus)
     return mem
+
+
+def _reserve_memmap(mem: Memory, nr_pages: int) -> None:
+    """Take the frames of struct page and the kernel image out of the highest zone."""
+    zone = _populated(mem)[-1]
+    first = int(mem.zone[zone, Z_VIRGIN])
+    pageblocks = -(-(nr_pages * STRUCT_PAGE_BYTES // PAGE_BYTES + KERNEL_IMAGE_PAGES) // 1024) * 2
+    if first + pageblocks >= int(mem.zone[zone, Z_VIRGIN_END]):
+        raise ValueError(f"{nr_pages} pages are too few for a host")
+    mem.pb["state"][first : first + pageblocks] = PB_RESERVED
+    mem.zone[zone, Z_VIRGIN] += pageblocks
+    frames = pageblocks << PAGEBLOCK_ORDER
+    mem.zone[zone, Z_MANAGED] -= frames
+    mem.zone[zone, Z_FREE] -= frames
+    mem.nr_free[zone, MIGRATE_MOVABLE, MAX_PAGE_ORDER] -= pageblocks >> 1
+
+
+def set_thp(mem: Memory, enabled: str, defrag: str, use_zero_page: bool) -> None:
+    """Write the sysfs files of transparent_hugepage.
+
+    Raises
+    ------
+    ValueError
+        A value that the file does not take.
+    """
+    set_tunable(mem.tunables, "enabled", enabled)
+    set_tunable(mem.tunables, "defrag", defrag)
+    set_tunable(mem.tunables, "use_zero_page", "1" if use_zero_page else "0")
 
 
 def setup_watermarks(mem: Memory, nr_cpus: int) -> None:

@@ -1,0 +1,314 @@
+"""A node: one host and its guests, advanced tick by tick.
+
+Here the two meet: a guest decides what it touches and releases, the host faults and frees.
+A node knows no Ray and no other node.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guestsim.memory_use import (
+    G_BOOT,
+    G_FREED_NR,
+    G_GROWN,
+    G_KEY,
+    G_MM,
+    G_PAGES,
+    G_PEAK,
+    G_SMALL_TICK,
+    G_START_NS,
+    G_VCPUS,
+    G_VM,
+    NR_G_FIELDS,
+    NR_OP_FIELDS,
+    OPS_PER_GUEST,
+    draw_guest,
+    guests_tick,
+    pages_wanted,
+)
+from guestsim.spec import GuestSpec
+from hostsim.core.stats import (
+    EVENT_COLUMNS,
+    EVENT_NAMES,
+    HOST_COLUMNS,
+    REASON_NAMES,
+    VM_COLUMNS,
+)
+from hostsim.core.units import NS_PER_HOUR
+from hostsim.host import OP_MM, OP_TOUCH, Host
+from hostsim.mm.mm_types import (
+    MM_EPT,
+    MM_HUGE,
+    MM_RAM_ANON,
+    MM_THP_ALLOC,
+    MM_THP_FALLBACK,
+    NIL,
+)
+from hostsim.spec import HostSpec
+
+STOP = 0
+START = 1
+_FIRST_GAUGE = 5  # columns before: t_ns, host_id, nr_vms, committed_vcpus, committed_pages
+_EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
+_REASON = {name: code for code, name in enumerate(REASON_NAMES)}
+
+
+class Commands(NamedTuple):
+    """What the scheduler wants of one host in one epoch, sorted by time."""
+
+    t_ns: NDArray[np.int64]
+    kind: NDArray[np.int8]  # STOP or START
+    vm_id: NDArray[np.int64]
+    vcpus: NDArray[np.int32]
+    memory_pages: NDArray[np.int64]
+    age_ns: NDArray[np.int64]  # how long a standing VM has already run, else 0
+
+
+class NodeRows(NamedTuple):
+    """Rows of the result tables, in the column order of `hostsim.core.stats`."""
+
+    hosts: NDArray[np.int64]  # (ticks, columns)
+    vms: NDArray[np.int64]  # (rows, columns)
+    events: NDArray[np.int64]  # (rows, columns)
+
+
+class Node:
+    """One host with the guests on it.
+
+    Parameters
+    ----------
+    spec, guests
+        Resolved descriptions of the host and of how guests use memory.
+    host_id, seed
+        Key of the random streams.
+    tick_ns
+        Step of guest and kernel memory, and of the rows of ``hosts``.
+    vm_rows_ns
+        Step of the rows of ``vms``.
+    """
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        guests: GuestSpec,
+        host_id: int,
+        seed: int,
+        tick_ns: int,
+        vm_rows_ns: int,
+    ) -> None:
+        self.host = Host(spec, host_id, seed)
+        self.guest_spec = guests
+        self.host_id, self.seed = host_id, seed
+        self.tick_ns, self.vm_rows_ns = tick_ns, vm_rows_ns
+        self.guests: NDArray[np.int64] = np.full((8, NR_G_FIELDS), -1, np.int64)
+        self.row_of: dict[int, int] = {}  # VM -> row of guests
+        self._ops: NDArray[np.int64] = np.zeros((8 * OPS_PER_GUEST, NR_OP_FIELDS), np.int64)
+        self._vm_rows: list[list[int]] = []
+        self._event_rows: list[list[int]] = []
+
+    def advance(self, commands: Commands, t0_ns: int, t1_ns: int) -> NodeRows:
+        """Run the node from one barrier to the next and return its rows.
+
+        Parameters
+        ----------
+        commands
+            All within ``t0_ns <= t_ns < t1_ns``.
+        t0_ns, t1_ns
+            Multiples of the tick.
+
+        Raises
+        ------
+        InvariantError
+            The host's state is inconsistent.
+        """
+        self._vm_rows, self._event_rows = [], []
+        ticks = (t1_ns - t0_ns) // self.tick_ns
+        hosts = np.zeros((ticks, len(HOST_COLUMNS)), np.int64)
+        position = 0
+        for i in range(ticks):
+            end_ns = t0_ns + (i + 1) * self.tick_ns
+            position = self._obey(commands, position, end_ns)
+            self._tick(end_ns)
+            self._fill_host_row(hosts[i], end_ns)
+            if end_ns % self.vm_rows_ns == 0:
+                for row in self.row_of.values():
+                    self._note_vm(end_ns, row, ended=False)
+        return NodeRows(
+            hosts,
+            _table(self._vm_rows, len(VM_COLUMNS)),
+            _table(self._event_rows, len(EVENT_COLUMNS)),
+        )
+
+    def check(self) -> None:
+        """Recompute the host's state from scratch.
+
+        Raises
+        ------
+        InvariantError
+            It is inconsistent.
+        """
+        from hostsim.mm.check import check_memory
+
+        check_memory(self.host.mem)
+
+    def _obey(self, commands: Commands, position: int, end_ns: int) -> int:
+        """Carry out the commands before a time; return the position of the next."""
+        while position < len(commands.t_ns) and commands.t_ns[position] < end_ns:
+            t_ns, vm_id = int(commands.t_ns[position]), int(commands.vm_id[position])
+            if commands.kind[position] == START:
+                self._start(
+                    t_ns,
+                    vm_id,
+                    int(commands.vcpus[position]),
+                    int(commands.memory_pages[position]),
+                    int(commands.age_ns[position]),
+                )
+            elif vm_id in self.row_of:  # else it was killed since the last barrier
+                self._end(t_ns, vm_id, "end", "")
+            position += 1
+        return position
+
+    def _start(self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int) -> None:
+        """Start a VM and let it touch its boot footprint, or all it has if it ran before."""
+        spec = self.guest_spec
+        boot, peak, madvised, key = draw_guest(spec, self.seed, vm_id, pages)
+        mm, enough = self.host.start(vm_id, pages, spec.overhead_pages, madvised)
+        row = self._new_row()
+        guest = self.guests[row]
+        guest[G_VM], guest[G_MM], guest[G_PAGES], guest[G_VCPUS] = vm_id, mm, pages, vcpus
+        guest[G_START_NS], guest[G_BOOT], guest[G_PEAK] = t_ns - age_ns, boot, peak
+        guest[G_KEY], guest[G_FREED_NR], guest[G_SMALL_TICK] = key, 0, -1
+        guest[G_GROWN] = pages_wanted(self.guests, row, t_ns, spec.growth_ns)
+        self.row_of[vm_id] = row
+        self._note_event(t_ns, row, "start", "")
+        if not enough and not self._kill(t_ns, mm):
+            return
+        own = self.host.own_first_page(pages)
+        ops = np.array(
+            [
+                (mm, OP_TOUCH, own, spec.overhead_pages),
+                (mm, OP_TOUCH, 0, int(guest[G_GROWN])),
+            ],
+            np.int64,
+        )
+        self._apply(t_ns, ops, len(ops))
+
+    def _tick(self, end_ns: int) -> None:
+        """Let guests and the kernel use memory up to a time."""
+        tick = end_ns // self.tick_ns
+        spec = self.guest_spec
+        nr = guests_tick(
+            self.guests,
+            self._ops,
+            tick,
+            end_ns,
+            spec.growth_ns,
+            spec.reuse_per_hour * self.tick_ns / NS_PER_HOUR,
+            spec.small_release_ratio,
+        )
+        self._apply(end_ns, self._ops, int(nr))
+        if not self.host.kernel_tick(tick, self.tick_ns):
+            self._kill(end_ns, NIL)
+
+    def _apply(self, t_ns: int, ops: NDArray[np.int64], nr: int) -> None:
+        """Carry out operations, killing the largest VM whenever memory runs out."""
+        done, resume = self.host.apply(ops, nr)
+        while done < nr:
+            victim = self._kill(t_ns, NIL)
+            ops[ops[:, OP_MM] == victim, OP_MM] = NIL
+            done, resume = self.host.apply(ops, nr, done, resume)
+
+    def _kill(self, t_ns: int, spare: int) -> int:
+        """Let the OOM killer take a VM; return its process, or 0 if it is the one to spare."""
+        mm = self.host.oom_victim()
+        self._end(t_ns, self.host.vm_of(mm), "kill", "oom")
+        return 0 if mm == spare else mm
+
+    def _end(self, t_ns: int, vm_id: int, event: str, reason: str) -> None:
+        """End a VM for a reason."""
+        row = self.row_of.pop(vm_id)
+        self._note_vm(t_ns, row, ended=True)
+        self._note_event(t_ns, row, event, reason)
+        self.host.stop(int(self.guests[row, G_MM]))
+        self.guests[row] = -1
+
+    def _new_row(self) -> int:
+        """Return a free row of the table of guests, which grows as needed."""
+        free = np.flatnonzero(self.guests[:, G_VM] < 0)
+        if len(free):
+            return int(free[0])
+        rows = len(self.guests)
+        self.guests = np.concatenate([self.guests, np.full_like(self.guests, -1)])
+        self._ops = np.zeros((2 * rows * OPS_PER_GUEST, NR_OP_FIELDS), np.int64)
+        return rows
+
+    def _note_vm(self, t_ns: int, row: int, ended: bool) -> None:
+        guest = self.guests[row]
+        mm = self.host.mem.mm[guest[G_MM]]
+        self._vm_rows.append(
+            [
+                t_ns,
+                self.host_id,
+                guest[G_VM],
+                guest[G_VCPUS],
+                guest[G_PAGES],
+                mm[MM_RAM_ANON],
+                mm[MM_HUGE],
+                mm[MM_EPT],
+                mm[MM_THP_ALLOC],
+                mm[MM_THP_FALLBACK],
+                int(ended),
+            ]
+        )
+
+    def _note_event(self, t_ns: int, row: int, event: str, reason: str) -> None:
+        guest = self.guests[row]
+        self._event_rows.append(
+            [
+                t_ns,
+                self.host_id,
+                guest[G_VM],
+                _EVENT[event],
+                _REASON[reason],
+                guest[G_VCPUS],
+                guest[G_PAGES],
+            ]
+        )
+
+    def _fill_host_row(self, row: NDArray[np.int64], t_ns: int) -> None:
+        used = self.guests[self.guests[:, G_VM] >= 0]
+        row[:_FIRST_GAUGE] = (
+            t_ns,
+            self.host_id,
+            len(used),
+            used[:, G_VCPUS].sum(),
+            used[:, G_PAGES].sum(),
+        )
+        self.host.fill_row(row, _FIRST_GAUGE)
+
+
+def _table(rows: list[list[int]], columns: int) -> NDArray[np.int64]:
+    """Return rows as an array, also when there are none."""
+    return np.array(rows, np.int64).reshape(len(rows), columns)
+
+
+def warmup() -> None:
+    """Compile every kernel a node uses, or load it from the cache."""
+    from hostsim.spec import SlabSpec
+
+    slab = SlabSpec(100.0, NS_PER_HOUR, 0.5, NS_PER_HOUR, 64)
+    spec = HostSpec(2, 1 << 19, 0, "6.12", "madvise", "madvise", True, slab)
+    guests = GuestSpec(1 << 12, 0.8, 10.0, NS_PER_HOUR, 0.5, 0.1, 0.5, 512)
+    hour = NS_PER_HOUR
+    node = Node(spec, guests, 0, 0, hour // 12, hour)
+    start: dict[str, Any] = {
+        "t_ns": np.array([0, 1, hour // 2], np.int64),
+        "kind": np.array([START, START, STOP], np.int8),
+        "vm_id": np.array([0, 1, 0], np.int64),
+        "vcpus": np.ones(3, np.int32),
+        "memory_pages": np.array([1 << 16, 1 << 14, 1 << 16], np.int64),
+        "age_ns": np.array([hour, 0, 0], np.int64),
+    }
+    node.advance(Commands(**start), 0, hour)

@@ -1,0 +1,343 @@
+"""One KVM host: its memory manager, its kernel's own memory, and the VMs' processes.
+
+A host knows a guest as QEMU's process: guest RAM that it maps on demand, an EPT, and some
+small-page memory of QEMU's own.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.errors import InvariantError
+from hostsim.core.jit import kernel
+from hostsim.core.rng import Stream, stream
+from hostsim.core.stats import HOST_COLUMNS
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
+    HPAGE_PUD_ORDER,
+    NR_PAGE_ORDERS,
+    NS_PER_S,
+)
+from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.memory import new_memory, set_thp
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MIGRATE_RECLAIMABLE,
+    MIGRATE_UNMOVABLE,
+    MM_VM,
+    MM_WINDOWS,
+    NIL,
+    NR_TYPES,
+    NR_ZONES,
+    P_REC_LIVE,
+    P_RESUME,
+    PCP_COUNT,
+    Z_FREE,
+    Z_LABEL,
+    Z_MANAGED,
+    Memory,
+)
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
+from hostsim.mm.oom import select_bad_process
+from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
+from hostsim.mm.pcp import decay_pcp
+from hostsim.mm.pgtable import alloc_table
+from hostsim.mm.rmap import KIND_EPT, KIND_KERNEL, KIND_PGTABLE
+from hostsim.mm.slab import Slab, alloc_boot_pages, new_slab, slab_tick
+from hostsim.mm.tunables import T_PCP_6_12
+from hostsim.mm.vmstat import (
+    ALLOCSTALL,
+    EXTFRAG_EVENTS,
+    NR_ANON_PAGES,
+    NR_ANON_THPS,
+    NR_EPT,
+    NR_GUEST_PAGES,
+    NR_KERNEL,
+    NR_PAGETABLE,
+    OOM_KILL,
+    PGALLOC,
+    PGFAULT,
+    PGFREE,
+    THP_DEFERRED_SPLIT_PAGE,
+    THP_FAULT_ALLOC,
+    THP_FAULT_FALLBACK,
+    THP_SPLIT_PAGE,
+    THP_SPLIT_PMD,
+    VM_ENDS,
+    VM_STARTS,
+)
+from hostsim.mm.zap import discard_range, exit_mm
+from hostsim.spec import HostSpec
+
+# Page tables and kernel pages of a QEMU process beside those of guest RAM.
+PROCESS_PGTABLES: Final = 12  # upper levels and the tables of text, heap and stacks
+PROCESS_KERNEL_PAGES: Final = 16  # kernel stacks (4 pages a thread) and task slabs
+EPT_ROOT_PAGES: Final = 2  # root and the PDPT of the first 512 GiB
+
+OP_MM: Final = 0
+OP_KIND: Final = 1
+OP_START: Final = 2
+OP_NR: Final = 3
+OP_TOUCH: Final = 0
+OP_DISCARD: Final = 1
+NR_COLUMNS: Final = len(HOST_COLUMNS)
+
+
+class Births(NamedTuple):
+    """Slab-like churn in units of a tick; see `hostsim.mm.slab.slab_tick`."""
+
+    short_births: float
+    short_life_ticks: float
+    long_births: float
+    long_life_ticks: float
+
+
+@kernel
+def new_process(
+    mem: Memory, ram_pages: int, own_pages: int, advice: int, vm_id: int
+) -> tuple[int, bool]:
+    """Start a VM's process with its kernel pages, page tables and upper EPT levels.
+
+    Returns
+    -------
+    mm, enough
+        The process (NIL if the process table is full), and whether memory sufficed.
+    """
+    mm = mm_alloc(mem, ram_pages, own_pages, advice, True, vm_id)
+    if mm == NIL:
+        return NIL, False
+    gib = (ram_pages + (1 << HPAGE_PUD_ORDER) - 1) >> HPAGE_PUD_ORDER
+    for _ in range(PROCESS_KERNEL_PAGES):
+        if not alloc_table(mem, mm, KIND_KERNEL):
+            return mm, False
+    for _ in range(PROCESS_PGTABLES + gib):
+        if not alloc_table(mem, mm, KIND_PGTABLE):
+            return mm, False
+    for _ in range(EPT_ROOT_PAGES + gib):
+        if not alloc_table(mem, mm, KIND_EPT):
+            return mm, False
+    return mm, True
+
+
+@kernel
+def apply_ops(mem: Memory, ops: NDArray[np.int64], first: int, nr: int, resume: int) -> int:
+    """Carry out operations ``first .. nr - 1`` on the memory of processes, in order.
+
+    Parameters
+    ----------
+    ops
+        Rows of mm, kind, start page, pages.
+    resume
+        Page at which the first operation goes on, or NIL to begin it.
+
+    Returns
+    -------
+    int
+        ``nr``, or the operation that ran out of memory; ``pool[P_RESUME]`` is its page.
+    """
+    for i in range(first, nr):
+        mm = ops[i, OP_MM]
+        start = ops[i, OP_START]
+        pages = ops[i, OP_NR]
+        if mm == NIL or pages <= 0:
+            continue
+        if ops[i, OP_KIND] == OP_DISCARD:
+            discard_range(mem, mm, start, pages)
+            continue
+        begin = start
+        if i == first and resume != NIL:
+            begin = resume
+        if touch_range(mem, mm, start, pages, 1, 1.0, 0, True, begin) != FAULT_OK:
+            return i
+    return nr
+
+
+@kernel
+def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], first: int) -> None:
+    """Write the gauges and counters of a host from column ``first`` on.
+
+    Parameters
+    ----------
+    row
+        One row of the table ``hosts``.
+    free
+        Work space for 11 numbers.
+    """
+    vmstat = mem.vmstat
+    managed = 0
+    nr_free = 0
+    pcp = 0
+    for zone in range(NR_ZONES):
+        managed += mem.zone[zone, Z_MANAGED]
+        nr_free += mem.zone[zone, Z_FREE]
+        pcp += mem.zone[zone, PCP_COUNT]
+    at = first
+    for value in (
+        managed,
+        nr_free,
+        pcp,
+        vmstat[NR_ANON_PAGES],
+        vmstat[NR_ANON_THPS],
+        vmstat[NR_GUEST_PAGES],
+        vmstat[NR_PAGETABLE],
+        vmstat[NR_EPT],
+        vmstat[NR_KERNEL],
+    ):
+        row[at] = value
+        at += 1
+    for order in range(NR_PAGE_ORDERS):
+        free[order] = 0
+        for zone in range(NR_ZONES):
+            for migratetype in range(NR_TYPES):
+                free[order] += mem.nr_free[zone, migratetype, order]
+        row[at] = free[order]
+        at += 1
+    for migratetype in (MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE):
+        row[at] = 0
+        for zone in range(NR_ZONES):
+            row[at] += mem.zone[zone, Z_LABEL + migratetype]
+        at += 1
+    for value in (
+        mem.pool[P_REC_LIVE],
+        unusable_free_index(free, HPAGE_PMD_ORDER),
+        fragmentation_index(free, HPAGE_PMD_ORDER),
+        vmstat[PGFAULT],
+        vmstat[THP_FAULT_ALLOC],
+        vmstat[THP_FAULT_FALLBACK],
+        vmstat[THP_SPLIT_PMD],
+        vmstat[THP_SPLIT_PAGE],
+        vmstat[THP_DEFERRED_SPLIT_PAGE],
+        vmstat[PGALLOC] + vmstat[PGALLOC + 1] + vmstat[PGALLOC + 2],
+        vmstat[PGFREE],
+        vmstat[EXTFRAG_EVENTS],
+        vmstat[ALLOCSTALL],
+        vmstat[OOM_KILL],
+        vmstat[VM_STARTS],
+        vmstat[VM_ENDS],
+    ):
+        row[at] = value
+        at += 1
+
+
+class Host:
+    """A KVM host that runs VMs in simulated physical memory.
+
+    Parameters
+    ----------
+    spec
+        Hardware and kernel settings.
+    host_id
+        Number of the host; keys its random streams.
+    seed
+        Seed of the run.
+
+    Raises
+    ------
+    ValueError
+        The memory is no multiple of 4 MiB, or the kernel or a setting is unknown.
+    """
+
+    def __init__(self, spec: HostSpec, host_id: int, seed: int) -> None:
+        self.spec = spec
+        self.mem = new_memory(spec.memory_pages, spec.kernel, spec.vcpus, memmap=True)
+        set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
+        self.slab: Slab = new_slab()
+        self.key = int(stream(seed, Stream.KERNEL_MEMORY, host_id).integers(1 << 62))
+        self._free = np.zeros(NR_PAGE_ORDERS, np.int64)
+        if not alloc_boot_pages(self.mem, spec.slab.base_pages):
+            raise ValueError(
+                f"slab.base_pages {spec.slab.base_pages}: the host's memory cannot hold them"
+            )
+
+    def start(self, vm_id: int, ram_pages: int, own_pages: int, madvised: bool) -> tuple[int, bool]:
+        """Start a VM's process; return its number and whether memory sufficed.
+
+        Parameters
+        ----------
+        ram_pages
+            Guest RAM, page 0 on.
+        own_pages
+            Small-page memory of QEMU itself, from `own_first_page` on.
+        madvised
+            Whether the guest RAM has MADV_HUGEPAGE.
+
+        Raises
+        ------
+        InvariantError
+            The process table is full.
+        """
+        advice = ADVICE_HUGE if madvised else ADVICE_NONE
+        mm, enough = new_process(self.mem, ram_pages, own_pages, advice, vm_id)
+        if mm == NIL:
+            raise InvariantError("more processes on one host than the process table holds")
+        self.mem.vmstat[VM_STARTS] += 1
+        return int(mm), bool(enough)
+
+    def own_first_page(self, ram_pages: int) -> int:
+        """Return the first page of a process's own memory behind its guest RAM."""
+        return -(-ram_pages // HPAGE_PMD_NR) * HPAGE_PMD_NR
+
+    def stop(self, mm: int) -> None:
+        """End a VM's process and free all it owns."""
+        exit_mm(self.mem, mm)
+        self.mem.vmstat[VM_ENDS] += 1
+
+    def apply(
+        self, ops: NDArray[np.int64], nr: int, first: int = 0, resume: int = NIL
+    ) -> tuple[int, int]:
+        """Carry out operations; return how far they came and the page to resume at.
+
+        See `apply_ops`.
+        """
+        done = int(apply_ops(self.mem, ops, first, nr, resume))
+        return done, int(self.mem.pool[P_RESUME])
+
+    def oom_victim(self) -> int:
+        """Return the process that the OOM killer takes now (NIL if none) and count the kill."""
+        mm = int(select_bad_process(self.mem))
+        if mm != NIL:
+            self.mem.vmstat[OOM_KILL] += 1
+        return mm
+
+    def kernel_tick(self, tick: int, tick_ns: int) -> bool:
+        """Advance the kernel's own memory and its workers by a tick; False if memory ran out."""
+        if self.mem.tunables[T_PCP_6_12]:
+            decay_pcp(self.mem, tick_ns // NS_PER_S)
+        births = births_per_tick(self.spec, tick_ns)
+        return bool(slab_tick(self.mem, self.slab, tick, *births, self.key))
+
+    def fill_row(self, row: NDArray[Any], first: int) -> None:
+        """Write this host's gauges and counters into a row of the table ``hosts``."""
+        fill_host_row(self.mem, row, self._free, first)
+
+    def vm_of(self, mm: int) -> int:
+        """Return the VM whose process this is."""
+        return int(self.mem.mm[mm, MM_VM])
+
+    def windows_of(self, mm: int) -> int:
+        """Return the 2 MiB windows of a process's address space."""
+        return int(self.mem.mm[mm, MM_WINDOWS])
+
+
+def births_per_tick(spec: HostSpec, tick_ns: int) -> Births:
+    """Return slab-like churn in units of a tick.
+
+    A birth at a random moment of a tick lives to its end with probability
+    ``life * (1 - exp(-tick / life)) / tick``.
+    """
+    slab = spec.slab
+    mean_pages = (1 + 2 + 4 + 8) / 4.0  # orders 0..3 equally likely
+    births = slab.rate_pages_per_s * tick_ns / NS_PER_S / mean_pages
+
+    def alive(life_ns: int) -> float:
+        life_ticks = life_ns / tick_ns
+        return life_ticks * -float(np.expm1(-1.0 / life_ticks))
+
+    return Births(
+        births * (1.0 - slab.long_lived_ratio) * alive(slab.lifetime_ns),
+        slab.lifetime_ns / tick_ns,
+        births * slab.long_lived_ratio * alive(slab.long_lifetime_ns),
+        slab.long_lifetime_ns / tick_ns,
+    )
