@@ -1,0 +1,257 @@
+"""Memory laid out from what a real kernel's /proc files told of it.
+
+Known are the free blocks by zone, type and order and the pageblocks of each type; where the
+used memory lies is not.  The rule that places it: pageblocks of a zone from its start, the types
+Unmovable, Reclaimable, Movable in turn; of a type's pageblocks first those without free memory,
+then those with small free blocks, then whole free ones.  A pageblock holds at most one small
+free block of an order, at the offset equal to its size, so that it merges with nothing.
+
+Pages on the per-CPU lists are in no /proc file.  They are placed in used movable pageblocks,
+highest first, two frames of which (the first of each half) stay in use.
+
+Simplified: all memory in use counts as unmovable; the per-CPU lists hold only movable pages.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.jit import kernel
+from hostsim.core.units import (
+    HPAGE_PMD_ORDER,
+    MAX_PAGE_ORDER,
+    NR_PAGE_ORDERS,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+)
+from hostsim.mm.buddy import HEAD, TAIL, add_free_block, add_free_pageblocks
+from hostsim.mm.memory import setup_watermarks
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MIGRATE_RECLAIMABLE,
+    MIGRATE_UNMOVABLE,
+    NIL,
+    NR_SMALL_ORDERS,
+    NR_ZONES,
+    P_PAGEBLOCKS,
+    PCP_COUNT,
+    Z_END,
+    Z_FREE,
+    Z_LABEL,
+    Z_MANAGED,
+    Z_START,
+    Z_VIRGIN,
+    Z_VIRGIN_END,
+    Memory,
+    carve_memory,
+)
+from hostsim.mm.pcp import NR_LISTS, init_pcp, list_index, push_tail
+from hostsim.mm.physmem import (
+    PB_FREE9,
+    PB_FULL,
+    PB_PARTIAL,
+    PB_RESERVED,
+    get_pageblock_migratetype,
+    init_lists,
+    pageblock_state,
+    record_alloc,
+    set_frames,
+    set_pageblock_migratetype,
+    set_state,
+)
+from hostsim.mm.rmap import KIND_BOOT, add_extent, del_extent
+from hostsim.mm.tunables import NR_TUNABLES, set_profile
+from hostsim.mm.vmstat import NR_VMSTAT
+
+LAYOUT_TYPES: Final = (MIGRATE_UNMOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_MOVABLE)
+DMA_MANAGED_PAGES: Final = 3840  # zoneinfo managed of the DMA zone of a PC
+
+
+class ZoneState(NamedTuple):
+    """What pagetypeinfo says of one zone."""
+
+    free: NDArray[np.int64]  # (types, 11) free blocks
+    pageblocks: NDArray[np.int64]  # (types,)
+
+
+def memory_from(
+    zones: dict[int, ZoneState], managed_pages: int, pcp_pages: int, kernel: str, nr_cpus: int
+) -> Memory:
+    """Return memory with the free blocks and pageblock types of a snapshot.
+
+    Parameters
+    ----------
+    zones
+        By zone number; zones left out are empty.
+    managed_pages
+        MemTotal in pages.
+    pcp_pages
+        Pages on the per-CPU lists; as many as fit are placed there.
+    kernel
+        Profile name.
+    nr_cpus
+        CPUs of the machine.
+
+    Raises
+    ------
+    ValueError
+        The free blocks of a zone do not fit into its pageblocks.
+    """
+    spans = {}
+    end = 0
+    for zone in range(NR_ZONES):
+        pageblocks = int(zones[zone].pageblocks.sum()) if zone in zones else 0
+        spans[zone] = (end, end + pageblocks)
+        end += pageblocks + pageblocks % 2  # zones begin on an order-10 boundary
+    nr_pages = end << PAGEBLOCK_ORDER
+    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES)
+    for zone, (first, last) in spans.items():
+        mem.zone[zone, Z_START] = first << PAGEBLOCK_ORDER
+        mem.zone[zone, Z_END] = last << PAGEBLOCK_ORDER
+        mem.zone[zone, Z_LABEL + MIGRATE_MOVABLE] = last - first
+    init_lists(mem)
+    mem.nr_free[:] = 0
+    mem.zone[:, Z_FREE] = 0
+    mem.zone[:, Z_VIRGIN] = mem.zone[:, Z_VIRGIN_END]
+    _forget_virgin(mem)
+    mem.pb["state"][: mem.pool[P_PAGEBLOCKS]] = PB_RESERVED
+    init_pcp(mem)
+    set_profile(mem.tunables, kernel)
+    for zone, state in zones.items():
+        _lay_zone(mem, zone, spans[zone][0], state)
+    dma = min(DMA_MANAGED_PAGES, int(mem.zone[0, Z_END]))
+    mem.zone[0, Z_MANAGED] = dma
+    rest = mem.zone[1:, Z_END] - mem.zone[1:, Z_START]
+    mem.zone[1:, Z_MANAGED] = rest * (managed_pages - dma) // max(int(rest.sum()), 1)
+    setup_watermarks(mem, nr_cpus)
+    top = max(zones)
+    fill_pcp(mem, top, spans[top][0], spans[top][1], pcp_pages)
+    return mem
+
+
+@kernel
+def fill_pcp(mem: Memory, zone: int, first: int, end: int, nr: int) -> None:
+    """Move pages in use since boot to the movable order-0 list of a zone."""
+    half = PAGEBLOCK_NR_PAGES // 2
+    head = zone * NR_LISTS + list_index(0, MIGRATE_MOVABLE, False)
+    for i in range(end - first):
+        pb = end - 1 - i
+        if pageblock_state(mem, pb) != PB_FULL:
+            continue
+        if get_pageblock_migratetype(mem, pb) != MIGRATE_MOVABLE:
+            continue
+        del_extent(mem, int(mem.pb[pb].a))
+        for part in range(2):
+            pfn = (pb << PAGEBLOCK_ORDER) + part * half
+            here = min(nr, half - 1)
+            nr -= here
+            add_extent(mem, pfn, half - here, NIL, 0, KIND_BOOT)
+            if here > 0:
+                push_tail(mem, head, pfn + half - here, here, 1)
+                mem.zone[zone, PCP_COUNT] += here
+        if nr == 0:
+            return
+
+
+def _forget_virgin(mem: Memory) -> None:
+    """Take the virgin regions off their lists: every block is placed by its own."""
+    slots = np.arange(int(mem.pool[P_PAGEBLOCKS]), len(mem.pb), dtype=np.int32)
+    mem.pb["a"][slots] = slots
+    mem.pb["b"][slots] = slots
+
+
+def _lay_zone(mem: Memory, zone: int, first: int, state: ZoneState) -> None:
+    """Place a zone's free blocks by the module's rule."""
+    at = first
+    for migratetype in LAYOUT_TYPES:
+        free = state.free[migratetype]
+        pageblocks = int(state.pageblocks[migratetype])
+        small = int(free[:NR_SMALL_ORDERS].max(initial=0))
+        whole = int(free[PAGEBLOCK_ORDER] + 2 * free[MAX_PAGE_ORDER])
+        used = pageblocks - small - whole
+        if used < 0:
+            raise ValueError(
+                f"zone {zone}, type {migratetype}: free blocks need {small + whole} pageblocks, "
+                f"there are {pageblocks}"
+            )
+        end = at + pageblocks
+        tens = int(free[MAX_PAGE_ORDER])
+        ten_at = (end & ~1) - 2 * tens
+        left = lay_pageblocks(mem, zone, at, end, migratetype, free, ten_at, tens)
+        if left:
+            raise ValueError(f"zone {zone}, type {migratetype}: {left} blocks of order 9 too many")
+        at = end
+
+
+@kernel
+def lay_pageblocks(
+    mem: Memory,
+    zone: int,
+    first: int,
+    end: int,
+    migratetype: int,
+    free: NDArray[np.int64],
+    ten_at: int,
+    tens: int,
+) -> int:
+    """Label pageblocks ``first .. end - 1`` and place a type's free blocks in them.
+
+    The order-10 blocks begin at pageblock ``ten_at``; single free pageblocks and partial ones
+    fill the pageblocks below (and an odd one above) from the top down.
+
+    Returns
+    -------
+    int
+        Free blocks of order 9 that found no place beside a used pageblock.
+    """
+    for i in range(tens):
+        pb = ten_at + 2 * i
+        add_free_pageblocks(mem, pb, zone, migratetype, MAX_PAGE_ORDER, TAIL)
+    nines = free[PAGEBLOCK_ORDER]
+    layer = 0
+    for i in range(end - first):
+        pb = end - 1 - i
+        set_pageblock_migratetype(mem, pb, migratetype)
+        if ten_at <= pb < ten_at + 2 * tens:
+            continue
+        blocks = 0
+        for order in range(NR_SMALL_ORDERS):
+            blocks += free[order] > layer
+        if nines > 0 and pageblock_state(mem, pb ^ 1) != PB_FREE9:
+            nines -= 1
+            add_free_pageblocks(mem, pb, zone, migratetype, HPAGE_PMD_ORDER, TAIL)
+        elif blocks > 0:
+            _lay_partial(mem, zone, pb, migratetype, free, layer)
+            layer += 1
+        else:
+            set_state(mem, pb, PB_FULL, migratetype)
+            mem.pb[pb].a = NIL
+            add_extent(mem, pb << PAGEBLOCK_ORDER, PAGEBLOCK_NR_PAGES, NIL, 0, KIND_BOOT)
+    total = 0
+    for order in range(NR_PAGE_ORDERS):
+        total += free[order] << order
+    mem.zone[zone, Z_FREE] += total
+    return nines
+
+
+@kernel
+def _lay_partial(
+    mem: Memory, zone: int, pb: int, migratetype: int, free: NDArray[np.int64], layer: int
+) -> None:
+    """Make a pageblock partial: one free block of each order that has more than ``layer``."""
+    record = record_alloc(mem, pb, NIL)
+    set_state(mem, pb, PB_PARTIAL, migratetype)
+    used_from = 0
+    for order in range(NR_SMALL_ORDERS):
+        if free[order] <= layer:
+            continue
+        block = 1 << order
+        set_frames(mem, record, block, block, True)
+        add_free_block(mem, record, zone, migratetype, order, HEAD)
+        pfn = (pb << PAGEBLOCK_ORDER) + used_from
+        add_extent(mem, pfn, block - used_from, NIL, 0, KIND_BOOT)
+        used_from = 2 * block
+    if used_from < PAGEBLOCK_NR_PAGES:
+        pfn = (pb << PAGEBLOCK_ORDER) + used_from
+        add_extent(mem, pfn, PAGEBLOCK_NR_PAGES - used_from, NIL, 0, KIND_BOOT)
