@@ -6,7 +6,7 @@ do_huge_pmd_wp_page.
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
-from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, MM_WINDOWS, NIL, Memory
+from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, MM_WINDOWS, NIL, P_EXT_LIVE, Memory
 from hostsim.mm.mmap import (
     W_HUGE,
     W_NONE,
@@ -89,6 +89,8 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
         word = window_word(mem, parent, window)
         if word == W_NONE:
             continue
+        if mem.pool[P_EXT_LIVE] + HPAGE_PMD_NR > mem.ext.size:
+            return False
         if not alloc_table(mem, child, KIND_PGTABLE):
             return False
         if word == W_ZERO:

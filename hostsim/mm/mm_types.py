@@ -32,6 +32,8 @@ NR_TYPES: Final = 4
 TYPE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "HighAtomic")
 
 NIL: Final = -1  # no record
+NR_PCP_LISTS: Final = NR_PCP_TYPES * 4 + 2  # orders 0..3 of 3 types, and two of huge pages
+NR_PCP_LIST_HEADS: Final = NR_ZONES * NR_PCP_LISTS
 NR_SMALL_ORDERS: Final = PAGEBLOCK_ORDER  # orders 0..8 live inside a pageblock
 WORD_FRAMES: Final = 32  # frames in one word of a record's bitmap
 NR_WORDS: Final = PAGEBLOCK_NR_PAGES // WORD_FRAMES
@@ -169,9 +171,9 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("tunables", (nr_tunables,), np.dtype("i8")),
         Field("zone", (NR_ZONES, NR_ZONE_FIELDS), np.dtype("i8")),
         Field("nr_free", (NR_ZONES, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
-        Field("run", (max(nr_pages >> 3, 1 << 16),), RUN_DTYPE),
+        Field("run", (nr_pages + NR_PCP_LIST_HEADS,), RUN_DTYPE),
         Field("rec", (nr_pageblocks + NR_HEADS,), RECORD_DTYPE),
-        Field("ext", (max(nr_pages >> 2, 1 << 16),), EXTENT_DTYPE),
+        Field("ext", (2 * nr_pages,), EXTENT_DTYPE),  # one a frame, and as many again for forks
         Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
         Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
         Field("scratch", (SCRATCH,), np.dtype("i8")),

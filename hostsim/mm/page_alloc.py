@@ -16,6 +16,7 @@ from hostsim.mm.mm_types import (
     MM_HAS_EPT,
     MM_RAM_ANON,
     MM_RAM_PAGES,
+    NR_PCP_LISTS,
     PCP_BELOW_HIGH,
     PCP_COUNT,
     Z_FREE,
@@ -30,7 +31,6 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.pageblock import rmqueue
 from hostsim.mm.pcp import (
-    NR_LISTS,
     free_unref_block,
     free_unref_run,
     list_index,
@@ -63,7 +63,7 @@ def _refill(mem: Memory, zone: int, order: int, migratetype: int, nofragment: bo
     """Move blocks from the buddy to an empty per-CPU list (rmqueue_bulk); return how many."""
     era = mem.tunables[T_PCP_6_12] != 0
     want = nr_pcp_alloc(mem, zone, order, era)
-    head = zone * NR_LISTS + list_index(order, migratetype, era)
+    head = zone * NR_PCP_LISTS + list_index(order, migratetype, era)
     got = 0
     while got < want:
         pfn, taken = rmqueue(
@@ -97,7 +97,7 @@ def rmqueue_pcplist(
     pfn, taken, step
         As `hostsim.mm.pcp.pop_head`; NO_PFN if zone and fallbacks are empty.
     """
-    head = zone * NR_LISTS + list_index(order, migratetype, mem.tunables[T_PCP_6_12] != 0)
+    head = zone * NR_PCP_LISTS + list_index(order, migratetype, mem.tunables[T_PCP_6_12] != 0)
     if mem.run[head].next == head and _refill(mem, zone, order, migratetype, nofragment) == 0:
         return NO_PFN, 0, 0
     pfn, taken, step = pop_head(mem, head, nr)

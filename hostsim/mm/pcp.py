@@ -17,6 +17,8 @@ from hostsim.mm.buddy import free_block, free_run
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     NIL,
+    NR_PCP_LIST_HEADS,
+    NR_PCP_LISTS,
     NR_PCP_TYPES,
     NR_ZONES,
     P_RUN_FREE,
@@ -37,19 +39,17 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.physmem import PB_PCP, get_pageblock_migratetype, set_state, zone_of
 
-NR_LISTS: Final = NR_PCP_TYPES * (COSTLY_ORDER + 1) + 2  # orders 0..3 of 3 types, and two THP
-LIST_THP: Final = NR_LISTS - 2  # 6.1 keeps one THP list, 6.12 another for movable
+LIST_THP: Final = NR_PCP_LISTS - 2  # 6.1 keeps one THP list, 6.12 another for movable
 SCALE_MAX: Final = 5  # CONFIG_PCP_BATCH_SCALE_MAX
-NR_LIST_HEADS: Final = NR_ZONES * NR_LISTS
 
 
 @kernel
 def init_pcp(mem: Memory) -> None:
     """Make every list empty."""
-    for head in range(NR_LIST_HEADS):
+    for head in range(NR_PCP_LIST_HEADS):
         mem.run[head].next = head
         mem.run[head].prev = head
-    mem.pool[P_RUN_USED] = NR_LIST_HEADS
+    mem.pool[P_RUN_USED] = NR_PCP_LIST_HEADS
     mem.pool[P_RUN_FREE] = 0
 
 
@@ -183,9 +183,9 @@ def free_pcppages_bulk(mem: Memory, zone: int, count: int, index: int) -> None:
     """
     count = min(mem.zone[zone, PCP_COUNT], count)
     while count > 0:
-        head = zone * NR_LISTS + index
+        head = zone * NR_PCP_LISTS + index
         if mem.run[head].next == head:
-            index = index + 1 if index < NR_LISTS - 1 else 0
+            index = index + 1 if index < NR_PCP_LISTS - 1 else 0
             continue
         order = list_order(index)
         want = max(count >> order, 1)
@@ -350,7 +350,7 @@ def free_unref_run(mem: Memory, pfn: int, nr: int, step: int, era_6_12: bool) ->
                 mem.zone[zone, Z_PCP_HIGH_MAX],
             )
         here = min(nr, max(limit - mem.zone[zone, PCP_COUNT], 1))
-        push_head(mem, zone * NR_LISTS + index, pfn, here, step)
+        push_head(mem, zone * NR_PCP_LISTS + index, pfn, here, step)
         _after_free(mem, zone, 0, here, index, era_6_12)
         pfn += here * step
         nr -= here
@@ -367,7 +367,7 @@ def free_unref_block(mem: Memory, pfn: int, order: int, era_6_12: bool) -> None:
     if order == HPAGE_PMD_ORDER:
         set_state(mem, pb, PB_PCP, migratetype)
     index = list_index(order, migratetype, era_6_12)
-    push_head(mem, zone * NR_LISTS + index, pfn, 1, 1 << order)
+    push_head(mem, zone * NR_PCP_LISTS + index, pfn, 1, 1 << order)
     _after_free(mem, zone, order, 1, index, era_6_12)
 
 

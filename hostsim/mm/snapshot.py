@@ -32,6 +32,7 @@ from hostsim.mm.mm_types import (
     MIGRATE_RECLAIMABLE,
     MIGRATE_UNMOVABLE,
     NIL,
+    NR_PCP_LISTS,
     NR_SMALL_ORDERS,
     NR_ZONES,
     P_PAGEBLOCKS,
@@ -46,7 +47,7 @@ from hostsim.mm.mm_types import (
     Memory,
     carve_memory,
 )
-from hostsim.mm.pcp import NR_LISTS, init_pcp, list_index, push_tail
+from hostsim.mm.pcp import init_pcp, list_index, push_tail
 from hostsim.mm.physmem import (
     PB_FREE9,
     PB_FULL,
@@ -134,7 +135,7 @@ def memory_from(
 def fill_pcp(mem: Memory, zone: int, first: int, end: int, nr: int) -> None:
     """Move pages in use since boot to the movable order-0 list of a zone."""
     half = PAGEBLOCK_NR_PAGES // 2
-    head = zone * NR_LISTS + list_index(0, MIGRATE_MOVABLE, False)
+    head = zone * NR_PCP_LISTS + list_index(0, MIGRATE_MOVABLE, False)
     for i in range(end - first):
         pb = end - 1 - i
         if pageblock_state(mem, pb) != PB_FULL:
