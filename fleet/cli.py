@@ -52,6 +52,13 @@ def _load(name: str, overrides: list[str] | None, seed: int | None = None) -> "S
     return load(name, [*(overrides or []), *seeds])
 
 
+def _announce_compilation() -> None:
+    from hostsim.core.jit import CACHE_DIR
+
+    if not CACHE_DIR.exists():
+        typer.echo("compiling kernels, once per version and machine: about a minute", err=True)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -120,6 +127,7 @@ def run(
     options = scheduler.Options(
         inline, workers, hosts_per_actor, address, overwrite, resume, checkpoint_epochs
     )
+    _announce_compilation()
     try:
         with progress.shown(resolved.name) as on_epoch:
             scheduler.run(resolved, target, options, on_epoch)
@@ -255,6 +263,7 @@ def compile_kernels() -> None:
     """Compile all kernels into the cache, so that the next run starts at once."""
     from fleet.scheduler import warm_up
 
+    _announce_compilation()
     warm_up()
 
 

@@ -1,33 +1,10 @@
 """Fixtures that several test files share."""
 
-import importlib.util
-import sys
 import tomllib
-import types
-from typing import NamedTuple
 
 import pytest
 
 from fleet.loading import build
-
-if importlib.util.find_spec("fleet.node") is None:
-
-    class Commands(NamedTuple):
-        t_ns: object
-        kind: object
-        vm_id: object
-        vcpus: object
-        memory_pages: object
-        age_ns: object
-
-    class NodeRows(NamedTuple):
-        hosts: object
-        vms: object
-        events: object
-
-    stand_in = types.ModuleType("fleet.node")
-    stand_in.Commands, stand_in.NodeRows, stand_in.warmup = Commands, NodeRows, lambda: None
-    sys.modules["fleet.node"] = stand_in
 
 SMALL = """
 [run]
