@@ -57,7 +57,9 @@ def local_ray():
     import ray
 
     from fleet import actors
+    from fleet.scheduler import warm_up
 
+    warm_up()  # once here, not in every actor
     actors.start(workers=2, address=None)
     yield
     ray.shutdown()
