@@ -17,7 +17,7 @@ from guestsim.memory_use import (
     G_MM,
     G_PAGES,
     G_PEAK,
-    G_SMALL_TICK,
+    G_RUNS,
     G_START_NS,
     G_VCPUS,
     G_VM,
@@ -29,6 +29,7 @@ from guestsim.memory_use import (
     pages_wanted,
 )
 from guestsim.spec import GuestSpec
+from hostsim.core.errors import InvariantError
 from hostsim.core.stats import (
     EVENT_COLUMNS,
     EVENT_NAMES,
@@ -105,6 +106,7 @@ class Node:
         self.guests: NDArray[np.int64] = np.full((8, NR_G_FIELDS), -1, np.int64)
         self.row_of: dict[int, int] = {}  # VM -> row of guests
         self._ops: NDArray[np.int64] = np.zeros((8 * OPS_PER_GUEST, NR_OP_FIELDS), np.int64)
+        self._starting: list[tuple[int, int, int, int]] = []  # touches of VMs that start together
         self._vm_rows: list[list[int]] = []
         self._event_rows: list[list[int]] = []
 
@@ -168,6 +170,7 @@ class Node:
             elif vm_id in self.row_of:  # else it was killed since the last barrier
                 self._end(t_ns, vm_id, "end", "")
             position += 1
+        self._finish_starts(end_ns - self.tick_ns)
         return position
 
     def _start(self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int) -> None:
@@ -179,21 +182,26 @@ class Node:
         guest = self.guests[row]
         guest[G_VM], guest[G_MM], guest[G_PAGES], guest[G_VCPUS] = vm_id, mm, pages, vcpus
         guest[G_START_NS], guest[G_BOOT], guest[G_PEAK] = t_ns - age_ns, boot, peak
-        guest[G_KEY], guest[G_FREED_NR], guest[G_SMALL_TICK] = key, 0, -1
+        guest[G_KEY], guest[G_FREED_NR], guest[G_RUNS] = key, 0, 0
         guest[G_GROWN] = pages_wanted(self.guests, row, t_ns, spec.growth_ns)
         self.row_of[vm_id] = row
         self._note_event(t_ns, row, "start", "")
-        if not enough and not self._kill(t_ns, mm):
+        touches = [
+            (mm, OP_TOUCH, self.host.own_first_page(pages), spec.overhead_pages),
+            (mm, OP_TOUCH, 0, int(guest[G_GROWN])),
+        ]
+        if not enough and self._kill(t_ns) == mm:
             return
-        own = self.host.own_first_page(pages)
-        ops = np.array(
-            [
-                (mm, OP_TOUCH, own, spec.overhead_pages),
-                (mm, OP_TOUCH, 0, int(guest[G_GROWN])),
-            ],
-            np.int64,
-        )
-        self._apply(t_ns, ops, len(ops))
+        self._starting += touches
+        if age_ns == 0:
+            self._finish_starts(t_ns)
+
+    def _finish_starts(self, t_ns: int) -> None:
+        """Let the VMs that start together touch what they have from the beginning."""
+        if self._starting:
+            ops = np.array(self._starting, np.int64)
+            self._starting = []
+            self._apply(t_ns, ops, len(ops))
 
     def _tick(self, end_ns: int) -> None:
         """Let guests and the kernel use memory up to a time."""
@@ -210,21 +218,23 @@ class Node:
         )
         self._apply(end_ns, self._ops, int(nr))
         if not self.host.kernel_tick(tick, self.tick_ns):
-            self._kill(end_ns, NIL)
+            self._kill(end_ns)
 
     def _apply(self, t_ns: int, ops: NDArray[np.int64], nr: int) -> None:
         """Carry out operations, killing the largest VM whenever memory runs out."""
-        done, resume = self.host.apply(ops, nr)
+        done = self.host.apply(ops, nr)
         while done < nr:
-            victim = self._kill(t_ns, NIL)
+            victim = self._kill(t_ns)
             ops[ops[:, OP_MM] == victim, OP_MM] = NIL
-            done, resume = self.host.apply(ops, nr, done, resume)
+            done = self.host.apply(ops, nr, done)
 
-    def _kill(self, t_ns: int, spare: int) -> int:
-        """Let the OOM killer take a VM; return its process, or 0 if it is the one to spare."""
+    def _kill(self, t_ns: int) -> int:
+        """Let the OOM killer take a VM; return its process."""
         mm = self.host.oom_victim()
+        if mm == NIL:
+            raise InvariantError("memory ran out on a host without a VM")
         self._end(t_ns, self.host.vm_of(mm), "kill", "oom")
-        return 0 if mm == spare else mm
+        return mm
 
     def _end(self, t_ns: int, vm_id: int, event: str, reason: str) -> None:
         """End a VM for a reason."""

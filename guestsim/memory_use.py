@@ -32,8 +32,9 @@ G_GROWN: Final = 7  # pages touched so far, from page 0
 G_KEY: Final = 8  # random key
 G_FREED_AT: Final = 9  # range released at the last tick
 G_FREED_NR: Final = 10
-G_SMALL_TICK: Final = 11  # tick at which small runs were released, -1 if none
-NR_G_FIELDS: Final = 12
+G_RUNS: Final = 11  # small runs released at the last tick
+G_RUNS_TICK: Final = 12  # that tick
+NR_G_FIELDS: Final = 13
 
 # Columns of an operation on a VM's memory
 OP_MM: Final = 0
@@ -44,9 +45,9 @@ NR_OP_FIELDS: Final = 4
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
 
-SMALL_RUNS: Final = 4  # runs of small pages released at a tick
+MAX_RUNS: Final = 16  # runs of small pages released at a tick, at most
 BALLOON_PAGES: Final = 256  # VIRTIO_BALLOON_ARRAY_PFNS_MAX, drivers/virtio/virtio_balloon.c
-OPS_PER_GUEST: Final = 3 + 2 * SMALL_RUNS
+OPS_PER_GUEST: Final = 3 + 2 * MAX_RUNS
 
 
 def draw_guest(spec: GuestSpec, seed: int, vm_id: int, pages: int) -> tuple[int, int, bool, int]:
@@ -87,11 +88,9 @@ def _push(ops: NDArray[np.int64], nr: int, mm: int, kind: int, start: int, pages
 
 
 @kernel
-def _small_run(guests: NDArray[np.int64], row: int, tick: int, i: int, pages: int) -> int:
+def _small_run(guests: NDArray[np.int64], row: int, tick: int, i: int) -> int:
     """Return where the i-th small run that a VM releases at a tick begins."""
-    span = guests[row, G_GROWN] - pages
-    if span <= 0:
-        return 0
+    span = guests[row, G_GROWN] - BALLOON_PAGES
     return int(uniform(guests[row, G_KEY], tick, 10 + i) * float(span))
 
 
@@ -134,12 +133,11 @@ def guests_tick(
             guests[row, G_FREED_NR] = 0
         grown = guests[row, G_GROWN]
         released = reuse_per_tick * float(grown) * 2.0 * uniform(key, tick, 0)
-        small = min(int(released * small_ratio / SMALL_RUNS + uniform(key, tick, 1)), BALLOON_PAGES)
-        if guests[row, G_SMALL_TICK] >= 0:
-            for i in range(SMALL_RUNS):
-                start = _small_run(guests, row, guests[row, G_SMALL_TICK], i, BALLOON_PAGES)
-                nr = _push(ops, nr, mm, OP_TOUCH, start, min(BALLOON_PAGES, grown - start))
-            guests[row, G_SMALL_TICK] = -1
+        runs = int(released * small_ratio / BALLOON_PAGES + uniform(key, tick, 1))
+        for i in range(guests[row, G_RUNS]):
+            start = _small_run(guests, row, guests[row, G_RUNS_TICK], i)
+            nr = _push(ops, nr, mm, OP_TOUCH, start, BALLOON_PAGES)
+        guests[row, G_RUNS] = 0
         wanted = pages_wanted(guests, row, now_ns, growth_ns)
         if wanted > grown:
             nr = _push(ops, nr, mm, OP_TOUCH, grown, wanted - grown)
@@ -151,9 +149,10 @@ def guests_tick(
             nr = _push(ops, nr, mm, OP_DISCARD, at, windows * HPAGE_PMD_NR)
             guests[row, G_FREED_AT] = at
             guests[row, G_FREED_NR] = windows * HPAGE_PMD_NR
-        if small > 0 and grown > BALLOON_PAGES:
-            for i in range(SMALL_RUNS):
-                start = _small_run(guests, row, tick, i, BALLOON_PAGES)
-                nr = _push(ops, nr, mm, OP_DISCARD, start, small)
-            guests[row, G_SMALL_TICK] = tick
+        if runs > 0 and grown > BALLOON_PAGES:
+            guests[row, G_RUNS] = min(runs, MAX_RUNS)
+            guests[row, G_RUNS_TICK] = tick
+            for i in range(guests[row, G_RUNS]):
+                start = _small_run(guests, row, tick, i)
+                nr = _push(ops, nr, mm, OP_DISCARD, start, BALLOON_PAGES)
     return nr

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from hostsim.core.errors import InvariantError
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
-from hostsim.core.stats import HOST_COLUMNS
 from hostsim.core.units import (
     HPAGE_PMD_NR,
     HPAGE_PMD_ORDER,
@@ -82,7 +81,7 @@ OP_START: Final = 2
 OP_NR: Final = 3
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
-NR_COLUMNS: Final = len(HOST_COLUMNS)
+TURN_PAGES: Final = 64  # about what a CPU takes from the buddy lists at once (pcp->batch, 63)
 
 
 class Births(NamedTuple):
@@ -122,35 +121,60 @@ def new_process(
 
 
 @kernel
-def apply_ops(mem: Memory, ops: NDArray[np.int64], first: int, nr: int, resume: int) -> int:
+def _touch_in_turns(mem: Memory, ops: NDArray[np.int64], first: int, last: int) -> bool:
+    """Let processes touch their ranges at the same time, TURN_PAGES each in turn.
+
+    Rows ``first .. last - 1`` are used up as the touches are done; returns whether memory
+    sufficed.
+    """
+    busy = True
+    while busy:
+        busy = False
+        for i in range(first, last):
+            nr = min(ops[i, OP_NR], TURN_PAGES)
+            if nr <= 0 or ops[i, OP_MM] == NIL:
+                continue
+            start = ops[i, OP_START]
+            done = touch_range(mem, ops[i, OP_MM], start, nr, 1, 1.0, 0, True, start) == FAULT_OK
+            nr = nr if done else mem.pool[P_RESUME] - start
+            ops[i, OP_START] += nr
+            ops[i, OP_NR] -= nr
+            if not done:
+                return False
+            busy = True
+    return True
+
+
+@kernel
+def apply_ops(mem: Memory, ops: NDArray[np.int64], first: int, nr: int) -> int:
     """Carry out operations ``first .. nr - 1`` on the memory of processes, in order.
+
+    Neighbouring touches happen at the same time, in turns.
 
     Parameters
     ----------
     ops
-        Rows of mm, kind, start page, pages.
-    resume
-        Page at which the first operation goes on, or NIL to begin it.
+        Rows of mm (NIL: nothing to do), kind, start page, pages; modified: what is done is
+        taken off, so that a call after an OOM kill goes on where this one stopped.
 
     Returns
     -------
     int
-        ``nr``, or the operation that ran out of memory; ``pool[P_RESUME]`` is its page.
+        ``nr``, or the operation to go on with after memory ran out.
     """
-    for i in range(first, nr):
-        mm = ops[i, OP_MM]
-        start = ops[i, OP_START]
-        pages = ops[i, OP_NR]
-        if mm == NIL or pages <= 0:
-            continue
+    i = first
+    while i < nr:
         if ops[i, OP_KIND] == OP_DISCARD:
-            discard_range(mem, mm, start, pages)
+            if ops[i, OP_MM] != NIL:
+                discard_range(mem, ops[i, OP_MM], ops[i, OP_START], ops[i, OP_NR])
+            i += 1
             continue
-        begin = start
-        if i == first and resume != NIL:
-            begin = resume
-        if touch_range(mem, mm, start, pages, 1, 1.0, 0, True, begin) != FAULT_OK:
+        last = i
+        while last < nr and ops[last, OP_KIND] == OP_TOUCH:
+            last += 1
+        if not _touch_in_turns(mem, ops, i, last):
             return i
+        i = last
     return nr
 
 
@@ -284,15 +308,9 @@ class Host:
         exit_mm(self.mem, mm)
         self.mem.vmstat[VM_ENDS] += 1
 
-    def apply(
-        self, ops: NDArray[np.int64], nr: int, first: int = 0, resume: int = NIL
-    ) -> tuple[int, int]:
-        """Carry out operations; return how far they came and the page to resume at.
-
-        See `apply_ops`.
-        """
-        done = int(apply_ops(self.mem, ops, first, nr, resume))
-        return done, int(self.mem.pool[P_RESUME])
+    def apply(self, ops: NDArray[np.int64], nr: int, first: int = 0) -> int:
+        """Carry out operations; return how far they came. See `apply_ops`."""
+        return int(apply_ops(self.mem, ops, first, nr))
 
     def oom_victim(self) -> int:
         """Return the process that the OOM killer takes now (NIL if none) and count the kill."""

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 MAP_NORESERVE = 0x4000  # Linux include/uapi/asm-generic/mman.h; mmap.MAP_NORESERVE needs 3.13
 _ALIGN_BYTES = 64  # a cache line
-_CHUNK_BYTES = 1 << 12
 
 
 class Field(NamedTuple):
@@ -48,26 +47,3 @@ def carve(fields: Iterable[Field]) -> dict[str, NDArray[Any]]:
         ).reshape(field.shape)
         for field, offset in zip(fields, offsets, strict=True)
     }
-
-
-def pack(array: NDArray[Any]) -> tuple[tuple[int, ...], str, list[tuple[int, bytes]]]:
-    """Return an array's shape, type and its chunks that are not all zero (for a checkpoint)."""
-    raw = array.reshape(-1).view(np.uint8)
-    chunks: list[tuple[int, bytes]] = []
-    whole = raw.size // _CHUNK_BYTES
-    if whole:
-        used = raw[: whole * _CHUNK_BYTES].reshape(whole, _CHUNK_BYTES).any(axis=1)
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], used, [False]))))
-        for first, last in edges.reshape(-1, 2) * _CHUNK_BYTES:
-            chunks.append((int(first), raw[first:last].tobytes()))
-    tail = raw[whole * _CHUNK_BYTES :]
-    if tail.any():
-        chunks.append((whole * _CHUNK_BYTES, tail.tobytes()))
-    return array.shape, array.dtype.str, chunks
-
-
-def unpack(array: NDArray[Any], chunks: list[tuple[int, bytes]]) -> None:
-    """Write the chunks of `pack` into a zero-filled array of the same shape and type."""
-    raw = array.reshape(-1).view(np.uint8)
-    for first, data in chunks:
-        raw[first : first + len(data)] = np.frombuffer(data, np.uint8)

@@ -182,3 +182,26 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
     arrays = carve(fields)
     arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
     return Memory(**{name: arrays[name] for name in Memory._fields})
+
+
+def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
+    """Return the part of each array that has ever been used: all that a checkpoint needs."""
+    used = {
+        "rec": int(mem.pool[P_REC_USED]),
+        "ext": int(mem.pool[P_EXT_USED]),
+        "run": int(mem.pool[P_RUN_USED]),
+        "windows": int(mem.pool[P_WORDS_USED]),
+        "mm": int(mem.pool[P_MM_USED]),
+    }
+    return {
+        name: np.array(array[: used.get(name, len(array))])
+        for name, array in zip(Memory._fields, mem, strict=True)
+    }
+
+
+def restore_parts(parts: dict[str, NDArray[Any]], nr_pages: int) -> Memory:
+    """Return the state whose used parts these are."""
+    mem = carve_memory(nr_pages, len(parts["vmstat"]), len(parts["tunables"]))
+    for name, part in parts.items():
+        getattr(mem, name)[: len(part)] = part
+    return mem
