@@ -37,6 +37,8 @@ from hostsim.mm.mm_types import (
     Z_LABEL,
     Z_MANAGED,
     Memory,
+    restore_parts,
+    used_parts,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.oom import select_bad_process
@@ -44,7 +46,7 @@ from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import decay_pcp
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_EPT, KIND_KERNEL, KIND_PGTABLE
-from hostsim.mm.slab import Slab, alloc_boot_pages, new_slab, slab_tick
+from hostsim.mm.slab import S_LIVE, Slab, alloc_boot_pages, new_slab, slab_tick
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.vmstat import (
     ALLOCSTALL,
@@ -274,6 +276,21 @@ class Host:
             raise ValueError(
                 f"slab.base_pages {spec.slab.base_pages}: the host's memory cannot hold them"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        live = int(self.slab.state[S_LIVE])
+        state["mem"] = used_parts(self.mem)
+        state["slab"] = np.array(self.slab.state), np.array(self.slab.blocks[:live])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.mem = restore_parts(state["mem"], self.spec.memory_pages)
+        self.slab = new_slab()
+        counts, blocks = state["slab"]
+        self.slab.state[:] = counts
+        self.slab.blocks[: len(blocks)] = blocks
 
     def start(self, vm_id: int, ram_pages: int, own_pages: int, madvised: bool) -> tuple[int, bool]:
         """Start a VM's process; return its number and whether memory sufficed.
