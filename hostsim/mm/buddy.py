@@ -35,12 +35,14 @@ from hostsim.mm.physmem import (
     record_alloc,
     record_free,
     set_frames,
+    set_pageblock_migratetype,
     set_state,
     small_list_add,
     small_list_del,
     virgin_slot,
     zone_of,
 )
+from hostsim.mm.tunables import FALLBACK_6_12, T_FALLBACK
 
 HEAD: Final = True  # add_free_block(..., at_head): LIFO
 TAIL: Final = False  # the block is likely to merge soon
@@ -310,13 +312,17 @@ def _free9(mem: Memory, pb: int) -> bool:
 def free_pageblock(mem: Memory, pb: int) -> None:
     """List a pageblock whose frames are all free, merged with its buddy if that is free too.
 
-    The frames are already counted in the zone's free pages.
+    The frames are already counted in the zone's free pages.  Since 6.10 the buddy takes over the
+    label, so that splitting the block again leaves both halves on the lists of their labels
+    ("mm: page_alloc: fix up block types when merging compatible blocks").
     """
     zone = zone_of(mem, pb << PAGEBLOCK_ORDER)
     on_type = get_pageblock_migratetype(mem, pb)
     buddy = pb ^ 1
     if _free9(mem, buddy):
         del_free_pageblocks(mem, buddy, zone, list_type(mem, buddy), PAGEBLOCK_ORDER)
+        if mem.tunables[T_FALLBACK] == FALLBACK_6_12:
+            set_pageblock_migratetype(mem, buddy, on_type)
         add_free_pageblocks(mem, pb & ~1, zone, on_type, MAX_PAGE_ORDER, HEAD)
     else:
         add_free_pageblocks(mem, pb, zone, on_type, PAGEBLOCK_ORDER, HEAD)

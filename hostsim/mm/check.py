@@ -1,0 +1,467 @@
+"""Validators: recompute a memory's state from its parts and compare, with both sides named.
+
+`check_memory` is the whole; the free side is in `hostsim.mm.check_free`, here is the side of
+the owners: extents, address spaces, huge mappings, frame conservation and the gauges.
+
+Source: the invariants are Linux's own (VM_BUG_ON in mm/page_alloc.c, mm/rmap.c, check_mm in
+kernel/fork.c) and those that the representation in `rmap` and `mmap` adds.
+"""
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+)
+from hostsim.mm.check_free import (
+    FREE_STATES,
+    LISTED_STATES,
+    SMALL_STATES,
+    Ints,
+    Mask,
+    Scan,
+    agree,
+    chain,
+    check_free_lists,
+    check_pageblocks,
+    check_pcp,
+    check_records,
+    forbid,
+    free_frames,
+    pcp_blocks,
+    scan,
+    span_all,
+    walk,
+)
+from hostsim.mm.mm_types import (
+    MM_ANON,
+    MM_BASE,
+    MM_EPT,
+    MM_HAS_EPT,
+    MM_HUGE,
+    MM_KERNEL,
+    MM_LIVE,
+    MM_PGTABLES,
+    MM_RAM_ANON,
+    MM_RAM_PAGES,
+    MM_WINDOWS,
+    NIL,
+    NR_ZONES,
+    P_EXT_FREE,
+    P_EXT_LIVE,
+    P_EXT_USED,
+    P_MM_USED,
+    P_WORDS_USED,
+    P_ZERO_PB,
+    Z_FREE,
+    Z_MANAGED,
+    ZONE_NAMES,
+    Memory,
+)
+from hostsim.mm.mmap import W_HUGE, W_NONE, W_TABLE, W_TAG, W_ZERO
+from hostsim.mm.physmem import (
+    PB_COMPOUND,
+    PB_HUGE,
+    PB_PARTIAL,
+    PB_PCP,
+    PB_RESERVED,
+)
+from hostsim.mm.rmap import (
+    EXT_DESCENDING,
+    EXT_PMD,
+    EXT_SHARED,
+    KIND_ANON,
+    KIND_BOOT,
+    KIND_EPT,
+    KIND_KERNEL,
+    KIND_MASK,
+    KIND_PGTABLE,
+)
+from hostsim.mm.vmstat import (
+    NR_ANON_PAGES,
+    NR_ANON_THPS,
+    NR_EPT,
+    NR_GUEST_PAGES,
+    NR_KERNEL,
+    NR_PAGETABLE,
+)
+
+
+class FrameKind(IntEnum):
+    """What a frame is used for."""
+
+    FREE = 0
+    PCP = 1
+    RESERVED = 2
+    HUGE = 3  # a huge page, mapped by one PMD
+    ZERO = 4  # the shared huge zero page
+    UNMAPPED = 5  # a page of a partly mapped huge page that nobody maps
+    ANON = 6
+    PGTABLE = 7
+    EPT = 8
+    KERNEL = 9
+    BOOT = 10
+    UNOWNED = 11  # in use, with nothing on record
+
+
+class FrameOwner(NamedTuple):
+    """Who uses a frame."""
+
+    kind: FrameKind
+    mm: int = NIL  # process, NIL if none
+    vpn: int = NIL  # page in its address space, NIL if none
+
+
+class _Extents(NamedTuple):
+    """All live extents, in columns."""
+
+    at: Ints  # extent
+    pfn: Ints
+    vpn: Ints
+    nr: Ints
+    owner: Ints
+    flags: Ints
+    kind: Ints
+
+
+def _check_extents(mem: Memory, s: Scan) -> _Extents:
+    """Check the lists of extents of the pageblocks, and the pool."""
+    pageblock = np.flatnonzero(np.isin(s.state, LISTED_STATES))
+    heads = mem.pb["a"][pageblock].astype(np.int64)
+    heads[s.state[pageblock] == PB_PARTIAL] = mem.rec["ext"][s.record]
+    used = int(mem.pool[P_EXT_USED])
+    at, which, before = walk("extents of pageblocks", mem.ext["next_b"][:used], heads, used)
+    agree("back links of extents in a pageblock", stored=mem.ext["prev_b"][at], walked=before)
+    agree("extents live", counter=mem.pool[P_EXT_LIVE], listed=at.size)
+    unused = chain(
+        "free extents", mem.ext["next"][:used].tolist(), int(mem.pool[P_EXT_FREE]) - 1, used
+    )
+    agree(
+        "extents in use and in the pool",
+        found=np.sort(np.concatenate([at, np.array(unused, np.int64)])),
+        expected=np.arange(used),
+    )
+    columns = mem.ext[at]
+    pfn, nr, flags, owner = (columns[f].astype(np.int64) for f in ("pfn", "nr", "flags", "owner"))
+    agree("pageblock of extents", extent=pfn >> PAGEBLOCK_ORDER, list=pageblock[which])
+    forbid(
+        "extent leaves its pageblock",
+        (nr < 1) | ((pfn + nr - 1) >> PAGEBLOCK_ORDER != pfn >> PAGEBLOCK_ORDER),
+        extent=at,
+        pfn=pfn,
+        pages=nr,
+    )
+    kind = flags & KIND_MASK
+    forbid("unknown kind of extent", kind > KIND_BOOT, extent=at, flags=flags)
+    live = mem.mm[:, MM_LIVE] != 0
+    orphan = (owner != NIL) & ~live[owner]
+    forbid("extent of a process that is gone", orphan, extent=at, pfn=pfn, mm=owner)
+    homeless = (owner == NIL) & np.isin(kind, (KIND_ANON, KIND_PGTABLE, KIND_EPT))
+    forbid("process memory without a process", homeless, extent=at, pfn=pfn, flags=flags)
+    return _Extents(at, pfn, columns["vpn"].astype(np.int64), nr, owner, flags, kind)
+
+
+def _check_frames(s: Scan, x: _Extents, pcp: Ints, unowned: Ints) -> Ints:
+    """Compare used frames with extents and per-CPU lists.
+
+    Returns
+    -------
+    mapped
+        Distinct frames that KIND_ANON extents cover, per zone.
+    """
+    pageblock = np.flatnonzero(np.isin(s.state, LISTED_STATES))
+    row_of = np.full(s.state.size, NIL)
+    row_of[pageblock] = np.arange(pageblock.size)
+    nr_cells = pageblock.size << PAGEBLOCK_ORDER
+
+    def cells(pfn: Ints) -> Ints:
+        return (row_of[pfn >> PAGEBLOCK_ORDER] << PAGEBLOCK_ORDER) + (
+            pfn & (PAGEBLOCK_NR_PAGES - 1)
+        )
+
+    def cover(chosen: Mask) -> Ints:
+        first = cells(x.pfn[chosen])
+        edges = np.bincount(first, minlength=nr_cells + 1)
+        edges -= np.bincount(first + x.nr[chosen], minlength=nr_cells + 1)
+        return np.cumsum(edges[:-1])
+
+    pfn = ((pageblock << PAGEBLOCK_ORDER)[:, None] + np.arange(PAGEBLOCK_NR_PAGES)).ravel()
+    is_shared = x.flags & EXT_SHARED != 0
+    single, shared = cover(~is_shared), cover(is_shared)
+    clash = (single > 1) | ((single == 1) & (shared > 0))
+    forbid("frame of one owner mapped again", clash, pfn=pfn, unshared=single, shared=shared)
+    order = np.lexsort((x.pfn, x.owner))
+    mine, first, nr = x.owner[order], x.pfn[order], x.nr[order]
+    twice = (mine[1:] == mine[:-1]) & (first[:-1] + nr[:-1] > first[1:])
+    forbid("frame twice in one address space", twice, mm=mine[1:], pfn=first[1:])
+    small = np.isin(s.state[pageblock], SMALL_STATES)
+    owned = single + shared > 0
+    held = np.zeros(nr_cells, np.int64)
+    for frames in (pcp, unowned):
+        frames = frames[np.isin(s.state[frames >> PAGEBLOCK_ORDER], SMALL_STATES)]
+        held[cells(frames)] += 1
+    forbid("frame in use and on a per-CPU list", owned & (held > 0), pfn=pfn, per_cpu=held)
+    used = np.ones((pageblock.size, PAGEBLOCK_NR_PAGES), np.bool_)
+    used[s.state[pageblock] == PB_PARTIAL] = ~s.free
+    accounted = (owned | (held > 0)).reshape(used.shape)
+    wrong = ((used != accounted) & small[:, None]).ravel()
+    forbid("used frames", wrong, pfn=pfn, buddy_used=used.ravel(), has_owner=accounted.ravel())
+    mapped_in = owned.reshape(used.shape).any(axis=1)
+    forbid("compound page that nobody maps", ~small & ~mapped_in, pageblock=pageblock)
+    anon = cover(x.kind == KIND_ANON) > 0
+    zone = np.repeat(s.zone[pageblock], PAGEBLOCK_NR_PAGES)
+    return np.bincount(zone[anon], minlength=NR_ZONES)
+
+
+def _processes(mem: Memory) -> Ints:
+    """Return the live processes; check that their window words lie apart."""
+    mms = np.flatnonzero(mem.mm[:, MM_LIVE])
+    forbid("process behind the last one", mms >= mem.pool[P_MM_USED], mm=mms)
+    base, nr = mem.mm[mms, MM_BASE], mem.mm[mms, MM_WINDOWS]
+    words = np.sort(span_all(base, nr))
+    forbid("window word of two processes", words[1:] == words[:-1], word=words[1:])
+    outside = np.ones(mem.windows.size, np.bool_)
+    outside[words] = False
+    stale = outside & (mem.windows != W_NONE)
+    forbid("window word of no process", stale, word=np.arange(outside.size), value=mem.windows)
+    forbid("words behind the pool's end", words >= mem.pool[P_WORDS_USED], word=words)
+    return mms
+
+
+def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
+    """Windows, their extents, huge mappings, kernel pages and the counters of processes."""
+    mms = _processes(mem)
+    rows = mem.mm[mms]
+    mm = np.repeat(mms, rows[:, MM_WINDOWS])
+    window = span_all(np.zeros(mms.size, np.int64), rows[:, MM_WINDOWS])
+    word = mem.windows[np.repeat(rows[:, MM_BASE], rows[:, MM_WINDOWS]) + window].astype(np.int64)
+    tag, value = word & W_TAG, word >> 2
+    odd = ~np.isin(tag, (W_HUGE, W_TABLE)) & ~np.isin(word, (W_NONE, W_ZERO))
+    forbid("unknown window word", odd, mm=mm, window=window, word=word)
+    forbid(
+        "huge zero page mapped that does not exist",
+        (word == W_ZERO) & (mem.pool[P_ZERO_PB] == 0),
+        mm=mm,
+        window=window,
+    )
+    used = int(mem.pool[P_EXT_USED])
+    column = np.full(used, NIL)
+    column[x.at] = np.arange(x.at.size)
+
+    table = np.flatnonzero(tag == W_TABLE)
+    at, which, before = walk("extents of windows", mem.ext["next"][:used], value[table] - 1, used)
+    forbid(
+        "window leads to a free extent", column[at] == NIL, extent=at, window=window[table][which]
+    )
+    i = column[at]
+    home = table[which]
+    agree("owner of a window's extents", extent=x.owner[i], window=mm[home])
+    agree("window of a window's extents", extent=x.vpn[i] >> HPAGE_PMD_ORDER, window=window[home])
+    last = (x.vpn[i] + x.nr[i] - 1) >> HPAGE_PMD_ORDER
+    agree("window of their last pages", extent=last, window=window[home])
+    follows = before != NIL
+    b = column[before[follows]]
+    forbid(
+        "extents of a window out of order",
+        x.vpn[b] + x.nr[b] > x.vpn[i[follows]],
+        mm=x.owner[b],
+        vpn=x.vpn[b],
+        pages=x.nr[b],
+        next_vpn=x.vpn[i[follows]],
+    )
+    wrong = (x.kind[i] != KIND_ANON) | (x.flags[i] & EXT_PMD != 0)
+    forbid("not a small anonymous page in a window", wrong, extent=at, flags=x.flags[i])
+
+    kernel_at, which, _ = walk("kernel pages", mem.ext["next"][:used], rows[:, MM_KERNEL] - 1, used)
+    forbid("process leads to a free extent", column[kernel_at] == NIL, extent=kernel_at)
+    k = column[kernel_at]
+    agree("owner of a process's kernel pages", extent=x.owner[k], process=mms[which])
+    forbid("anonymous memory among kernel pages", x.kind[k] == KIND_ANON, extent=kernel_at)
+
+    listed = np.sort(np.concatenate([at, kernel_at]))
+    forbid("extent on two owners' lists", listed[1:] == listed[:-1], extent=listed[1:])
+    pmd = x.flags & EXT_PMD != 0
+    expected = np.sort(x.at[(x.owner != NIL) & ~pmd])
+    agree("extents on owners' lists", listed=listed, live=expected)
+
+    _check_huge(mem, s, x, np.flatnonzero(tag == W_HUGE), mm, window, value)
+
+    small = np.bincount(home, weights=x.nr[i], minlength=word.size).astype(np.int64)
+    resident = small + np.where(tag == W_HUGE, HPAGE_PMD_NR, 0)
+    in_ram = window << HPAGE_PMD_ORDER < mem.mm[mm, MM_RAM_PAGES]
+
+    def per_mm(weights: Any) -> Ints:
+        return np.bincount(mm, weights=weights, minlength=mem.mm.shape[0]).astype(np.int64)[mms]
+
+    def per_kind(kind: int) -> Ints:
+        pages = np.where(x.kind[k] == kind, x.nr[k], 0)
+        return np.bincount(which, weights=pages, minlength=mms.size).astype(np.int64)
+
+    for name, field, pages in (
+        ("resident pages", MM_ANON, per_mm(resident)),
+        ("resident pages of guest RAM", MM_RAM_ANON, per_mm(np.where(in_ram, resident, 0))),
+        ("windows mapped huge", MM_HUGE, per_mm(tag == W_HUGE)),
+        ("page-table pages", MM_PGTABLES, per_kind(KIND_PGTABLE)),
+        ("EPT pages", MM_EPT, per_kind(KIND_EPT)),
+    ):
+        agree(f"{name} of process", counter=rows[:, field], recomputed=pages)
+    mapped = per_mm(word != W_NONE)
+    tables = rows[:, MM_PGTABLES]
+    forbid("windows without a page table", tables < mapped, mm=mms, tables=tables, windows=mapped)
+    guests = rows[rows[:, MM_HAS_EPT] != 0, MM_RAM_ANON].sum()
+    agree("nr_guest_pages", vmstat=mem.vmstat[NR_GUEST_PAGES], processes=guests)
+
+
+def _check_huge(
+    mem: Memory, s: Scan, x: _Extents, huge: Ints, mm: Ints, window: Ints, value: Ints
+) -> None:
+    """Pageblocks mapped by PMDs against the windows that map them, both ways."""
+    pmd = x.flags & EXT_PMD != 0
+    whole = (x.nr == HPAGE_PMD_NR) & (x.vpn % HPAGE_PMD_NR == 0) & (x.flags & EXT_DESCENDING == 0)
+    forbid("PMD extent that is no huge page", pmd & ~whole, extent=x.at, pfn=x.pfn, pages=x.nr)
+    forbid(
+        "PMD extent outside of a compound page",
+        pmd & (s.state[x.pfn >> PAGEBLOCK_ORDER] != PB_COMPOUND),
+        extent=x.at,
+        pfn=x.pfn,
+    )
+    alone = np.flatnonzero(s.state == PB_HUGE)
+    if mem.pool[P_ZERO_PB]:
+        zero = int(mem.pool[P_ZERO_PB]) - 1
+        agree("state of the huge zero page", found=s.state[zero], expected=PB_HUGE)
+        alone = alone[alone != zero]
+    by_pageblock = np.concatenate(
+        [
+            np.stack([alone, mem.pb["a"][alone], mem.pb["b"][alone]]),
+            np.stack([x.pfn, x.owner, x.vpn])[:, pmd] >> np.array([[9], [0], [9]]),
+        ],
+        axis=1,
+    )
+    by_window = np.stack([value[huge], mm[huge], window[huge]])
+    for name, i in (("pageblocks", 0), ("processes", 1), ("windows", 2)):
+        agree(
+            f"{name} of huge mappings",
+            by_pageblock=by_pageblock[i][np.lexsort(by_pageblock)],
+            by_window=by_window[i][np.lexsort(by_window)],
+        )
+
+
+def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr: int) -> None:
+    """Frame conservation of every zone, and the gauges of vmstat."""
+    alone = (s.state == PB_HUGE) & (np.arange(s.state.size) != mem.pool[P_ZERO_PB] - 1)
+    pages = {
+        kind: int(x.nr[x.kind == kind].sum())
+        for kind in (KIND_PGTABLE, KIND_EPT, KIND_KERNEL, KIND_BOOT)
+    }
+    mapped_by_pmd = np.unique(x.pfn[x.flags & EXT_PMD != 0]).size
+    anon = int(alone.sum() * HPAGE_PMD_NR + mapped.sum())
+    thps = int(alone.sum()) + mapped_by_pmd
+    for name, index, recomputed in (
+        ("nr_anon_pages", NR_ANON_PAGES, anon),
+        ("nr_anon_transparent_hugepages", NR_ANON_THPS, thps),
+        ("nr_page_table_pages", NR_PAGETABLE, pages[KIND_PGTABLE]),
+        ("nr_secondary_page_table_pages", NR_EPT, pages[KIND_EPT]),
+    ):
+        agree(name, vmstat=mem.vmstat[index], recomputed=recomputed)
+    # Boot memory is counted only where the model, not a replay, allocated it.
+    boot = int(mem.vmstat[NR_KERNEL]) - pages[KIND_KERNEL]
+    forbid(
+        "nr_kernel_pages beside those of extents",
+        [boot < 0 or boot > pages[KIND_BOOT]],
+        vmstat=[mem.vmstat[NR_KERNEL]],
+        kernel=[pages[KIND_KERNEL]],
+        boot=[pages[KIND_BOOT]],
+    )
+    kernel = np.bincount(
+        s.zone[x.pfn >> PAGEBLOCK_ORDER],
+        weights=np.where(x.kind == KIND_ANON, 0, x.nr),
+        minlength=NR_ZONES,
+    ).astype(np.int64)
+    pcp_pages = np.bincount(s.zone[pcp >> PAGEBLOCK_ORDER], minlength=NR_ZONES)
+    compound = s.state == PB_COMPOUND
+    in_compound = compound[x.pfn >> PAGEBLOCK_ORDER]
+    for z in range(NR_ZONES):
+        whole = int(((s.state == PB_HUGE) & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
+        nr_compound = int((compound & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
+        partly = _covered(x, in_compound & (s.zone[x.pfn >> PAGEBLOCK_ORDER] == z))
+        total = int(mem.zone[z, Z_FREE]) + int(pcp_pages[z]) + whole + int(kernel[z])
+        total += int(mapped[z]) + nr_compound - partly
+        if nr == 0:
+            agree(f"zone {ZONE_NAMES[z]} frames", managed=mem.zone[z, Z_MANAGED], accounted=total)
+
+
+def _covered(x: _Extents, chosen: Mask) -> int:
+    """Return how many distinct frames extents cover."""
+    return int(np.unique(span_all(x.pfn[chosen], x.nr[chosen])).size)
+
+
+def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
+    """Recompute a memory's state and compare.
+
+    Parameters
+    ----------
+    unowned
+        Small-page frames in use without an owner on record, such as those that a caller of
+        `hostsim.mm.buddy.rmqueue_run` holds; none in a running model.
+
+    Raises
+    ------
+    InvariantError
+        The first contradiction, with both sides.
+    """
+    extra = np.zeros(0, np.int64) if unowned is None else np.asarray(unowned, np.int64)
+    s = scan(mem)
+    check_pageblocks(mem, s)
+    check_records(mem, s)
+    check_free_lists(mem, s)
+    pcp = check_pcp(mem, s)
+    x = _check_extents(mem, s)
+    mapped = _check_frames(s, x, pcp, extra)
+    _check_address_spaces(mem, s, x)
+    _check_totals(mem, s, x, pcp, mapped, extra.size)
+
+
+def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
+    """Return who uses a frame; of several processes, the one with the lowest number."""
+    pb, inside = pfn >> PAGEBLOCK_ORDER, pfn & (PAGEBLOCK_NR_PAGES - 1)
+    state = int(mem.pb["state"][pb]) & 15
+    if state == PB_RESERVED:
+        return FrameOwner(FrameKind.RESERVED)
+    if state == PB_HUGE:
+        if pb == mem.pool[P_ZERO_PB] - 1:
+            return FrameOwner(FrameKind.ZERO)
+        window = int(mem.pb["b"][pb])
+        return FrameOwner(
+            FrameKind.HUGE, int(mem.pb["a"][pb]), (window << HPAGE_PMD_ORDER) + inside
+        )
+    if state in FREE_STATES:
+        return FrameOwner(FrameKind.FREE)
+    head = int(mem.pb["a"][pb]) if state != PB_PCP else NIL
+    if state == PB_PARTIAL:
+        if free_frames(mem, np.array([head]))[0, inside]:
+            return FrameOwner(FrameKind.FREE)
+        head = int(mem.rec["ext"][head])
+    owners = []
+    while head != NIL:
+        extent = mem.ext[head]
+        first, nr, flags = int(extent["pfn"]), int(extent["nr"]), int(extent["flags"])
+        if first <= pfn < first + nr:
+            i = first + nr - 1 - pfn if flags & EXT_DESCENDING else pfn - first
+            kind = FrameKind(FrameKind.ANON + (flags & KIND_MASK))
+            vpn = int(extent["vpn"]) + i if kind == FrameKind.ANON else NIL
+            owners.append((int(extent["owner"]), vpn, kind))
+        head = int(extent["next_b"])
+    if owners:
+        mm, vpn, kind = min(owners)
+        return FrameOwner(kind, mm, vpn)
+    if state == PB_COMPOUND:
+        return FrameOwner(FrameKind.UNMAPPED)
+    start, order, _ = pcp_blocks(mem)
+    listed = bool(((start <= pfn) & (pfn < start + (1 << order))).any())
+    return FrameOwner(FrameKind.PCP if listed else FrameKind.UNOWNED)
