@@ -58,6 +58,7 @@ def start(workers: int, address: str | None) -> bool:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {
+            "address": "local",  # not a cluster that happens to run on this machine
             "num_cpus": workers,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
