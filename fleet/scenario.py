@@ -145,9 +145,9 @@ class ThpSection(Section):
 class SlabSection(Section):
     """``[hosts.slab]``: unmovable kernel memory that comes and goes."""
 
-    rate_pages_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
+    rate_pages_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     lifetime: Duration = NS_PER_MIN
-    long_lived_ratio: Ratio = 0.02
+    long_lived_ratio: Ratio = 0.2
     long_lifetime: Duration = NS_PER_DAY
     base: Pages = GIB_PAGES
 
@@ -183,11 +183,11 @@ class GuestsSection(Section):
     """``[guests]``: how VMs touch, free and reuse their memory."""
 
     boot: Pages = 256 * MIB_PAGES
-    touched_share_mean: Annotated[float, Field(gt=0, le=1)] = 0.6
-    touched_share_concentration: Positive = 4.0
+    touched_share_mean: Annotated[float, Field(gt=0, le=1)] = 0.85
+    touched_share_concentration: Positive = 8.0
     growth: Duration = 2 * NS_PER_HOUR
-    reuse_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
-    small_release_ratio: Ratio = 0.1
+    reuse_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
+    small_release_ratio: Ratio = 0.05
     madvise_ratio: Ratio = 1.0
     overhead: Pages = 64 * MIB_PAGES
 

@@ -1,0 +1,126 @@
+"""Measurements that back the claims about memory and growth.
+
+The budget is what ARCHITECTURE.md allows each mechanism; the truth is what the state of the
+hosts uses at the end of a run.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from fleet.scenario import Scenario
+from fleet.scheduler import Options, run
+from fleet.shard import InlineBackend
+from hostsim.core.units import PAGE_SHIFT
+from hostsim.mm.mm_types import used_parts
+from hostsim.mm.slab import BLOCK_DTYPE, S_LIVE
+
+KIB: Final = 1024.0
+GIB_SHIFT: Final = 30 - PAGE_SHIFT
+ALLOCATOR_BUDGET_KIB: Final = 8.0  # a simulated GiB, bitmaps, free lists and per-CPU lists
+
+
+class Part(NamedTuple):
+    """One mechanism's share of a host's state."""
+
+    name: str
+    arrays: tuple[str, ...]
+    budget_kib: float  # a simulated GiB
+    allocator: bool
+
+
+PARTS: Final = (
+    Part("pageblocks, orders 9 and 10", ("pb", "nr_free", "zone"), 5.1, True),
+    Part("partial pageblocks", ("rec",), 2.7, True),
+    Part("per-CPU lists", ("run",), 0.2, True),
+    Part("extents of small pages", ("ext",), 12.0, False),
+    Part("windows of address spaces", ("windows", "mm"), 2.5, False),
+    Part("slab blocks", ("slab",), 1.5, False),
+)
+
+
+class _Keep:
+    """Keeps the backend of a run, whose hosts are looked at when the run is over."""
+
+    backend: InlineBackend
+
+    def __call__(self, scenario: Scenario) -> InlineBackend:
+        self.backend = InlineBackend(scenario)
+        return self.backend
+
+
+def measure_memory(scenario: Scenario) -> dict[str, Any]:
+    """Run a scenario in this process and count the bytes that its hosts' state uses.
+
+    Returns
+    -------
+    dict
+        ``parts`` (name, budget and KiB used a simulated GiB: mean, largest host) and
+        ``allocator`` (the sum over the allocator's parts: mean, largest).
+    """
+    keep = _Keep()
+    with tempfile.TemporaryDirectory() as folder:
+        run(scenario, Path(folder) / "run", Options(inline=True, checkpoint_epochs=0), None, keep)
+    used = [_bytes_by_array(node.host) for node in keep.backend.shard.nodes]
+    gib = [node.host.spec.memory_pages / (1 << GIB_SHIFT) for node in keep.backend.shard.nodes]
+
+    def per_gib(arrays: Sequence[str]) -> list[float]:
+        return [
+            sum(host[name] for name in arrays) / KIB / size
+            for host, size in zip(used, gib, strict=True)
+        ]
+
+    rows = []
+    for part in PARTS:
+        values = per_gib(part.arrays)
+        rows.append(
+            {
+                "part": part.name,
+                "budget_kib": part.budget_kib,
+                "mean_kib": sum(values) / len(values),
+                "largest_kib": max(values),
+            }
+        )
+    allocator = per_gib([name for part in PARTS if part.allocator for name in part.arrays])
+    return {
+        "scenario": scenario.name,
+        "hosts": len(used),
+        "parts": rows,
+        "allocator": {
+            "budget_kib": ALLOCATOR_BUDGET_KIB,
+            "mean_kib": sum(allocator) / len(allocator),
+            "largest_kib": max(allocator),
+        },
+    }
+
+
+def _bytes_by_array(host: Any) -> dict[str, int]:
+    sizes = {name: part.nbytes for name, part in used_parts(host.mem).items()}
+    return sizes | {"slab": int(host.slab.state[S_LIVE]) * BLOCK_DTYPE.itemsize}
+
+
+def measure_growth(scenarios: Sequence[Scenario], options: Options) -> list[dict[str, Any]]:
+    """Run scenarios of growing size and return what a host costs in each.
+
+    Returns
+    -------
+    list of dict
+        ``hosts``, ``wall_s``, ``cpu_s``, ``cpu_ms_per_host_hour``, ``peak_mib_per_host`` (all
+        processes).
+    """
+    rows = []
+    for scenario in scenarios:
+        with tempfile.TemporaryDirectory() as folder:
+            record = run(scenario, Path(folder) / "run", options)
+        cost = record["execution"]
+        rows.append(
+            {
+                "hosts": scenario.nr_hosts,
+                "wall_s": cost["wall_s"],
+                "cpu_s": cost["cpu_s"],
+                "cpu_ms_per_host_hour": 1000.0 * cost["cpu_s"] / cost["host_hours"],
+                "peak_mib_per_host": cost["peak_memory_bytes"] / KIB**2 / scenario.nr_hosts,
+            }
+        )
+    return rows

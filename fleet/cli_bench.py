@@ -1,0 +1,91 @@
+"""``fleet bench``: what the simulator costs, measured and held against its budget."""
+
+import json
+from typing import Annotated
+
+import typer
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Measure memory and speed; tables on stdout.",
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="PATH=VALUE, any field of the scenario.")
+]
+
+
+@bench_app.command()
+def memory(
+    scenario: Annotated[str, typer.Argument(help="Scenario to run first.")] = "churn",
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a scenario in this process and print the bytes of state per simulated GiB.
+
+    \b
+    Examples:
+      fleet bench memory
+      fleet bench memory churn --set run.duration=2h
+    """
+    from fleet.bench import measure_memory
+    from fleet.loading import load
+
+    found = measure_memory(load(scenario, set_ or []))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{found['scenario']}, {found['hosts']} hosts: KiB of state a simulated GiB")
+    typer.echo(f"  {'':<32}{'budget':>8}{'mean':>8}{'largest':>9}")
+    total = {"part": "allocator (first three)", **found["allocator"]}
+    for row in (*found["parts"], total):
+        typer.echo(
+            f"  {row['part']:<32}{row['budget_kib']:>8.1f}{row['mean_kib']:>8.2f}"
+            f"{row['largest_kib']:>9.2f}"
+        )
+    verdict = "within" if total["largest_kib"] <= total["budget_kib"] else "OVER"
+    typer.echo(f"  allocator on the largest host: {verdict} the budget")
+
+
+@bench_app.command()
+def growth(
+    hosts: Annotated[str, typer.Option(help="Fleet sizes.")] = "10,100,1000",
+    hours: Annotated[int, typer.Option(min=1, help="Simulated hours.")] = 6,
+    inline: Annotated[bool, typer.Option("--inline", help="One process, without Ray.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the churn scenario at several fleet sizes and print what a host costs.
+
+    \b
+    Example:
+      fleet bench growth --hosts 10,100 --hours 2
+    """
+    from fleet.bench import measure_growth
+    from fleet.loading import load
+    from fleet.scheduler import Options
+
+    base = load("churn")
+    scale = float(base.document["vms"]["scale"]) / base.nr_hosts
+    scenarios = [
+        load(
+            "churn",
+            [f"hosts.count={n}", f"vms.scale={scale * int(n):.6f}", f"run.duration={hours}h"],
+        )
+        for n in hosts.split(",")
+    ]
+    rows = measure_growth(scenarios, Options(inline=inline, checkpoint_epochs=0))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    typer.echo(
+        f"{'hosts':>6}{'wall s':>9}{'CPU s':>9}{'CPU ms/host-hour':>18}{'MiB/host, all':>15}"
+    )
+    for row in rows:
+        typer.echo(
+            f"{row['hosts']:>6}{row['wall_s']:>9.1f}{row['cpu_s']:>9.1f}"
+            f"{row['cpu_ms_per_host_hour']:>18.2f}{row['peak_mib_per_host']:>15.2f}"
+        )
