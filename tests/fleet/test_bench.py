@@ -1,0 +1,23 @@
+from fleet.bench import PARTS, measure_growth, measure_memory
+from fleet.loading import load
+from fleet.scheduler import Options
+
+SMALL = ["hosts.count=2", "hosts.memory=64GiB", "run.duration=1h", "vms.scale=0.0002"]
+
+
+def test_memory_counts_every_array_once_and_sums_the_allocator():
+    found = measure_memory(load("churn", SMALL))
+    means = {row["part"]: row["mean_kib"] for row in found["parts"]}
+    allocator = sum(means[part.name] for part in PARTS if part.allocator)
+    assert found["allocator"]["mean_kib"] == allocator
+    # 10 B for each of the 512 pageblocks of a GiB
+    assert 5.0 <= means["pageblocks, orders 9 and 10"] < 5.2
+    names = [name for part in PARTS for name in part.arrays]
+    assert len(names) == len(set(names))
+
+
+def test_growth_has_a_row_for_every_size():
+    scenarios = [load("churn", [*SMALL, f"hosts.count={n}"]) for n in (1, 2)]
+    rows = measure_growth(scenarios, Options(inline=True, checkpoint_epochs=0))
+    assert [row["hosts"] for row in rows] == [1, 2]
+    assert all(row["peak_mib_per_host"] > 0 for row in rows)

@@ -1,0 +1,144 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from fleet.node import START, STOP, Commands, Node
+from guestsim.spec import GuestSpec
+from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, VM_COLUMNS
+from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
+from hostsim.spec import HostSpec, SlabSpec
+
+GIB = 1 << 18  # pages
+TICK_NS = 5 * NS_PER_MIN
+SLAB = SlabSpec(2.0, NS_PER_MIN, 0.2, NS_PER_HOUR, 4096)
+GUESTS = GuestSpec(16384, 0.8, 10.0, NS_PER_HOUR, 0.2, 0.1, 0.5, 1024)
+HOST = {c.name: i for i, c in enumerate(HOST_COLUMNS)}
+EVENT = {c.name: i for i, c in enumerate(EVENT_COLUMNS)}
+VM = {c.name: i for i, c in enumerate(VM_COLUMNS)}
+
+
+def new_node(gib=8, kernel="6.12", guests=GUESTS, host_id=0, seed=1):
+    spec = HostSpec(8, gib * GIB, 0, kernel, "madvise", "madvise", True, SLAB)
+    return Node(spec, guests, host_id, seed, TICK_NS, NS_PER_HOUR)
+
+
+def commands(*rows):
+    """Make commands of (minutes, kind, vm, GiB[, hours already run])."""
+    full = [(*row, 0)[:5] for row in rows]
+    column = list(zip(*full, strict=True)) if full else [()] * 5
+    return Commands(
+        np.array(column[0], np.int64) * NS_PER_MIN,
+        np.array(column[1], np.int8),
+        np.array(column[2], np.int64),
+        np.ones(len(full), np.int32),
+        np.array(column[3], np.int64) * GIB,
+        np.array(column[4], np.int64) * NS_PER_HOUR,
+    )
+
+
+def run(node, *rows, hours=1, first=0):
+    return node.advance(commands(*rows), first * NS_PER_HOUR, (first + hours) * NS_PER_HOUR)
+
+
+def events(rows):
+    return [(EVENT_NAMES[row[EVENT["event"]]], int(row[EVENT["vm_id"]])) for row in rows.events]
+
+
+def test_events_keep_their_time_and_order():
+    node = new_node()
+    rows = run(node, (3, START, 5, 1), (3, START, 6, 1), (17, STOP, 5, 1))
+    assert events(rows) == [("start", 5), ("start", 6), ("end", 5)]
+    assert list(rows.events[:, EVENT["t_ns"]] // NS_PER_MIN) == [3, 3, 17]
+    node.check()
+
+
+def test_a_row_of_hosts_for_every_tick():
+    rows = run(new_node(), (0, START, 0, 1))
+    assert list(rows.hosts[:, HOST["t_ns"]]) == [TICK_NS * (i + 1) for i in range(12)]
+    assert set(rows.hosts[:, HOST["nr_vms"]]) == {1}
+
+
+def test_a_row_of_vms_each_hour_and_one_at_the_end():
+    node = new_node()
+    rows = run(node, (0, START, 0, 1), (90, STOP, 0, 1), hours=2)
+    assert [(int(r[VM["t_ns"]] // NS_PER_MIN), int(r[VM["ended"]])) for r in rows.vms] == [
+        (60, 0),
+        (90, 1),
+    ]
+
+
+def test_memory_comes_back_when_vms_end():
+    node = new_node()
+    rows = run(node, (1, START, 0, 2), (2, START, 1, 2), (40, STOP, 0, 2), (41, STOP, 1, 2))
+    last = rows.hosts[-1]
+    assert last[HOST["nr_anon_pages"]] == 0
+    assert last[HOST["nr_page_table_pages"]] == 0
+    assert last[HOST["nr_ept_pages"]] == 0
+    assert last[HOST["managed_pages"]] == (
+        last[HOST["nr_free_pages"]] + last[HOST["nr_pcp_pages"]] + last[HOST["nr_kernel_pages"]]
+    )
+
+
+def test_out_of_memory_kills_the_largest_vm_and_the_rest_live_on():
+    greedy = GUESTS._replace(touched_share_mean=1.0, growth_ns=NS_PER_MIN)
+    node = new_node(gib=4, guests=greedy)
+    rows = run(node, (1, START, 0, 1), (2, START, 1, 3), (30, START, 2, 1))
+    assert ("kill", 1) in events(rows)
+    assert rows.hosts[-1][HOST["oom_kill"]] == 1
+    assert rows.hosts[-1][HOST["nr_vms"]] == 2
+    node.check()
+
+
+def test_stop_of_a_killed_vm_is_passed_over():
+    greedy = GUESTS._replace(touched_share_mean=1.0, growth_ns=NS_PER_MIN)
+    node = new_node(gib=4, guests=greedy)
+    rows = run(node, (1, START, 0, 1), (2, START, 1, 3), (50, STOP, 1, 3))
+    assert events(rows).count(("end", 1)) + events(rows).count(("kill", 1)) == 1
+
+
+def test_standing_vm_begins_with_what_it_has_touched():
+    fresh = run(new_node(), (0, START, 0, 2)).hosts[0][HOST["nr_guest_pages"]]
+    standing = run(new_node(), (0, START, 0, 2, 9)).hosts[0][HOST["nr_guest_pages"]]
+    assert standing > 2 * fresh
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_same_seed_gives_the_same_rows(kernel):
+    first, second = (
+        run(new_node(kernel=kernel), (0, START, 0, 2), (9, START, 1, 1)) for _ in range(2)
+    )
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+def test_hosts_and_seeds_differ_only_in_what_is_theirs():
+    base = run(new_node(), (0, START, 0, 2)).hosts
+    other_host = run(new_node(host_id=1), (0, START, 0, 2)).hosts
+    assert (base[:, HOST["nr_guest_pages"]] == other_host[:, HOST["nr_guest_pages"]]).all()
+    other_seed = run(new_node(seed=2), (0, START, 0, 2)).hosts
+    assert (base[:, HOST["nr_guest_pages"]] != other_seed[:, HOST["nr_guest_pages"]]).any()
+
+
+def test_a_pickled_node_goes_on_as_if_nothing_had_been():
+    node = new_node()
+    run(node, (0, START, 0, 2), (5, START, 1, 1))
+    state = pickle.dumps(node)
+    assert len(state) < 4 << 20
+    again = pickle.loads(state)
+    again.check()
+    rows = [run(n, (70, STOP, 0, 2), first=1) for n in (node, again)]
+    assert all((a == b).all() for a, b in zip(*rows, strict=True))
+
+
+def test_counters_are_monotone():
+    rows = run(new_node(), (0, START, 0, 2), (30, STOP, 0, 2), hours=3).hosts
+    for i, column in enumerate(HOST_COLUMNS):
+        if column.kind == "counter":
+            assert (np.diff(rows[:, i]) >= 0).all(), column.name
+
+
+def test_eligible_faults_are_huge_or_fall_back():
+    advised = GUESTS._replace(madvise_ratio=1.0, reuse_per_hour=0.0)
+    last = run(new_node(guests=advised), (0, START, 0, 2)).hosts[-1]
+    windows = -(-last[HOST["nr_guest_pages"]] // 512)
+    assert last[HOST["thp_fault_alloc"]] + last[HOST["thp_fault_fallback"]] == windows

@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fleet.replay import Replay, Start, read_script, unaccounted_pages, zones_of
+from hostsim.core.errors import ScenarioError
+from hostsim.mm.check import check_memory
+from hostsim.mm.mm_types import PCP_COUNT, Z_FREE
+
+
+def script(tmp_path, text, name="a.ops"):
+    path = tmp_path / name
+    path.write_text(text)
+    return read_script(path)
+
+
+def snapshots(tmp_path, text, kernel="6.1", start=None):
+    replay = Replay(script(tmp_path, "# memory_mb=256\n" + text), kernel, start)
+    found = {s["snapshot"]: s for s in replay.run()}
+    check_memory(replay.mem)
+    return found
+
+
+def test_every_wrong_line_is_named(tmp_path):
+    text = "# memory_mb=64\nvm a\ntouhc a 0 1\nvm a 10 big\ntouch a 0 x\ntouch a 0 1 step=0\n"
+    with pytest.raises(ScenarioError) as error:
+        script(tmp_path, text)
+    assert [p.place.split("line ")[1] for p in error.value.problems] == ["2", "3", "4", "5", "6"]
+
+
+def test_script_without_memory_is_refused(tmp_path):
+    with pytest.raises(ScenarioError, match="memory_mb"):
+        script(tmp_path, "snapshot a\n")
+
+
+def test_missing_script_is_refused(tmp_path):
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        read_script(tmp_path / "none.ops")
+
+
+def test_always_maps_whole_windows_huge_and_the_rest_small(tmp_path):
+    text = "set enabled always\nvm a 1100\ntouch a 0 1100\nsnapshot s\n"
+    s = snapshots(tmp_path, text)["s"]
+    assert s["vms"]["a"]["AnonHugePages"] == 2 * 2048
+    assert s["vmstat"]["thp_fault_alloc"] == 2
+
+
+@pytest.mark.parametrize(("advice", "huge"), [("none", 0), ("huge", 1), ("nohuge", 0)])
+def test_madvise_wants_advice(tmp_path, advice, huge):
+    text = f"set enabled madvise\nvm a 512 {advice}\ntouch a 0 512\nsnapshot s\n"
+    assert snapshots(tmp_path, text)["s"]["vmstat"]["thp_fault_alloc"] == huge
+
+
+def test_partial_discard_of_a_huge_page_frees_nothing(tmp_path):
+    text = "set enabled always\nvm a 512\ntouch a 0 512\nsnapshot s\ndiscard a 0 100\nsnapshot t\n"
+    found = snapshots(tmp_path, text)
+    assert found["t"]["vmstat"]["nr_free_pages"] == found["s"]["vmstat"]["nr_free_pages"]
+    assert found["t"]["vmstat"]["thp_split_pmd"] == 1
+    assert found["t"]["vmstat"]["thp_deferred_split_page"] == 1
+    assert found["s"]["vms"]["a"]["Rss"] - found["t"]["vms"]["a"]["Rss"] == 400
+
+
+def test_fraction_touches_the_pages_that_the_recorder_chooses(tmp_path):
+    # chosen(3, i, 0.001) for i < 90000 in the recorder's C: 92 pages
+    text = "set enabled never\nvm a 40000\ntouch a 0 40000 fraction=0.5 seed=8\nsnapshot s\n"
+    anon = snapshots(tmp_path, text)["s"]["vms"]["a"]["Rss"] // 4 - 150 - 13
+    assert anon == sum(_chosen(8, page, 0.5) for page in range(40000))
+
+
+def _chosen(seed, page, fraction):
+    """splitmix64 in plain integers."""
+    mask = (1 << 64) - 1
+    z = ((seed << 32) + page + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return ((z ^ (z >> 31)) >> 11) * 2.0**-53 < fraction
+
+
+def test_fork_shares_and_writing_copies(tmp_path):
+    text = (
+        "set enabled never\nvm a 100\ntouch a 0 100\nsnapshot s\nfork a b\nsnapshot f\n"
+        "touch b 0 10\nsnapshot w\nexit a\nexit b\nsnapshot e\n"
+    )
+    found = snapshots(tmp_path, text)
+    anon = {k: s["vmstat"]["nr_anon_pages"] for k, s in found.items()}
+    assert anon["f"] - anon["s"] <= 13
+    assert anon["w"] - anon["f"] == 10
+    assert anon["e"] == 0
+
+
+def test_dead_vm_stays_as_an_empty_entry_until_an_op_finds_it(tmp_path):
+    text = "set enabled never\nvm a 40000\nvm b 40000\ntouch a 0 40000\ntouch b 0 40000\n"
+    found = snapshots(tmp_path, text + "snapshot s\ntouch a 0 1\nsnapshot t\n")
+    assert found["s"]["vms"]["a"] == {}
+    assert "a" not in found["t"]["vms"]
+    assert found["s"]["vmstat"]["oom_kill"] == 1
+
+
+def test_kfree_closes_only_chosen_pipes(tmp_path):
+    text = "kalloc 160\nsnapshot s\nkfree fraction=0.5 seed=4\nsnapshot t\n"
+    found = snapshots(tmp_path, text)
+    freed = found["s"]["vmstat"]["nr_kernel_pages"] - found["t"]["vmstat"]["nr_kernel_pages"]
+    assert freed == 16 * sum(_chosen(4, pipe, 0.5) for pipe in range(10))
+
+
+PAGETYPEINFO = [
+    "Free pages count per migrate type at order       0      1      2      3      4      5"
+    "      6      7      8      9     10 ",
+    "Node    0, zone      DMA, type    Unmovable      0      0      0      0      0      1"
+    "      1      1      0      0      0 ",
+    "Node    0, zone      DMA, type      Movable      0      0      0      0      0      0"
+    "      0      0      0      1      3 ",
+    "Node    0, zone    DMA32, type    Unmovable      0      0      0      1      0      0"
+    "      1      0      0      0      0 ",
+    "Node    0, zone    DMA32, type      Movable      0      1      1      0      1      1"
+    "      0      0      1      1     40 ",
+    "Node    0, zone    DMA32, type  Reclaimable      1      0      1      0      1      0"
+    "      0      0      1      1      0 ",
+    "",
+    "Number of blocks type     Unmovable      Movable  Reclaimable   HighAtomic      Isolate ",
+    "Node 0, zone      DMA            1            7            0            0            0 ",
+    "Node 0, zone    DMA32           17           97            6            0            0 ",
+]
+
+
+@pytest.fixture
+def start():
+    free_kb = 4 * sum(
+        int(cell) << order
+        for line in PAGETYPEINFO[1:6]
+        for order, cell in enumerate(line.split()[-11:])
+    )
+    first = {
+        "snapshot": "start",
+        "t_ms": 1000,
+        "pagetypeinfo": PAGETYPEINFO,
+        "vmstat": {"nr_anon_pages": 9, "pgfault": 40, "nr_zone_inactive_anon": 200},
+        "meminfo_kb": {"MemTotal": 240_000, "MemFree": free_kb, "Slab": 14_000},
+    }
+    return Start(first, {"start": 1000, "end": 2500})
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_start_gives_the_free_blocks_and_types_of_the_recording(tmp_path, start, kernel):
+    s = snapshots(tmp_path, "snapshot start\n", kernel, start)["start"]
+    want, got = zones_of(PAGETYPEINFO), zones_of(s["pagetypeinfo"])
+    for zone in want:
+        assert (want[zone].free == got[zone].free).all()
+        assert (want[zone].pageblocks == got[zone].pageblocks).all()
+    assert s["t_ms"] == 1000
+    assert s["vmstat"]["pgfault"] == 40
+
+
+def test_counters_go_on_from_the_start(tmp_path, start):
+    text = "set enabled never\nsnapshot start\nvm a 10\ntouch a 0 10\nsnapshot end\n"
+    found = snapshots(tmp_path, text, "6.1", start)
+    assert found["end"]["vmstat"]["nr_anon_pages"] == 9 + 13 + 10
+    assert found["end"]["t_ms"] == 2500
+
+
+def test_half_of_the_unaccounted_pages_lie_on_per_cpu_lists(tmp_path, start):
+    replay = Replay(script(tmp_path, "# memory_mb=256\n"), "6.1", start)
+    used = unaccounted_pages(start.first) // 2
+    assert replay.mem.zone[:, PCP_COUNT].sum() == used
+    check_memory(replay.mem)
+    assert replay.mem.zone[:, Z_FREE].sum() * 4 == start.first["meminfo_kb"]["MemFree"]
+
+
+def test_script_with_an_op_of_a_later_model_is_left_out(tmp_path):
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "a.ops").write_text("# memory_mb=64\nsnapshot s\ncompact\n")
+    (tmp_path / "ops" / "b.ops").write_text("# memory_mb=64\nsnapshot s\n")
+    argv = [sys.executable, "-m", "fleet", "replay", "ops", "-o", "out"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "a.ops: left out" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.jsonl"]
+    assert json.loads((tmp_path / "out" / "b.jsonl").read_text())["snapshot"] == "s"
+
+
+def test_unknown_kernel_is_refused(tmp_path):
+    (tmp_path / "a.ops").write_text("# memory_mb=64\nsnapshot s\n")
+    argv = [sys.executable, "-m", "fleet", "replay", "a.ops", "--kernel", "5.10"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "'5.10' is not one of 6.1, 6.12" in done.stderr
