@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.node import START, Commands, Node
 from fleet.placement import EpochPlan
 from fleet.scenario import Scenario
 from fleet.trace import Trace
@@ -69,7 +70,7 @@ def commands_for(plan: EpochPlan, trace: Trace, host_ids: Sequence[int]) -> Shar
         trace.vm_id[vm],
         trace.vcpus[vm],
         trace.memory_pages[vm],
-        np.where(plan.kind[rows] == 1, t_ns - trace.start_ns[vm], 0),
+        np.where(plan.kind[rows] == START, t_ns - trace.start_ns[vm], 0),
     )
 
 
@@ -87,13 +88,9 @@ def in_host_order(parts: Iterable[Tables]) -> Tables:
 class Shard:
     """Some hosts with their guests; the same code runs in-process and in a Ray actor."""
 
-    def __init__(self, plan: ShardPlan, make_node: MakeNode | None = None) -> None:
+    def __init__(self, plan: ShardPlan, make_node: MakeNode = Node) -> None:
         self.plan = plan
         self.epoch = 0
-        if make_node is None:
-            from fleet.node import Node
-
-            make_node = Node
         scenario = plan.scenario
         specs = scenario.host_specs()
         self.nodes = [
@@ -146,11 +143,16 @@ class Shard:
         self.epoch = epoch
 
 
-def _host_commands(commands: ShardCommands, index: int) -> Any:
-    from fleet.node import Commands
-
-    begin, end = commands.first[index], commands.first[index + 1]
-    return Commands(*(column[begin:end] for column in commands[1:]))
+def _host_commands(commands: ShardCommands, index: int) -> Commands:
+    part = slice(commands.first[index], commands.first[index + 1])
+    return Commands(
+        commands.t_ns[part],
+        commands.kind[part],
+        commands.vm_id[part],
+        commands.vcpus[part],
+        commands.memory_pages[part],
+        commands.age_ns[part],
+    )
 
 
 class InlineBackend:
@@ -158,7 +160,7 @@ class InlineBackend:
 
     name = "inline"
 
-    def __init__(self, scenario: Scenario, make_node: MakeNode | None = None) -> None:
+    def __init__(self, scenario: Scenario, make_node: MakeNode = Node) -> None:
         self.host_ids = split_hosts(scenario.nr_hosts, 1)
         self.shard = Shard(shard_plans(scenario, 1)[0], make_node)
         self._rows: Tables = {}

@@ -144,6 +144,11 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def _short(value: float | None) -> str:
+    value = value or 0.0
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def as_text(found: dict[str, Any]) -> str:
     """Print the figures for people, in at most 90 columns."""
     vms, now, counted, cost = found["vms"], found["at_end"], found["counters"], found["cost"]
@@ -189,7 +194,7 @@ def as_text(found: dict[str, Any]) -> str:
         ("wall time", f"{cost['wall_s']:.1f} s, {cost['advance_wall_s']:.1f} s of it simulating"),
         ("CPU time", f"{cost['cpu_s']:.1f} s, all processes"),
         ("peak memory", f"{format_bytes(cost['peak_memory_bytes'])}, all processes"),
-        ("speed", f"{cost['host_hours_per_core_s'] or 0:,.0f} host-hours per core-second"),
+        ("speed", f"{_short(cost['host_hours_per_core_s'])} host-hours per core-second"),
     ]
     title = f"{found['name']}, seed {found['seed']}: {found['status']}"
     return "\n".join([title, *(f"  {name:<18}{text}" for name, text in rows)])

@@ -18,7 +18,7 @@ def test_memory_counts_what_is_touched():
     before = usage_of_tree().memory_bytes
     block = bytearray(64 << 20)
     grown = usage_of_tree().memory_bytes - before
-    assert len(block) <= grown < 3 * len(block)
+    assert len(block) * 3 // 4 < grown < len(block) * 3 // 2  # others come and go
 
 
 def test_cpu_time_grows():

@@ -1,0 +1,107 @@
+"""What the documents say exists, and what exists is in the documents."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fleet.loading import builtin_names, builtin_text, question
+from fleet.schema import markdown
+from hostsim.core.stats import TABLES
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COLUMNS = [
+    pytest.param(column, id=f"{table}.{column.name}")
+    for table, columns in TABLES.items()
+    for column in columns
+]
+DIMENSIONLESS = {"host_id", "vm_id", "event", "reason"}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_every_column_has_a_unit_and_a_sentence(column):
+    assert column.unit or column.name in DIMENSIONLESS
+    assert len(column.doc.split()) > 1
+    assert column.doc.endswith(".")
+    assert bool(column.labels) == (column.kind == "label")
+
+
+def test_columns_document_is_current():
+    """Made by: make docs."""
+    assert (ROOT / "docs" / "columns.md").read_text() == markdown()
+
+
+def simplifications():
+    """Return module and number of "Simplified:" lines, where there are any."""
+    for package in ("hostsim", "guestsim", "fleet"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            number = path.read_text().count("Simplified:")
+            if number:
+                module = path.relative_to(ROOT).as_posix()
+                yield pytest.param(module, number, id=module)
+
+
+@pytest.mark.parametrize(("module", "number"), list(simplifications()))
+def test_every_simplification_is_listed_in_the_model_document(module, number):
+    """docs/model.md names the module once for each of its "Simplified:" lines."""
+    assert (ROOT / "docs" / "model.md").read_text().count(module) >= number
+
+
+def fleet_lines(text):
+    """Return the fleet commands of a document, comments and continuations resolved."""
+    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    for block in blocks:
+        joined = re.sub(r"\n {4,}(?=[A-Z]{2,} |AVG)", " ", block)
+        for line in joined.splitlines():
+            if re.match(r" +fleet ", line):
+                yield line.split("#")[0].split(">")[0].strip()
+    yield from re.findall(r"`(fleet [^`]+)`", text)
+
+
+@pytest.fixture(scope="module")
+def help_of():
+    cache = {}
+
+    def get(command):
+        if command not in cache:
+            argv = [sys.executable, "-m", "fleet", *command, "--help"]
+            done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+            cache[command] = done.stdout
+        return cache[command]
+
+    return get
+
+
+@pytest.mark.parametrize("line", sorted(set(fleet_lines(README))))
+def test_commands_of_the_readme_exist(line, help_of):
+    _, command, *arguments = shlex.split(line)
+    assert re.search(rf"^  {command} ", help_of(()), re.MULTILINE)
+    options = [word.split("=")[0] for word in arguments if word.startswith("--")]
+    sub_command = arguments[0] if command == "trace" else None
+    text = help_of(tuple(filter(None, (command, sub_command)))) if options else ""
+    assert [option for option in options if option not in text] == []
+
+
+def test_dependencies_of_the_readme_are_those_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[<>=]", name)[0] for name in project["dependencies"]}
+    section = README.split("## Dependencies")[1].split("##")[0]
+    assert set(re.findall(r"^\| ([a-z]+) \|", section, re.MULTILINE)) - {"package"} == declared
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_scenario_opens_with_its_question_and_how_long_it_runs(name):
+    text = question(builtin_text(name))
+    assert text.startswith("Question: ")
+    assert re.search("(Runs in|Takes) ", text)
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
