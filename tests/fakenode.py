@@ -1,8 +1,8 @@
 """A node that keeps books instead of memory: enough to test everything around it."""
 
 import numpy as np
-from fleet.node import Commands, NodeRows
 
+from fleet.node import Commands, NodeRows
 from hostsim.core.errors import InvariantError
 from hostsim.core.stats import EVENT_NAMES, REASON_NAMES, TABLES
 
