@@ -42,8 +42,8 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
-from hostsim.mm.page_alloc import account_rss, alloc_huge, alloc_pages
-from hostsim.mm.pgtable import alloc_table
+from hostsim.mm.page_alloc import account_rss, alloc_huge, alloc_pages, free_compound
+from hostsim.mm.pgtable import alloc_table, free_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -128,6 +128,7 @@ def _make_table(mem: Memory, mm: int, window: int) -> bool:
         return False
     if mem.mm[mm, MM_HAS_EPT] != 0:
         if not alloc_table(mem, mm, KIND_EPT):
+            free_table(mem, mm, KIND_PGTABLE)
             return False
     set_window(mem, mm, window, table_word(NIL))
     return True
@@ -147,11 +148,14 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
                 return FAULT_OK
         pb = alloc_huge(mem, mm, window)
         if pb != NO_PFN:
+            if not alloc_table(mem, mm, KIND_PGTABLE):
+                free_compound(mem, pb)
+                return FAULT_OOM
             _map_huge(mem, mm, window, pb)
             mem.vmstat[PGFAULT] += 1
             mem.vmstat[THP_FAULT_ALLOC] += 1
             mem.mm[mm, MM_THP_ALLOC] += 1
-            return FAULT_OK if alloc_table(mem, mm, KIND_PGTABLE) else FAULT_OOM
+            return FAULT_OK
         mem.vmstat[THP_FAULT_FALLBACK] += 1
         mem.mm[mm, MM_THP_FALLBACK] += 1
     return FAULT_OK if _make_table(mem, mm, window) else FAULT_OOM

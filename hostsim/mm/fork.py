@@ -6,7 +6,15 @@ do_huge_pmd_wp_page.
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
-from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, MM_WINDOWS, NIL, P_EXT_LIVE, Memory
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MM_HUGE,
+    MM_WINDOWS,
+    NIL,
+    P_EXT_LIVE,
+    P_ZERO_USERS,
+    Memory,
+)
 from hostsim.mm.mmap import (
     W_HUGE,
     W_NONE,
@@ -94,6 +102,7 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
         if not alloc_table(mem, child, KIND_PGTABLE):
             return False
         if word == W_ZERO:
+            mem.pool[P_ZERO_USERS] += 1
             set_window(mem, child, window, W_ZERO)
         elif word & W_TAG == W_HUGE:
             _copy_huge(mem, parent, child, window)

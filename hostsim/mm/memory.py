@@ -132,7 +132,7 @@ def pagetypeinfo(mem: Memory) -> list[str]:
         f"Page block order: {PAGEBLOCK_ORDER}",
         f"Pages per block:  {1 << PAGEBLOCK_ORDER}",
         "",
-        "Free pages count per migrate type at order "
+        "Free pages count per migrate type at order  "
         + "".join(f"{order:6d} " for order in range(NR_PAGE_ORDERS)),
     ]
     for z in _populated(mem):
@@ -143,7 +143,7 @@ def pagetypeinfo(mem: Memory) -> list[str]:
                 for n in counts
             )
             lines.append(f"Node {0:4d}, zone {ZONE_NAMES[z]:>8}, type {name:>12} {cells}")
-    lines += ["", "Number of blocks type " + "".join(f"{name:>12} " for name in names)]
+    lines += ["", "Number of blocks type  " + "".join(f"{name:>12} " for name in names)]
     for z in _populated(mem):
         cells = "".join(
             f"{mem.zone[z, Z_LABEL + t] if t < NR_TYPES else 0:12d} " for t in range(len(names))

@@ -7,7 +7,7 @@ Simplified: the pages of one window are one gather batch (the kernel's holds abo
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
-from hostsim.mm.mm_types import MM_HUGE, MM_WINDOWS, NIL, Memory
+from hostsim.mm.mm_types import MM_HUGE, MM_WINDOWS, NIL, P_ZERO_USERS, Memory
 from hostsim.mm.mmap import (
     W_HUGE,
     W_NONE,
@@ -33,7 +33,7 @@ from hostsim.mm.rmap import (
 )
 from hostsim.mm.split import deferred_split, nr_pmd_mappings, pmd_mapping, split_pmd
 from hostsim.mm.tunables import T_REVERSE_ZAP
-from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS
+from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS, THP_SPLIT_PMD
 
 
 @kernel
@@ -146,10 +146,12 @@ def zap_window(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
         return
     whole = end - first == HPAGE_PMD_NR
     if word == W_ZERO:
+        mem.pool[P_ZERO_USERS] -= 1
         if whole:
             free_table(mem, mm, KIND_PGTABLE)
             set_window(mem, mm, window, W_NONE)
         else:
+            mem.vmstat[THP_SPLIT_PMD] += 1
             set_window(mem, mm, window, table_word(NIL))
         return
     if word & W_TAG == W_HUGE:
