@@ -59,6 +59,7 @@ from hostsim.mm.mm_types import (
     P_MM_USED,
     P_WORDS_USED,
     P_ZERO_PB,
+    P_ZERO_USERS,
     Z_FREE,
     Z_MANAGED,
     ZONE_NAMES,
@@ -250,6 +251,8 @@ def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
         mm=mm,
         window=window,
     )
+    mapped_zero = int((word == W_ZERO).sum())
+    agree("users of the huge zero page", pool=mem.pool[P_ZERO_USERS], windows=mapped_zero)
     used = int(mem.pool[P_EXT_USED])
     column = np.full(used, NIL)
     column[x.at] = np.arange(x.at.size)

@@ -90,7 +90,7 @@ def agree(place: str, **sides: Any) -> None:
             f"{place}: {left_name} has {left.size} entries, {right_name} {right.size}"
         )
     wrong = np.argwhere(left != right)
-    if wrong.size:
+    if len(wrong):  # argwhere of a scalar has a row and no column
         at = tuple(int(i) for i in wrong[0])
         where = f" [{', '.join(map(str, at))}]" if at else ""
         raise InvariantError(
