@@ -14,7 +14,7 @@ from fleet.scheduler import Options, run
 from fleet.shard import InlineBackend
 from hostsim.core.units import PAGE_SHIFT
 from hostsim.mm.mm_types import used_parts
-from hostsim.mm.slab import BLOCK_DTYPE, S_LIVE
+from hostsim.mm.slab import BLOCK_DTYPE, S_USED
 
 KIB: Final = 1024.0
 GIB_SHIFT: Final = 30 - PAGE_SHIFT
@@ -97,7 +97,7 @@ def measure_memory(scenario: Scenario) -> dict[str, Any]:
 
 def _bytes_by_array(host: Any) -> dict[str, int]:
     sizes = {name: part.nbytes for name, part in used_parts(host.mem).items()}
-    return sizes | {"slab": int(host.slab.state[S_LIVE]) * BLOCK_DTYPE.itemsize}
+    return sizes | {"slab": int(host.slab.state[S_USED]) * BLOCK_DTYPE.itemsize}
 
 
 def measure_growth(scenarios: Sequence[Scenario], options: Options) -> list[dict[str, Any]]:

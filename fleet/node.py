@@ -30,15 +30,18 @@ from guestsim.memory_use import (
 )
 from guestsim.spec import GuestSpec
 from hostsim.core.errors import InvariantError
-from hostsim.core.stats import (
-    EVENT_COLUMNS,
-    EVENT_NAMES,
-    HOST_COLUMNS,
-    REASON_NAMES,
-    VM_COLUMNS,
-)
+from hostsim.core.jit import kernel
+from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR
-from hostsim.host import OP_MM, OP_TOUCH, Host
+from hostsim.host import (
+    OP_MM,
+    OP_TOUCH,
+    Host,
+    apply_ops,
+    births_per_tick,
+    fill_host_row,
+    kernel_tick,
+)
 from hostsim.mm.mm_types import (
     MM_EPT,
     MM_HUGE,
@@ -46,7 +49,9 @@ from hostsim.mm.mm_types import (
     MM_THP_ALLOC,
     MM_THP_FALLBACK,
     NIL,
+    Memory,
 )
+from hostsim.mm.slab import Slab
 from hostsim.spec import HostSpec
 
 STOP = 0
@@ -73,6 +78,77 @@ class NodeRows(NamedTuple):
     hosts: NDArray[np.int64]  # (ticks, columns)
     vms: NDArray[np.int64]  # (rows, columns)
     events: NDArray[np.int64]  # (rows, columns)
+
+
+# Columns of the progress of `run_ticks`
+_TICKS_DONE = 0
+_PHASE = 1  # of the tick under way
+_NR_OPS = 2
+_OPS_DONE = 3
+NR_PROGRESS = 4
+
+
+@kernel
+def run_ticks(
+    mem: Memory,
+    slab: Slab,
+    guests: NDArray[np.int64],
+    ops: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    progress: NDArray[np.int64],
+    births: NDArray[np.float64],
+    begin_ns: int,
+    tick_ns: int,
+    growth_ns: int,
+    reuse_per_tick: float,
+    small_ratio: float,
+    key: int,
+    host_id: int,
+) -> int:
+    """Advance a host by ``len(rows)`` ticks: guests, then the kernel, then the row.
+
+    Parameters
+    ----------
+    progress
+        Zeros to begin; keeps where it stopped when memory ran out.
+    begin_ns
+        Time at which the first tick begins.
+
+    Returns
+    -------
+    int
+        0 when done, or the time at which memory ran out; call again after a kill.
+    """
+    while progress[_TICKS_DONE] < rows.shape[0]:
+        end_ns = begin_ns + (progress[_TICKS_DONE] + 1) * tick_ns
+        tick = end_ns // tick_ns
+        if progress[_PHASE] == 0:
+            progress[_NR_OPS] = guests_tick(
+                guests, ops, tick, end_ns, growth_ns, reuse_per_tick, small_ratio
+            )
+            progress[_OPS_DONE] = 0
+            progress[_PHASE] = 1
+        if progress[_PHASE] == 1:
+            progress[_OPS_DONE] = apply_ops(mem, ops, progress[_OPS_DONE], progress[_NR_OPS])
+            if progress[_OPS_DONE] < progress[_NR_OPS]:
+                return end_ns
+            progress[_PHASE] = 2
+            if not kernel_tick(mem, slab, tick, tick_ns, births, key):
+                return end_ns
+        row = rows[progress[_TICKS_DONE]]
+        for column in range(_FIRST_GAUGE):
+            row[column] = 0
+        row[0] = end_ns
+        row[1] = host_id
+        for guest in range(guests.shape[0]):
+            if guests[guest, G_VM] >= 0:
+                row[2] += 1
+                row[3] += guests[guest, G_VCPUS]
+                row[4] += guests[guest, G_PAGES]
+        fill_host_row(mem, row, mem.scratch, _FIRST_GAUGE)
+        progress[_PHASE] = 0
+        progress[_TICKS_DONE] += 1
+    return 0
 
 
 class Node:
@@ -106,6 +182,8 @@ class Node:
         self.guests: NDArray[np.int64] = np.full((8, NR_G_FIELDS), -1, np.int64)
         self.row_of: dict[int, int] = {}  # VM -> row of guests
         self._ops: NDArray[np.int64] = np.zeros((8 * OPS_PER_GUEST, NR_OP_FIELDS), np.int64)
+        self._progress = np.zeros(NR_PROGRESS, np.int64)
+        self._births = births_per_tick(spec, tick_ns)
         self._starting: list[tuple[int, int, int, int]] = []  # touches of VMs that start together
         self._vm_rows: list[list[int]] = []
         self._event_rows: list[list[int]] = []
@@ -126,22 +204,32 @@ class Node:
             The host's state is inconsistent.
         """
         self._vm_rows, self._event_rows = [], []
-        ticks = (t1_ns - t0_ns) // self.tick_ns
-        hosts = np.zeros((ticks, len(HOST_COLUMNS)), np.int64)
-        position = 0
-        for i in range(ticks):
-            end_ns = t0_ns + (i + 1) * self.tick_ns
-            position = self._obey(commands, position, end_ns)
-            self._tick(end_ns)
-            self._fill_host_row(hosts[i], end_ns)
-            if end_ns % self.vm_rows_ns == 0:
+        hosts = np.zeros(((t1_ns - t0_ns) // self.tick_ns, len(HOST_COLUMNS)), np.int64)
+        position = done = 0
+        while done < len(hosts):
+            position = self._obey(commands, position, t0_ns + (done + 1) * self.tick_ns)
+            last = self._ticks_before(commands, position, t0_ns, done, len(hosts))
+            self._run_ticks(hosts[done:last], t0_ns + done * self.tick_ns)
+            done = last
+            now_ns = t0_ns + done * self.tick_ns
+            if now_ns % self.vm_rows_ns == 0:
                 for row in self.row_of.values():
-                    self._note_vm(end_ns, row, ended=False)
+                    self._note_vm(now_ns, row, ended=False)
         return NodeRows(
             hosts,
             _table(self._vm_rows, len(VM_COLUMNS)),
             _table(self._event_rows, len(EVENT_COLUMNS)),
         )
+
+    def _ticks_before(
+        self, commands: Commands, position: int, t0_ns: int, done: int, nr: int
+    ) -> int:
+        """Return up to which tick nothing but ticks happens: no command, no row of ``vms``."""
+        if position < len(commands.t_ns):
+            nr = min(nr, int(commands.t_ns[position] - t0_ns) // self.tick_ns)
+        now_ns = t0_ns + done * self.tick_ns
+        to_row_ns = self.vm_rows_ns - now_ns % self.vm_rows_ns
+        return max(min(nr, done + to_row_ns // self.tick_ns), done + 1)
 
     def check(self) -> None:
         """Recompute the host's state from scratch.
@@ -203,22 +291,32 @@ class Node:
             self._starting = []
             self._apply(t_ns, ops, len(ops))
 
-    def _tick(self, end_ns: int) -> None:
-        """Let guests and the kernel use memory up to a time."""
-        tick = end_ns // self.tick_ns
-        spec = self.guest_spec
-        nr = guests_tick(
-            self.guests,
-            self._ops,
-            tick,
-            end_ns,
-            spec.growth_ns,
-            spec.reuse_per_hour * self.tick_ns / NS_PER_HOUR,
-            spec.small_release_ratio,
-        )
-        self._apply(end_ns, self._ops, int(nr))
-        if not self.host.kernel_tick(tick, self.tick_ns):
-            self._kill(end_ns)
+    def _run_ticks(self, rows: NDArray[np.int64], begin_ns: int) -> None:
+        """Let guests and the kernel use memory for some ticks, a row of ``hosts`` each."""
+        self._progress[:] = 0
+        while True:
+            now_ns = int(
+                run_ticks(
+                    self.host.mem,
+                    self.host.slab,
+                    self.guests,
+                    self._ops,
+                    rows,
+                    self._progress,
+                    self._births,
+                    begin_ns,
+                    self.tick_ns,
+                    self.guest_spec.growth_ns,
+                    self.guest_spec.reuse_per_hour * self.tick_ns / NS_PER_HOUR,
+                    self.guest_spec.small_release_ratio,
+                    self.host.key,
+                    self.host_id,
+                )
+            )
+            if now_ns == 0:
+                return
+            victim = self._kill(now_ns)
+            self._ops[self._ops[:, OP_MM] == victim, OP_MM] = NIL
 
     def _apply(self, t_ns: int, ops: NDArray[np.int64], nr: int) -> None:
         """Carry out operations, killing the largest VM whenever memory runs out."""
@@ -286,17 +384,6 @@ class Node:
                 guest[G_PAGES],
             ]
         )
-
-    def _fill_host_row(self, row: NDArray[np.int64], t_ns: int) -> None:
-        used = self.guests[self.guests[:, G_VM] >= 0]
-        row[:_FIRST_GAUGE] = (
-            t_ns,
-            self.host_id,
-            len(used),
-            used[:, G_VCPUS].sum(),
-            used[:, G_PAGES].sum(),
-        )
-        self.host.fill_row(row, _FIRST_GAUGE)
 
 
 def _table(rows: list[list[int]], columns: int) -> NDArray[np.int64]:

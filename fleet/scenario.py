@@ -189,7 +189,7 @@ class GuestsSection(Section):
     reuse_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
     small_release_ratio: Ratio = 0.05
     madvise_ratio: Ratio = 1.0
-    overhead: Pages = 64 * MIB_PAGES
+    overhead: Pages = 32 * MIB_PAGES
 
 
 _VMS_UNREAD = {"azure-v1": {"path"}, "trace": {"scale", "standing"}}

@@ -4,7 +4,7 @@ A host knows a guest as QEMU's process: guest RAM that it maps on demand, an EPT
 small-page memory of QEMU's own.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +40,13 @@ from hostsim.mm.mm_types import (
     restore_parts,
     used_parts,
 )
-from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, W_HUGE, W_TAG, mm_alloc, window_word
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import decay_pcp
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_EPT, KIND_KERNEL, KIND_PGTABLE
-from hostsim.mm.slab import S_LIVE, Slab, alloc_boot_pages, new_slab, slab_tick
+from hostsim.mm.slab import S_USED, Slab, alloc_boot_pages, new_slab, slab_tick
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.vmstat import (
     ALLOCSTALL,
@@ -84,15 +84,6 @@ OP_NR: Final = 3
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
 TURN_PAGES: Final = 64  # about what a CPU takes from the buddy lists at once (pcp->batch, 63)
-
-
-class Births(NamedTuple):
-    """Slab-like churn in units of a tick; see `hostsim.mm.slab.slab_tick`."""
-
-    short_births: float
-    short_life_ticks: float
-    long_births: float
-    long_life_ticks: float
 
 
 @kernel
@@ -139,6 +130,8 @@ def _touch_in_turns(mem: Memory, ops: NDArray[np.int64], first: int, last: int) 
             start = ops[i, OP_START]
             done = touch_range(mem, ops[i, OP_MM], start, nr, 1, 1.0, 0, True, start) == FAULT_OK
             nr = nr if done else mem.pool[P_RESUME] - start
+            if done and window_word(mem, ops[i, OP_MM], start >> HPAGE_PMD_ORDER) & W_TAG == W_HUGE:
+                nr = min(ops[i, OP_NR], HPAGE_PMD_NR - (start & (HPAGE_PMD_NR - 1)))
             ops[i, OP_START] += nr
             ops[i, OP_NR] -= nr
             if not done:
@@ -178,6 +171,24 @@ def apply_ops(mem: Memory, ops: NDArray[np.int64], first: int, nr: int) -> int:
             return i
         i = last
     return nr
+
+
+@kernel
+def kernel_tick(
+    mem: Memory, slab: Slab, tick: int, tick_ns: int, births: NDArray[np.float64], key: int
+) -> bool:
+    """Advance the kernel's own memory and its workers by a tick; False if memory ran out.
+
+    Parameters
+    ----------
+    births
+        As `births_per_tick` returns them.
+    key
+        Random key of the host.
+    """
+    if mem.tunables[T_PCP_6_12] != 0:
+        decay_pcp(mem, tick_ns // NS_PER_S)
+    return slab_tick(mem, slab, tick, births[0], births[1], births[2], births[3], key)
 
 
 @kernel
@@ -271,7 +282,6 @@ class Host:
         set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
         self.slab: Slab = new_slab()
         self.key = int(stream(seed, Stream.KERNEL_MEMORY, host_id).integers(1 << 62))
-        self._free = np.zeros(NR_PAGE_ORDERS, np.int64)
         if not alloc_boot_pages(self.mem, spec.slab.base_pages):
             raise ValueError(
                 f"slab.base_pages {spec.slab.base_pages}: the host's memory cannot hold them"
@@ -279,17 +289,19 @@ class Host:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        live = int(self.slab.state[S_LIVE])
+        used = int(self.slab.state[S_USED])
+        blocks = np.array(self.slab.blocks[:used])
         state["mem"] = used_parts(self.mem)
-        state["slab"] = np.array(self.slab.state), np.array(self.slab.blocks[:live])
+        state["slab"] = np.array(self.slab.state), np.array(self.slab.wheel), blocks
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.mem = restore_parts(state["mem"], self.spec.memory_pages)
         self.slab = new_slab()
-        counts, blocks = state["slab"]
+        counts, wheel, blocks = state["slab"]
         self.slab.state[:] = counts
+        self.slab.wheel[:] = wheel
         self.slab.blocks[: len(blocks)] = blocks
 
     def start(self, vm_id: int, ram_pages: int, own_pages: int, madvised: bool) -> tuple[int, bool]:
@@ -336,17 +348,6 @@ class Host:
             self.mem.vmstat[OOM_KILL] += 1
         return mm
 
-    def kernel_tick(self, tick: int, tick_ns: int) -> bool:
-        """Advance the kernel's own memory and its workers by a tick; False if memory ran out."""
-        if self.mem.tunables[T_PCP_6_12]:
-            decay_pcp(self.mem, tick_ns // NS_PER_S)
-        births = births_per_tick(self.spec, tick_ns)
-        return bool(slab_tick(self.mem, self.slab, tick, *births, self.key))
-
-    def fill_row(self, row: NDArray[Any], first: int) -> None:
-        """Write this host's gauges and counters into a row of the table ``hosts``."""
-        fill_host_row(self.mem, row, self._free, first)
-
     def vm_of(self, mm: int) -> int:
         """Return the VM whose process this is."""
         return int(self.mem.mm[mm, MM_VM])
@@ -356,23 +357,21 @@ class Host:
         return int(self.mem.mm[mm, MM_WINDOWS])
 
 
-def births_per_tick(spec: HostSpec, tick_ns: int) -> Births:
-    """Return slab-like churn in units of a tick.
+def births_per_tick(spec: HostSpec, tick_ns: int) -> NDArray[np.float64]:
+    """Return slab-like churn in units of a tick, as `slab_tick` takes it.
 
     A birth at a random moment of a tick lives to its end with probability
     ``life * (1 - exp(-tick / life)) / tick``.
+
+    Returns
+    -------
+    array of 4
+        Short-lived births and their mean life in ticks, long-lived births and theirs.
     """
     slab = spec.slab
     mean_pages = (1 + 2 + 4 + 8) / 4.0  # orders 0..3 equally likely
     births = slab.rate_pages_per_s * tick_ns / NS_PER_S / mean_pages
-
-    def alive(life_ns: int) -> float:
-        life_ticks = life_ns / tick_ns
-        return life_ticks * -float(np.expm1(-1.0 / life_ticks))
-
-    return Births(
-        births * (1.0 - slab.long_lived_ratio) * alive(slab.lifetime_ns),
-        slab.lifetime_ns / tick_ns,
-        births * slab.long_lived_ratio * alive(slab.long_lifetime_ns),
-        slab.long_lifetime_ns / tick_ns,
-    )
+    shares = np.array([1.0 - slab.long_lived_ratio, slab.long_lived_ratio])
+    life_ticks = np.array([slab.lifetime_ns, slab.long_lifetime_ns]) / tick_ns
+    alive = births * shares * life_ticks * -np.expm1(-1.0 / life_ticks)
+    return np.stack([alive, life_ticks], axis=1).reshape(4)

@@ -16,25 +16,31 @@ from numpy.typing import NDArray
 
 from hostsim.core.arena import Field, carve
 from hostsim.core.counter_rng import hash64, uniform
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, NIL, Memory
 from hostsim.mm.page_alloc import alloc_pages, free_order
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_BOOT, KIND_KERNEL, add_extent, del_extent
 from hostsim.mm.vmstat import NR_KERNEL
 
-BLOCK_DTYPE: Final = np.dtype([("pfn", "i4"), ("ext", "i4"), ("die_tick", "i4"), ("order", "i4")])
+BLOCK_DTYPE: Final = np.dtype(
+    [("pfn", "i4"), ("ext", "i4"), ("die_tick", "i4"), ("next", "i4"), ("order", "i4")]
+)
 MAX_BLOCKS: Final = 1 << 22
-S_LIVE: Final = 0  # blocks in the table
-S_OWED: Final = 1  # thousandths of a block still to be born, short- then long-lived
-NR_S_FIELDS: Final = 3
+WHEEL: Final = 1 << 12  # lists of blocks by tick of death, modulo
+S_LIVE: Final = 0  # blocks alive
+S_USED: Final = 1  # blocks ever used
+S_FREE: Final = 2  # first of the free chain + 1
+S_OWED: Final = 3  # thousandths of a block still to be born, short- then long-lived
+NR_S_FIELDS: Final = 5
 MILLI: Final = 1000
 
 
 class Slab(NamedTuple):
-    """Blocks alive, in no particular order; their frames belong to KIND_KERNEL extents."""
+    """Blocks alive, on lists by the tick at which they die; KIND_KERNEL extents own the frames."""
 
     blocks: NDArray[Any]  # (MAX_BLOCKS,) BLOCK_DTYPE
+    wheel: NDArray[Any]  # int32 (WHEEL,) first block + 1 of each list
     state: NDArray[Any]  # int64 (NR_S_FIELDS,)
 
 
@@ -44,6 +50,7 @@ def new_slab() -> Slab:
         **carve(
             [
                 Field("state", (NR_S_FIELDS,), np.dtype("i8")),
+                Field("wheel", (WHEEL,), np.dtype("i4")),
                 Field("blocks", (MAX_BLOCKS,), BLOCK_DTYPE),
             ]
         )
@@ -81,32 +88,51 @@ def _bear(mem: Memory, slab: Slab, tick: int, nr: int, life_ticks: float, key: i
         if pfn == NO_PFN or slab.state[S_LIVE] == slab.blocks.size:
             return False
         life = -np.log(uniform(key, salt, 2 * i + 1)) * life_ticks
-        at = slab.state[S_LIVE]
+        at = slab.state[S_FREE] - 1
+        if at != NIL:
+            slab.state[S_FREE] = slab.blocks[at].next
+        else:
+            at = slab.state[S_USED]
+            slab.state[S_USED] += 1
+        slab.state[S_LIVE] += 1
         slab.blocks[at].pfn = pfn
         slab.blocks[at].order = order
         slab.blocks[at].die_tick = tick + 1 + int(min(life, 1e9))
         slab.blocks[at].ext = add_extent(mem, pfn, 1 << order, NIL, 0, KIND_KERNEL)
-        slab.state[S_LIVE] = at + 1
+        _queue(slab, at)
         mem.vmstat[NR_KERNEL] += 1 << order
     return True
+
+
+@inline_kernel
+def _queue(slab: Slab, at: int) -> None:
+    """Put a block on the list of its tick of death."""
+    turn = slab.blocks[at].die_tick % WHEEL
+    slab.blocks[at].next = slab.wheel[turn]
+    slab.wheel[turn] = at + 1
 
 
 @kernel
 def _bury(mem: Memory, slab: Slab, tick: int) -> None:
     """Free the blocks whose time has come."""
-    at = 0
-    while at < slab.state[S_LIVE]:
-        if slab.blocks[at].die_tick > tick:
-            at += 1
+    turn = tick % WHEEL
+    at = int(slab.wheel[turn]) - 1
+    slab.wheel[turn] = 0
+    while at != NIL:
+        after = int(slab.blocks[at].next) - 1
+        if slab.blocks[at].die_tick > tick:  # a later round of the wheel
+            _queue(slab, at)
+            at = after
             continue
         pfn = int(slab.blocks[at].pfn)
         order = int(slab.blocks[at].order)
         del_extent(mem, int(slab.blocks[at].ext))
         free_order(mem, pfn, order)
         mem.vmstat[NR_KERNEL] -= 1 << order
-        last = slab.state[S_LIVE] - 1
-        slab.blocks[at] = slab.blocks[last]
-        slab.state[S_LIVE] = last
+        slab.blocks[at].next = slab.state[S_FREE]
+        slab.state[S_FREE] = at + 1
+        slab.state[S_LIVE] -= 1
+        at = after
 
 
 @kernel
