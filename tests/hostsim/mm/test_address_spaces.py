@@ -6,6 +6,7 @@ ever reads another number from its frame, two processes shared a frame that they
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pagemap import is_all_free, page_frames
@@ -270,6 +271,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
 
 TestAddressSpaces = AddressSpaceMachine.TestCase
+TestAddressSpaces.settings = settings(max_examples=25)  # depth is the walk's part
 
 
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])
