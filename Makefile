@@ -15,6 +15,7 @@ $(BIN)/python:
 
 $(VENV)/.run: $(BIN)/python pyproject.toml
 	$(PIP) install -e .
+	$(BIN)/fleet warmup
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run

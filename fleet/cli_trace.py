@@ -112,7 +112,7 @@ def import_(
     memory: Annotated[str, typer.Option(help="azure-packing: memory of that machine.")] = "512GiB",
     overwrite: OverwriteOption = False,
 ) -> None:
-    r"""Turn a public VM trace into parquet; every bad row is reported with its line.
+    """Turn a public VM trace into parquet; every bad row is reported with its line.
 
     \b
     Formats:
@@ -144,7 +144,7 @@ def generate(
     scale: ScaleOption = 1.0,
     overwrite: OverwriteOption = False,
 ) -> None:
-    r"""Draw a trace with the statistics of a public one, standing population included.
+    """Draw a trace with the statistics of a public one, standing population included.
 
     \b
     Examples:
@@ -168,7 +168,7 @@ def stats(
     scale: ScaleOption = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Print a trace's statistics beside those of Azure's public trace of 2017.
+    """Print a trace's statistics beside those of Azure's public trace of 2017.
 
     With several traces or seeds the verdict is on their mean; "in" counts those within the range
     by themselves.  --scale also scales the expected arrival rate and concurrency.
@@ -310,7 +310,7 @@ def pack(
     memory_overcommit: Annotated[float, typer.Option(help="Memory offered per memory.")] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Place a trace on equal hosts, without simulating their memory.
+    """Place a trace on equal hosts, without simulating their memory.
 
     \b
     Examples:

@@ -145,7 +145,7 @@ class ThpSection(Section):
 class SlabSection(Section):
     """``[hosts.slab]``: unmovable kernel memory that comes and goes."""
 
-    rate_pages_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    rate_pages_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     lifetime: Duration = NS_PER_MIN
     long_lived_ratio: Ratio = 0.2
     long_lifetime: Duration = NS_PER_DAY

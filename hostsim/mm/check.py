@@ -83,6 +83,7 @@ from hostsim.mm.rmap import (
     KIND_KERNEL,
     KIND_MASK,
     KIND_PGTABLE,
+    KIND_RESERVED,
 )
 from hostsim.mm.vmstat import (
     NR_ANON_PAGES,
@@ -159,7 +160,7 @@ def _check_extents(mem: Memory, s: Scan) -> _Extents:
         pages=nr,
     )
     kind = flags & KIND_MASK
-    forbid("unknown kind of extent", kind > KIND_BOOT, extent=at, flags=flags)
+    forbid("unknown kind of extent", kind > KIND_RESERVED, extent=at, flags=flags)
     live = mem.mm[:, MM_LIVE] != 0
     orphan = (owner != NIL) & ~live[owner]
     forbid("extent of a process that is gone", orphan, extent=at, pfn=pfn, mm=owner)
@@ -383,7 +384,7 @@ def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr
     )
     kernel = np.bincount(
         s.zone[x.pfn >> PAGEBLOCK_ORDER],
-        weights=np.where(x.kind == KIND_ANON, 0, x.nr),
+        weights=np.where(np.isin(x.kind, (KIND_ANON, KIND_RESERVED)), 0, x.nr),
         minlength=NR_ZONES,
     ).astype(np.int64)
     pcp_pages = np.bincount(s.zone[pcp >> PAGEBLOCK_ORDER], minlength=NR_ZONES)
@@ -456,6 +457,8 @@ def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
         first, nr, flags = int(extent["pfn"]), int(extent["nr"]), int(extent["flags"])
         if first <= pfn < first + nr:
             i = first + nr - 1 - pfn if flags & EXT_DESCENDING else pfn - first
+            if flags & KIND_MASK == KIND_RESERVED:
+                return FrameOwner(FrameKind.RESERVED)
             kind = FrameKind(FrameKind.ANON + (flags & KIND_MASK))
             vpn = int(extent["vpn"]) + i if kind == FrameKind.ANON else NIL
             owners.append((int(extent["owner"]), vpn, kind))

@@ -22,6 +22,7 @@ KIND_PGTABLE: Final = 1  # page-table page of a process
 KIND_EPT: Final = 2  # EPT table page of a VM
 KIND_KERNEL: Final = 3  # slab and other kernel memory
 KIND_BOOT: Final = 4  # in use since before the simulation began
+KIND_RESERVED: Final = 5  # never given to the buddy allocator: kernel image, struct pages
 KIND_MASK: Final = 7
 EXT_DESCENDING: Final = 0x80  # page vpn + i lies in frame pfn + nr - 1 - i
 EXT_SHARED: Final = 0x40  # mapped by another process too: copy on write

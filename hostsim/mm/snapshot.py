@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import (
     HPAGE_PMD_ORDER,
     MAX_PAGE_ORDER,
@@ -61,7 +61,7 @@ from hostsim.mm.physmem import (
     set_pageblock_migratetype,
     set_state,
 )
-from hostsim.mm.rmap import KIND_BOOT, add_extent, del_extent
+from hostsim.mm.rmap import KIND_BOOT, KIND_RESERVED, add_extent, del_extent, extents_of
 from hostsim.mm.tunables import NR_TUNABLES, set_profile
 from hostsim.mm.vmstat import NR_VMSTAT
 
@@ -126,9 +126,40 @@ def memory_from(
     rest = mem.zone[1:, Z_END] - mem.zone[1:, Z_START]
     mem.zone[1:, Z_MANAGED] = rest * (managed_pages - dma) // max(int(rest.sum()), 1)
     setup_watermarks(mem, nr_cpus)
+    for zone in zones:
+        first, last = spans[zone]
+        frames = (last - first) << PAGEBLOCK_ORDER
+        left = reserve_frames(mem, first, last, frames - int(mem.zone[zone, Z_MANAGED]))
+        mem.zone[zone, Z_MANAGED] += left
     top = max(zones)
     fill_pcp(mem, top, spans[top][0], spans[top][1], pcp_pages)
     return mem
+
+
+@kernel
+def reserve_frames(mem: Memory, first: int, end: int, nr: int) -> int:
+    """Declare frames in use since boot reserved, lowest first; return how many were too many."""
+    for pb in range(first, end):
+        x = extents_of(mem, pb) if is_listed(mem, pb) else NIL
+        while x != NIL and nr > 0:
+            after = int(mem.ext[x].next_b)
+            pages = int(mem.ext[x].nr)
+            if pages > nr:
+                pfn = int(mem.ext[x].pfn)
+                mem.ext[x].pfn = pfn + nr
+                mem.ext[x].nr = pages - nr
+                add_extent(mem, pfn, nr, NIL, 0, KIND_RESERVED)
+                return 0
+            mem.ext[x].flags = KIND_RESERVED
+            nr -= pages
+            x = after
+    return nr
+
+
+@inline_kernel
+def is_listed(mem: Memory, pb: int) -> bool:
+    """Tell whether a pageblock has a list of extents."""
+    return pageblock_state(mem, pb) == PB_FULL or pageblock_state(mem, pb) == PB_PARTIAL
 
 
 @kernel
@@ -141,6 +172,10 @@ def fill_pcp(mem: Memory, zone: int, first: int, end: int, nr: int) -> None:
         if pageblock_state(mem, pb) != PB_FULL:
             continue
         if get_pageblock_migratetype(mem, pb) != MIGRATE_MOVABLE:
+            continue
+        if mem.ext[mem.pb[pb].a].nr < PAGEBLOCK_NR_PAGES:
+            continue
+        if mem.ext[mem.pb[pb].a].flags != KIND_BOOT:
             continue
         del_extent(mem, int(mem.pb[pb].a))
         for part in range(2):
@@ -250,8 +285,9 @@ def _lay_partial(
         block = 1 << order
         set_frames(mem, record, block, block, True)
         add_free_block(mem, record, zone, migratetype, order, HEAD)
-        pfn = (pb << PAGEBLOCK_ORDER) + used_from
-        add_extent(mem, pfn, block - used_from, NIL, 0, KIND_BOOT)
+        if used_from < block:
+            pfn = (pb << PAGEBLOCK_ORDER) + used_from
+            add_extent(mem, pfn, block - used_from, NIL, 0, KIND_BOOT)
         used_from = 2 * block
     if used_from < PAGEBLOCK_NR_PAGES:
         pfn = (pb << PAGEBLOCK_ORDER) + used_from
