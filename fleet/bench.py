@@ -4,6 +4,7 @@ The budget is what ARCHITECTURE.md allows each mechanism; the truth is what the 
 hosts uses at the end of a run.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from fleet.scenario import Scenario
 from fleet.scheduler import Options, run
 from fleet.shard import InlineBackend
+from hostsim.core.stats import TABLES
 from hostsim.core.units import PAGE_SHIFT
 from hostsim.mm.mm_types import used_parts
 from hostsim.mm.slab import BLOCK_DTYPE, S_USED
@@ -98,6 +100,38 @@ def measure_memory(scenario: Scenario) -> dict[str, Any]:
 def _bytes_by_array(host: Any) -> dict[str, int]:
     sizes = {name: part.nbytes for name, part in used_parts(host.mem).items()}
     return sizes | {"slab": int(host.slab.state[S_USED]) * BLOCK_DTYPE.itemsize}
+
+
+VARIANTS: Final = {
+    "--inline": Options(inline=True),
+    "--inline, a second run": Options(inline=True),
+    "--workers 1": Options(workers=1),
+    "--workers 2": Options(workers=2),
+    "--workers 4": Options(workers=4),
+    "--hosts-per-actor 1": Options(hosts_per_actor=1),
+}
+
+
+def digest_tables(run_dir: Path) -> dict[str, str]:
+    """Return a SHA-256 over names and bytes of the parts of each table of a run."""
+    digests = {}
+    for table in TABLES:
+        digest = hashlib.sha256()
+        for part in sorted((run_dir / table).rglob("*.parquet")):
+            digest.update(part.name.encode())
+            digest.update(part.read_bytes())
+        digests[table] = digest.hexdigest()
+    return digests
+
+
+def measure_determinism(scenario: Scenario) -> dict[str, dict[str, str]]:
+    """Run a scenario in every way and return the digests of its tables by way."""
+    found = {}
+    for name, options in VARIANTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            run(scenario, Path(folder) / "run", options)
+            found[name] = digest_tables(Path(folder) / "run")
+    return found
 
 
 def measure_growth(scenarios: Sequence[Scenario], options: Options) -> list[dict[str, Any]]:

@@ -89,3 +89,34 @@ def growth(
             f"{row['hosts']:>6}{row['wall_s']:>9.1f}{row['cpu_s']:>9.1f}"
             f"{row['cpu_ms_per_host_hour']:>18.2f}{row['peak_mib_per_host']:>15.2f}"
         )
+
+
+@bench_app.command()
+def determinism(
+    scenario: Annotated[str, typer.Argument(help="Scenario to run.")] = "smoke",
+    hosts: Annotated[int, typer.Option(min=1, help="Hosts, one Ray actor each in one run.")] = 8,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a scenario inline, on 1, 2 and 4 workers and on an actor a host; compare all bytes.
+
+    \b
+    Example:
+      fleet bench determinism smoke --set run.duration=1h
+    """
+    from fleet.bench import measure_determinism
+    from fleet.loading import load
+
+    found = measure_determinism(load(scenario, [f"hosts.count={hosts}", *(set_ or [])]))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        for name, digests in found.items():
+            cells = "  ".join(f"{table} {digest[:12]}" for table, digest in digests.items())
+            typer.echo(f"  {name:<24}{cells}")
+    first = next(iter(found.values()))
+    same = all(digests == first for digests in found.values())
+    if not as_json:
+        typer.echo(f"  all {len(found)} runs: {'the same bytes' if same else 'DIFFERENT'}")
+    if not same:
+        raise typer.Exit(1)

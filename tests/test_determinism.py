@@ -4,7 +4,7 @@ import hashlib
 
 import polars as pl
 import pytest
-from conftest import TINY
+from tiny import TINY
 
 from fleet import scheduler
 from fleet.scheduler import Options

@@ -2,7 +2,7 @@ import os
 import signal
 
 import pytest
-from conftest import TINY
+from tiny import TINY
 
 from fleet import scheduler
 from fleet.actors import RayBackend, WorkerError, start

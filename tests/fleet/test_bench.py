@@ -1,4 +1,4 @@
-from fleet.bench import PARTS, measure_growth, measure_memory
+from fleet.bench import PARTS, digest_tables, measure_growth, measure_memory
 from fleet.loading import load
 from fleet.scheduler import Options
 
@@ -21,3 +21,18 @@ def test_growth_has_a_row_for_every_size():
     rows = measure_growth(scenarios, Options(inline=True, checkpoint_epochs=0))
     assert [row["hosts"] for row in rows] == [1, 2]
     assert all(row["peak_mib_per_host"] > 0 for row in rows)
+
+
+def test_digest_notices_a_changed_byte_and_a_renamed_part(tmp_path):
+    for table in ("hosts", "vms", "events"):
+        (tmp_path / table).mkdir()
+    part = tmp_path / "hosts" / "part-e00000-g0000.parquet"
+    part.write_bytes(b"abc")
+    first = digest_tables(tmp_path)
+    part.write_bytes(b"abd")
+    second = digest_tables(tmp_path)
+    part.write_bytes(b"abc")
+    part.rename(part.with_name("part-e00001-g0000.parquet"))
+    third = digest_tables(tmp_path)
+    assert len({d["hosts"] for d in (first, second, third)}) == 3
+    assert first["vms"] == second["vms"] == third["vms"]

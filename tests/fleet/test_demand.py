@@ -32,7 +32,7 @@ def with_trace(small, tmp_path):
     def build(rows, *overrides):
         import tomllib
 
-        from conftest import SMALL
+        from tiny import SMALL
 
         from fleet.loading import build
 
