@@ -34,6 +34,7 @@ from hostsim.core.jit import kernel
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR
 from hostsim.host import (
+    NR_ROW_HEAD,
     OP_MM,
     OP_TOUCH,
     Host,
@@ -56,7 +57,6 @@ from hostsim.spec import HostSpec
 
 STOP = 0
 START = 1
-_FIRST_GAUGE = 5  # columns before: t_ns, host_id, nr_vms, committed_vcpus, committed_pages
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
 
@@ -136,7 +136,7 @@ def run_ticks(
             if not kernel_tick(mem, slab, tick, tick_ns, births, key):
                 return end_ns
         row = rows[progress[_TICKS_DONE]]
-        for column in range(_FIRST_GAUGE):
+        for column in range(NR_ROW_HEAD):
             row[column] = 0
         row[0] = end_ns
         row[1] = host_id
@@ -145,7 +145,7 @@ def run_ticks(
                 row[2] += 1
                 row[3] += guests[guest, G_VCPUS]
                 row[4] += guests[guest, G_PAGES]
-        fill_host_row(mem, row, mem.scratch, _FIRST_GAUGE)
+        fill_host_row(mem, row, mem.scratch, NR_ROW_HEAD)
         progress[_PHASE] = 0
         progress[_TICKS_DONE] += 1
     return 0

@@ -83,6 +83,7 @@ OP_START: Final = 2
 OP_NR: Final = 3
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
+NR_ROW_HEAD: Final = 5  # t_ns, host_id, nr_vms, committed_vcpus, committed_pages
 TURN_PAGES: Final = 64  # about what a CPU takes from the buddy lists at once (pcp->batch, 63)
 
 

@@ -63,6 +63,7 @@ from hostsim.mm.vmstat import (
     THP_FAULT_FALLBACK,
     THP_SPLIT_PMD,
     THP_ZERO_PAGE_ALLOC,
+    THP_ZERO_PAGE_ALLOC_FAILED,
 )
 
 ALWAYS: Final = ENABLED["always"]
@@ -115,6 +116,7 @@ def _huge_zero_page(mem: Memory) -> bool:
         return True
     pb = alloc_huge(mem, NIL, 0)
     if pb == NO_PFN:
+        mem.vmstat[THP_ZERO_PAGE_ALLOC_FAILED] += 1
         return False
     mem.pool[P_ZERO_PB] = pb + 1
     mem.vmstat[THP_ZERO_PAGE_ALLOC] += 1
@@ -146,16 +148,17 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
                 set_window(mem, mm, window, W_ZERO)
                 mem.vmstat[PGFAULT] += 1
                 return FAULT_OK
-        pb = alloc_huge(mem, mm, window)
-        if pb != NO_PFN:
-            if not alloc_table(mem, mm, KIND_PGTABLE):
-                free_compound(mem, pb)
-                return FAULT_OOM
-            _map_huge(mem, mm, window, pb)
-            mem.vmstat[PGFAULT] += 1
-            mem.vmstat[THP_FAULT_ALLOC] += 1
-            mem.mm[mm, MM_THP_ALLOC] += 1
-            return FAULT_OK
+        else:
+            pb = alloc_huge(mem, mm, window)
+            if pb != NO_PFN:
+                if not alloc_table(mem, mm, KIND_PGTABLE):
+                    free_compound(mem, pb)
+                    return FAULT_OOM
+                _map_huge(mem, mm, window, pb)
+                mem.vmstat[PGFAULT] += 1
+                mem.vmstat[THP_FAULT_ALLOC] += 1
+                mem.mm[mm, MM_THP_ALLOC] += 1
+                return FAULT_OK
         mem.vmstat[THP_FAULT_FALLBACK] += 1
         mem.mm[mm, MM_THP_FALLBACK] += 1
     return FAULT_OK if _make_table(mem, mm, window) else FAULT_OOM
