@@ -3,6 +3,7 @@
 Source: Linux v6.1 mm/memory.c zap_pte_range, mm/huge_memory.c zap_huge_pmd, mm/mmap.c
 exit_mmap, mm/rmap.c page_remove_rmap.
 Simplified: the pages of one window are one gather batch (the kernel's holds about 510).
+Simplified: an exit frees the deposited page tables of huge pages last, with all other tables.
 """
 
 from hostsim.core.jit import kernel
@@ -120,12 +121,11 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
 
 @kernel
 def zap_huge(mem: Memory, mm: int, window: int) -> None:
-    """Unmap a window's huge PMD and free its deposited page table."""
+    """Unmap a window's huge PMD; its deposited page table is the caller's to free."""
     pb = window_word(mem, mm, window) >> 2
     set_window(mem, mm, window, W_NONE)
     mem.mm[mm, MM_HUGE] -= 1
     account_rss(mem, mm, window, -HPAGE_PMD_NR)
-    free_table(mem, mm, KIND_PGTABLE)
     if pageblock_state(mem, pb) == PB_HUGE:
         mem.vmstat[NR_ANON_THPS] -= 1
         mem.vmstat[NR_ANON_PAGES] -= HPAGE_PMD_NR
@@ -156,6 +156,7 @@ def zap_window(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
         return
     if word & W_TAG == W_HUGE:
         if whole:
+            free_table(mem, mm, KIND_PGTABLE)
             zap_huge(mem, mm, window)
             return
         split_pmd(mem, mm, window)
@@ -184,6 +185,8 @@ def exit_mm(mem: Memory, mm: int) -> None:
         first = window << HPAGE_PMD_ORDER
         if word & W_TAG == W_TABLE:
             zap_table(mem, mm, window, first, first + HPAGE_PMD_NR)
+        elif word & W_TAG == W_HUGE:
+            zap_huge(mem, mm, window)
         else:
             zap_window(mem, mm, window, first, first + HPAGE_PMD_NR)
     free_all_tables(mem, mm)
