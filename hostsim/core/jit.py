@@ -80,6 +80,17 @@ def kernel(function: F) -> F:
     return compiled
 
 
+def hot_kernel(function: F) -> F:
+    """Compile a function that LLVM must merge into its callers: a step of every page fault.
+
+    A call passes every array of `Memory` by value, which costs more than such a step.
+    """
+    compiled: F = _compile_once(
+        _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, forceinline=True)(function)
+    )
+    return compiled
+
+
 def inline_kernel(function: F) -> F:
     """Compile a small helper into each of its callers."""
     compiled: F = _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, inline="always")(

@@ -6,7 +6,7 @@ buddy_merge_likely.
 
 from typing import Final
 
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     NIL,
@@ -90,7 +90,7 @@ def add_free_pageblocks(
     mem.nr_free[zone, on_type, order] += 1
 
 
-@kernel
+@hot_kernel
 def del_free_pageblocks(mem: Memory, pb: int, zone: int, on_type: int, order: int) -> None:
     """Take a block of order 9 or 10 off its list; a virgin one only at its region's low end."""
     mem.nr_free[zone, on_type, order] -= 1
@@ -102,7 +102,7 @@ def del_free_pageblocks(mem: Memory, pb: int, zone: int, on_type: int, order: in
         big_list_del(mem, virgin_slot(mem, zone))
 
 
-@kernel
+@hot_kernel
 def first_free_pageblock(mem: Memory, zone: int, on_type: int, order: int) -> int:
     """Return the pageblock at the head of a list of order 9 or 10, or NIL."""
     head = big_head(mem, zone, on_type, order)

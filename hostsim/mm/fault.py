@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
 from hostsim.mm.fork import wp_huge, wp_page
 from hostsim.mm.mm_types import (
@@ -99,7 +99,7 @@ def thp_eligible(mem: Memory, mm: int, window: int) -> bool:
     return (window + 1) << HPAGE_PMD_ORDER <= mem.mm[mm, MM_RAM_PAGES]
 
 
-@kernel
+@hot_kernel
 def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
     """Map a fresh huge page by the window's PMD."""
     set_window(mem, mm, window, huge_word(pb))

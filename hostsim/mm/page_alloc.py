@@ -8,7 +8,7 @@ not part of the model; an order-0 failure counts one allocstall.
 
 from typing import Final
 
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -159,19 +159,19 @@ def alloc_pages(mem: Memory, order: int, migratetype: int, nr: int) -> tuple[int
     pfn, taken, step
         First frame of the first block, blocks, frames from one to the next; NO_PFN if none.
     """
-    if mem.zone[ZONE_NORMAL, Z_MANAGED] > 0 and mem.zone[ZONE_DMA32, Z_MANAGED] > 0:
-        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_LOW, True)
+    keep_apart = mem.zone[ZONE_NORMAL, Z_MANAGED] > 0 and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
+    pfn, taken, step = NO_PFN, 0, 0
+    for attempt in range(0 if keep_apart else 1, 3):
+        which = MARK_LOW if attempt < 2 else MARK_MIN
+        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, which, attempt == 0)
         if pfn != NO_PFN:
-            return pfn, taken, step
-    pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_LOW, False)
-    if pfn == NO_PFN:
-        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+            break
     if pfn == NO_PFN and order == 0:
         mem.vmstat[ALLOCSTALL] += 1
     return pfn, taken, step
 
 
-@kernel
+@hot_kernel
 def alloc_huge(mem: Memory, mm: int, window: int) -> int:
     """Allocate a huge page for a window of a process; return its pageblock or NO_PFN."""
     pfn, _, _ = alloc_pages(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1)
@@ -191,7 +191,7 @@ def free_pages(mem: Memory, pfn: int, nr: int, step: int) -> None:
     free_unref_run(mem, pfn, nr, step, mem.tunables[T_PCP_6_12] != 0)
 
 
-@kernel
+@hot_kernel
 def free_compound(mem: Memory, pb: int) -> None:
     """Free a huge page."""
     mem.vmstat[PGFREE] += 1 << HPAGE_PMD_ORDER

@@ -11,7 +11,7 @@ Simplified: reclaim being active does not limit the lists while there is no recl
 
 from typing import Final
 
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.buddy import free_block, free_run
 from hostsim.mm.mm_types import (
@@ -67,7 +67,7 @@ def list_order(index: int) -> int:
     return HPAGE_PMD_ORDER if index >= LIST_THP else index // NR_PCP_TYPES
 
 
-@kernel
+@hot_kernel
 def _new_run(mem: Memory, first: int, nr: int, step: int, before: int) -> None:
     """Link a new run behind a slot."""
     run = mem.pool[P_RUN_FREE] - 1
@@ -86,7 +86,7 @@ def _new_run(mem: Memory, first: int, nr: int, step: int, before: int) -> None:
     mem.run[before].next = run
 
 
-@kernel
+@hot_kernel
 def _drop_run(mem: Memory, run: int) -> None:
     """Unlink a run and return it to the pool."""
     mem.run[mem.run[run].prev].next = mem.run[run].next
@@ -95,7 +95,7 @@ def _drop_run(mem: Memory, run: int) -> None:
     mem.pool[P_RUN_FREE] = run + 1
 
 
-@kernel
+@hot_kernel
 def push_head(mem: Memory, head: int, pfn: int, nr: int, step: int) -> None:
     """Put ``nr`` blocks at a list's head one after the other, ``pfn`` first, ``step`` apart."""
     last = pfn + (nr - 1) * step
@@ -124,7 +124,7 @@ def push_tail(mem: Memory, head: int, pfn: int, nr: int, step: int) -> None:
     _new_run(mem, pfn, nr, step, run)
 
 
-@kernel
+@hot_kernel
 def pop_head(mem: Memory, head: int, nr: int) -> tuple[int, int, int]:
     """Take up to ``nr`` blocks from a list's head that lie at equal steps.
 
@@ -145,7 +145,7 @@ def pop_head(mem: Memory, head: int, nr: int) -> tuple[int, int, int]:
     return pfn, taken, step
 
 
-@kernel
+@hot_kernel
 def pop_tail(mem: Memory, head: int, nr: int) -> tuple[int, int, int]:
     """Take up to ``nr`` blocks from a list's tail, the last one first; see `pop_head`."""
     run = int(mem.run[head].prev)
@@ -230,7 +230,7 @@ def nr_pcp_alloc(mem: Memory, zone: int, order: int, era_6_12: bool) -> int:
     return max(batch >> order, 2) if batch > 1 else batch
 
 
-@kernel
+@hot_kernel
 def note_alloc(mem: Memory, zone: int, nr: int) -> None:
     """Account ``nr`` allocations from the lists: each halves the pace of freeing."""
     shift = min(nr, 62)
@@ -238,7 +238,7 @@ def note_alloc(mem: Memory, zone: int, nr: int) -> None:
     mem.zone[zone, PCP_FREE_COUNT] >>= shift
 
 
-@kernel
+@hot_kernel
 def _limit_6_1(mem: Memory, zone: int, order: int) -> int:
     """Return the page count at which a free of an order empties the lists (nr_pcp_high, 6.1)."""
     if 0 < order <= COSTLY_ORDER and mem.zone[zone, PCP_FREE_FACTOR] > 0:
@@ -246,7 +246,7 @@ def _limit_6_1(mem: Memory, zone: int, order: int) -> int:
     return mem.zone[zone, Z_PCP_HIGH_MIN]
 
 
-@kernel
+@hot_kernel
 def _bulk_6_1(mem: Memory, zone: int, limit: int) -> int:
     """Return how many pages one emptying returns (nr_pcp_free, 6.1)."""
     state = mem.zone[zone]
@@ -261,7 +261,7 @@ def _bulk_6_1(mem: Memory, zone: int, limit: int) -> int:
     return min(max(batch, base), limit - base)
 
 
-@kernel
+@hot_kernel
 def _limit_6_12(mem: Memory, zone: int, free_high: bool) -> int:
     """Return the page count at which a free empties the lists, and move it (nr_pcp_high)."""
     state = mem.zone[zone]
@@ -285,7 +285,7 @@ def _limit_6_12(mem: Memory, zone: int, free_high: bool) -> int:
     return high
 
 
-@kernel
+@hot_kernel
 def _bulk_6_12(mem: Memory, zone: int, limit: int, free_high: bool) -> int:
     """Return how many pages one emptying returns (nr_pcp_free, 6.12)."""
     state = mem.zone[zone]

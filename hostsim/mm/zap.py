@@ -6,7 +6,7 @@ Simplified: the pages of one window are one gather batch (the kernel's holds abo
 Simplified: an exit frees the deposited page tables of huge pages last, with all other tables.
 """
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import MM_HUGE, MM_WINDOWS, NIL, P_ZERO_USERS, Memory
 from hostsim.mm.mmap import (
@@ -119,7 +119,7 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
         put_frames(mem, pfn, pages, (flags & EXT_SHARED) != 0, downward != reverse)
 
 
-@kernel
+@hot_kernel
 def zap_huge(mem: Memory, mm: int, window: int) -> None:
     """Unmap a window's huge PMD; its deposited page table is the caller's to free."""
     pb = window_word(mem, mm, window) >> 2
