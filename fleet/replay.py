@@ -25,8 +25,10 @@ from hostsim.mm.memory import buddyinfo, extfrag_index, new_memory, pagetypeinfo
 from hostsim.mm.mm_types import (
     MIGRATE_RECLAIMABLE,
     MIGRATE_UNMOVABLE,
+    MM_ADVICE,
     MM_ANON,
     MM_HUGE,
+    MM_RAM_PAGES,
     NIL,
     NR_TYPES,
     P_RESUME,
@@ -34,7 +36,6 @@ from hostsim.mm.mm_types import (
     Z_FREE,
     Z_MANAGED,
     ZONE_NAMES,
-    Memory,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.oom import select_bad_process
@@ -429,8 +430,6 @@ class Replay:
             return
         mem = self.mem
         row = mem.mm[parent]
-        from hostsim.mm.mm_types import MM_ADVICE, MM_RAM_PAGES
-
         child = int(
             mm_alloc(
                 mem,
@@ -513,8 +512,3 @@ _RUN: Final[dict[str, Callable[[Replay, Op], None]]] = {
     "kfree": Replay.op_kfree,
     "wait": Replay.op_wait,
 }
-
-
-def memory_of(replay: Replay) -> Memory:
-    """Return the memory manager of a replay, for checks."""
-    return replay.mem
