@@ -24,6 +24,9 @@ START_ATTEMPTS = 2  # starting a local Ray has a hard time-out that a loaded mac
 OBJECT_STORE_BYTES = 256 << 20  # rows of an epoch pass through it: 45 MB for 10,000 hosts
 
 
+LOOK_EVERY_S = 10.0  # between two looks at whether the workers still live
+
+
 class WorkerError(HugefleetError):
     """Ray could not be started or reached, or a worker died."""
 
@@ -109,6 +112,9 @@ class RayBackend:
         actor: Any = ray.remote(num_cpus=share, max_restarts=0, max_task_retries=0)(ShardActor)
         self.actors: list[Any] = [actor.remote(plan) for plan in shard_plans(scenario, nr_shards)]
         self._pending: list[Any] = []
+        self._processes: list[int] = []  # of the actors on this machine
+        if not self.remote:
+            self._processes = self.pids()
 
     def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
         """Let every shard advance by one epoch; returns at once."""
@@ -158,6 +164,15 @@ class RayBackend:
 
     def _get(self, references: Sequence[Any]) -> list[Any]:
         try:
+            waiting = list(references)
+            while waiting:
+                gone = [pid for pid in self._processes if not os.path.exists(f"/proc/{pid}")]
+                _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_EVERY_S)
+                if waiting and gone:  # Ray does not always notice
+                    raise WorkerError(
+                        f"a worker died: process {gone[0]} is gone"
+                        " (--resume continues from the last checkpoint)"
+                    )
             return list(ray.get(list(references)))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HugefleetError):
