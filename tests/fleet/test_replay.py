@@ -63,7 +63,6 @@ def test_partial_discard_of_a_huge_page_frees_nothing(tmp_path):
 
 
 def test_fraction_touches_the_pages_that_the_recorder_chooses(tmp_path):
-    # chosen(3, i, 0.001) for i < 90000 in the recorder's C: 92 pages
     text = "set enabled never\nvm a 40000\ntouch a 0 40000 fraction=0.5 seed=8\nsnapshot s\n"
     anon = snapshots(tmp_path, text)["s"]["vms"]["a"]["Rss"] // 4 - 150 - 13
     assert anon == sum(_chosen(8, page, 0.5) for page in range(40000))
