@@ -380,14 +380,13 @@ class Replay:
                 return
 
     def op_set(self, op: Op) -> None:
-        """Write a setting; those of daemons that are not part of the model are noted."""
+        """Write a setting."""
         key, value = op.words
-        if key in ("enabled", "defrag", "use_zero_page"):
-            try:
-                set_tunable(self.mem.tunables, key, value)
-            except ValueError as error:
-                place = f"{self.script.path}: line {op.line}"
-                raise ScenarioError([Problem(place, str(error))]) from error
+        try:
+            set_tunable(self.mem.tunables, key, value)
+        except ValueError as error:
+            place = f"{self.script.path}: line {op.line}"
+            raise ScenarioError([Problem(place, str(error))]) from error
 
     def op_vm(self, op: Op) -> None:
         """Start a VM."""

@@ -1,36 +1,68 @@
 """The kernel compiler: the one place that sets numba's flags.
 
+Each kernel is compiled once, on its own, and calls other kernels by their symbols: numba alone
+would merge every callee into every caller, so that each change costs minutes and the first run
+of a new version too.  What must be merged into its callers says so: `hot_kernel` (by LLVM) and
+`inline_kernel` (before type inference).
+
 ``_nrt=False``: numba 0.62 and later keeps atomic reference counts around array arguments of
 helpers, 30 times slower; without the run time they are gone, and allocating inside a kernel is
-a compile-time error.  The disk cache lies in a folder named by a digest of all kernel sources,
-because numba's own cache does not see an edit to a kernel called from another file.
+a compile-time error.
+
+Numba's disk cache does not see an edit to a kernel called from another file, so each module's
+kernels lie in a folder named by a digest of the module and of everything it imports from here.
 """
 
+import functools
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numba.core.bytecode
 from numba.core import types
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-KERNEL_PACKAGES = ("hostsim", "guestsim", "fleet")
+_ROOT = Path(__file__).resolve().parents[2]
 
 
-def _source_digest() -> str:
-    """Digest the sources of every module that holds kernels."""
-    root = Path(__file__).resolve().parents[2]
-    digest = hashlib.sha256(f"{numba.__version__} {root}".encode())
-    for package in KERNEL_PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            source = path.read_bytes()
-            if package == "hostsim" or b"@kernel" in source:
-                digest.update(path.relative_to(root).as_posix().encode())
-                digest.update(source)
+def _imports(source: str) -> list[str]:
+    """Return the modules of this project that a source text imports."""
+    return re.findall(r"^from ((?:hostsim|guestsim|fleet)[\w.]*) import", source, re.MULTILINE)
+
+
+@functools.cache
+def _module_sources(module: str) -> frozenset[str]:
+    """Return the names of a module and of all it imports, directly or not, from this project."""
+    found: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += _imports(_source(name))
+    return frozenset(found)
+
+
+@functools.cache
+def _source(module: str) -> str:
+    """Return a module's source text (empty for a package or a module from elsewhere)."""
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    path = Path(loaded) if loaded else _ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    return path.read_text() if path.is_file() else ""
+
+
+@functools.cache
+def _digest(module: str) -> str:
+    """Digest all that a module's kernels are compiled from."""
+    digest = hashlib.sha256(f"{numba.__version__} {_ROOT}".encode())
+    for name in sorted(_module_sources(module) | {__name__}):
+        digest.update(f"{name}\n{_source(name)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -42,10 +74,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hugefleet"
 
 
-CACHE_DIR = cache_root() / "kernels" / _source_digest()
+CACHE_DIR = cache_root() / "kernels"
 _config: Any = numba.config
-_config.CACHE_DIR = str(CACHE_DIR)
 _types: Any = types
+_bytecode: Any = numba.core.bytecode
+_FunctionIdentity: Any = _bytecode.FunctionIdentity
 _njit: Any = numba.njit  # _nrt is not in its annotations
 
 
@@ -55,13 +88,17 @@ def _widen(argument: Any) -> Any:
     return types.int64 if isinstance(argument, types.Integer) else argument
 
 
+def _njit_cached(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile with the flags of all kernels, cached in the folder of the function's module."""
+    _config.CACHE_DIR = str(CACHE_DIR / f"{function.__module__}-{_digest(function.__module__)}")
+    return _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, **options)(function)
+
+
 def _compile_once(dispatcher: Any) -> Any:
     """Let kernels that call this one share one version of it.
 
     Numba compiles a callee anew for each literal and each integer width in a call.
     """
-    if _config.DISABLE_JIT:
-        return dispatcher
     resolve = dispatcher.get_call_template
 
     def get_call_template(args: Any, kws: dict[str, Any]) -> Any:
@@ -72,30 +109,86 @@ def _compile_once(dispatcher: Any) -> Any:
     return dispatcher
 
 
+def _globals_of(function: Any) -> list[Any]:
+    """Return the dispatchers that a function names."""
+    names = function.__code__.co_names
+    found = (function.__globals__.get(name) for name in names)
+    return [value for value in found if hasattr(value, "py_func")]
+
+
+def _callees(dispatcher: Any) -> list[Any]:
+    """Return the kernels that a kernel calls by symbol, also through what is merged into it."""
+    callees: list[Any] = []
+    seen: set[int] = set()
+    todo = _globals_of(dispatcher.py_func)
+    while todo:
+        callee = todo.pop()
+        if id(callee) not in seen:
+            seen.add(id(callee))
+            if hasattr(callee, "load_cached"):
+                callees.append(callee)
+            else:
+                todo += _globals_of(callee.py_func)
+    return callees
+
+
+class _StableIdentity(_FunctionIdentity):  # type: ignore[misc]
+    """Numba's identity of a function, with the same symbol in every process.
+
+    Numba numbers functions as a process meets them, and the number is part of the symbol; cached
+    code that calls another kernel by symbol must find it whoever compiled that one.
+    """
+
+    @classmethod
+    def from_function(cls, pyfunc: Any) -> Any:
+        identity = super().from_function(pyfunc)
+        if hasattr(pyfunc, "kernel_id"):
+            identity.unique_id = pyfunc.kernel_id
+        return identity
+
+
+_bytecode.FunctionIdentity = _StableIdentity
+
+
+def _call_by_symbol(dispatcher: Any) -> Any:
+    """Let callers call the compiled code instead of merging it into theirs."""
+    compile_merged = dispatcher.compile
+
+    def compile_alone(signature: Any) -> Any:
+        for callee in _callees(dispatcher):  # a caller from the cache needs their symbols
+            callee.load_cached()
+        entry_point = compile_merged(signature)
+        for overload in dispatcher.overloads.values():
+            dispatcher.targetctx.remove_user_function(overload.entry_point)
+            dispatcher.targetctx.insert_user_function(overload.entry_point, overload.fndesc)
+        return entry_point
+
+    def load_cached() -> None:
+        if not dispatcher.overloads:
+            for signature, *_ in dispatcher._cache._cache_file._load_index():
+                compile_alone(signature)
+
+    dispatcher.compile = compile_alone
+    dispatcher.load_cached = load_cached
+    return dispatcher
+
+
 def kernel(function: F) -> F:
     """Compile a function of arrays and numbers: no allocation, no objects, no exceptions."""
-    compiled: F = _compile_once(
-        _njit(cache=True, error_model="numpy", nogil=True, _nrt=False)(function)
-    )
+    function.kernel_id = _digest(function.__module__)  # type: ignore[attr-defined]
+    compiled: F = _call_by_symbol(_compile_once(_njit_cached(function)))
     return compiled
 
 
 def hot_kernel(function: F) -> F:
-    """Compile a function that LLVM must merge into its callers: a step of every page fault.
-
-    A call passes every array of `Memory` by value, which costs more than such a step.
-    """
-    compiled: F = _compile_once(
-        _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, forceinline=True)(function)
-    )
+    """Compile a function that LLVM must merge into its callers: a step of every page fault."""
+    compiled: F = _compile_once(_njit_cached(function, forceinline=True))
     return compiled
 
 
 def inline_kernel(function: F) -> F:
     """Compile a small helper into each of its callers."""
-    compiled: F = _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, inline="always")(
-        function
-    )
+    compiled: F = _njit_cached(function, inline="always")
     return compiled
 
 

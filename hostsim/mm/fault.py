@@ -2,7 +2,6 @@
 
 Source: Linux v6.1 mm/memory.c do_anonymous_page; mm/huge_memory.c do_huge_pmd_anonymous_page,
 vma_thp_gfp_mask; include/linux/huge_mm.h.
-Simplified: where `defrag` would compact or reclaim for a huge page, the fault falls back.
 Simplified: a 4 KiB read fault leaves a hole, not a mapping of the zero page.
 Simplified: a window whose page table is lost to many single pages stays a list of extents.
 """
@@ -13,6 +12,7 @@ import numpy as np
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
+from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fork import wp_huge, wp_page
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -42,7 +42,7 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
-from hostsim.mm.page_alloc import account_rss, alloc_huge, alloc_pages, free_compound
+from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.pgtable import alloc_table, free_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import (
@@ -54,6 +54,7 @@ from hostsim.mm.rmap import (
     add_extent,
     try_extend,
 )
+from hostsim.mm.slowpath import alloc_huge, alloc_pages, vma_thp_gfp_mask
 from hostsim.mm.tunables import ENABLED, T_ENABLED, T_USE_ZERO_PAGE
 from hostsim.mm.vmstat import (
     NR_ANON_PAGES,
@@ -110,11 +111,11 @@ def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
 
 
 @kernel
-def _huge_zero_page(mem: Memory) -> bool:
+def _huge_zero_page(mem: Memory, mm: int) -> bool:
     """Make sure that the shared huge zero page exists."""
     if mem.pool[P_ZERO_PB] != 0:
         return True
-    pb = alloc_huge(mem, NIL, 0)
+    pb = alloc_huge(mem, NIL, 0, vma_thp_gfp_mask(mem, mm))
     if pb == NO_PFN:
         mem.vmstat[THP_ZERO_PAGE_ALLOC_FAILED] += 1
         return False
@@ -141,7 +142,7 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
     """Serve the first fault of a window: huge if possible, else leave an empty page table."""
     if thp_eligible(mem, mm, window):
         if not write and mem.tunables[T_USE_ZERO_PAGE] != 0:
-            if _huge_zero_page(mem):
+            if _huge_zero_page(mem, mm):
                 if not alloc_table(mem, mm, KIND_PGTABLE):
                     return FAULT_OOM
                 mem.pool[P_ZERO_USERS] += 1
@@ -149,7 +150,7 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
                 mem.vmstat[PGFAULT] += 1
                 return FAULT_OK
         else:
-            pb = alloc_huge(mem, mm, window)
+            pb = alloc_huge(mem, mm, window, vma_thp_gfp_mask(mem, mm))
             if pb != NO_PFN:
                 if not alloc_table(mem, mm, KIND_PGTABLE):
                     free_compound(mem, pb)
@@ -158,6 +159,8 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
                 mem.vmstat[PGFAULT] += 1
                 mem.vmstat[THP_FAULT_ALLOC] += 1
                 mem.mm[mm, MM_THP_ALLOC] += 1
+                charge(mem, C_HUGE_FAULT, 1)
+                charge(mem, C_CLEAR_PAGE, HPAGE_PMD_NR)
                 return FAULT_OK
         mem.vmstat[THP_FAULT_FALLBACK] += 1
         mem.mm[mm, MM_THP_FALLBACK] += 1
@@ -214,6 +217,8 @@ def _fill_gap(mem: Memory, mm: int, window: int, before: int, vpn: int, nr: int)
         account_rss(mem, mm, window, taken)
         mem.vmstat[NR_ANON_PAGES] += taken
         mem.vmstat[PGFAULT] += taken
+        charge(mem, C_FAULT, taken)
+        charge(mem, C_CLEAR_PAGE, taken)
         done += taken
     return before
 

@@ -25,7 +25,7 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
-from hostsim.mm.page_alloc import account_rss, alloc_pages
+from hostsim.mm.page_alloc import account_rss
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
@@ -40,6 +40,7 @@ from hostsim.mm.rmap import (
     frame_at,
     try_extend,
 )
+from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.split import make_compound, nr_pmd_mappings, pmd_mapping, split_pmd
 from hostsim.mm.vmstat import NR_ANON_PAGES, PGFAULT
 from hostsim.mm.zap import put_frames

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from hostsim.core.jit import kernel
 from hostsim.core.units import NO_PFN
 from hostsim.mm.mm_types import NIL, Memory
-from hostsim.mm.page_alloc import alloc_pages, free_order
+from hostsim.mm.page_alloc import free_order
 from hostsim.mm.rmap import KIND_KERNEL, add_extent, del_extent
+from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.vmstat import NR_KERNEL
 
 

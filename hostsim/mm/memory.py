@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from hostsim.core.units import MAX_PAGE_ORDER, NR_PAGE_ORDERS, PAGE_BYTES, PAGEBLOCK_ORDER
+from hostsim.mm.cost import set_costs
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     NR_TYPES,
@@ -69,6 +70,7 @@ def new_memory(nr_pages: int, kernel: str, nr_cpus: int, memmap: bool = False) -
     init_lists(mem)
     init_pcp(mem)
     set_profile(mem.tunables, kernel)
+    set_costs(mem.cost)
     set_thp(mem, "always", "madvise", True)
     if memmap:
         _reserve_memmap(mem, nr_pages)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.arena import Field, carve
+from hostsim.core.byref import ByReference
 from hostsim.core.units import HPAGE_PMD_ORDER, NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 
 ZONE_DMA: Final = 0
@@ -68,6 +69,7 @@ EXTENT_DTYPE: Final = np.dtype(
         ("nr", "i2"),  # pages, 1..512
         ("owner", "i2"),  # mm, NIL for the kernel itself
         ("flags", "i2"),  # KIND_* and EXT_*
+        ("lru", "i4"),  # place on the LRU lists: hostsim.mm.lru
     ]
 )
 RUN_DTYPE: Final = np.dtype(
@@ -121,7 +123,11 @@ MM_KERNEL: Final = 11  # first extent + 1 of its page tables and EPT pages
 MM_THP_ALLOC: Final = 12
 MM_THP_FALLBACK: Final = 13
 MM_VM: Final = 14  # VM number in the trace
-NR_MM_FIELDS: Final = 15
+MM_KHUGEPAGED: Final = 15  # place in khugepaged's list of processes, 0 if not registered
+MM_SWAP: Final = 16  # pages swapped out
+MM_PINNED: Final = 17  # 1: all its pages are pinned for DMA (VFIO)
+MM_MERGEABLE: Final = 18  # 1: MADV_MERGEABLE
+NR_MM_FIELDS: Final = 19
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0
@@ -138,20 +144,21 @@ P_MM_USED: Final = 10
 P_ZERO_PB: Final = 11  # pageblock + 1 of the huge zero page
 P_ZERO_USERS: Final = 12
 P_RESUME: Final = 13  # page at which an unfinished touch stopped
-NR_POOL: Final = 14
+P_NOW_NS: Final = 14  # simulated time
+P_COST_NS: Final = 15  # simulated time that operations have cost: hostsim.mm.cost
+P_STALL_NS: Final = 16  # of that, direct compaction and direct reclaim
+P_LRU_SEQ: Final = 17  # the latest generation stamp
+NR_POOL: Final = 18
 SCRATCH: Final = 1024
+NR_COSTS_MAX: Final = 32
 
 
-class Memory(NamedTuple):
-    """One kernel's memory manager: all its state.
-
-    Pageblock ``i`` covers pfn ``512 * i .. 512 * i + 511``.  Invariants: `hostsim.mm.check`.
-    """
-
+class _MemoryArrays(NamedTuple):
     pb: NDArray[Any]  # (nr_pageblocks + heads,) PAGEBLOCK_DTYPE
     rec: NDArray[Any]  # (heads + nr_pageblocks,) RECORD_DTYPE, partial pageblocks
     ext: NDArray[Any]  # (extents,) EXTENT_DTYPE
     run: NDArray[Any]  # (heads + runs,) RUN_DTYPE, per-CPU lists
+    lru: NDArray[Any]  # int32 (nr_pageblocks,) place of a huge page on the LRU lists
     nr_free: NDArray[Any]  # int64 (zones, types, 11) free blocks on each list
     zone: NDArray[Any]  # int64 (zones, NR_ZONE_FIELDS)
     mm: NDArray[Any]  # int64 (MAX_PROCESSES, NR_MM_FIELDS)
@@ -159,7 +166,15 @@ class Memory(NamedTuple):
     pool: NDArray[Any]  # int64 (NR_POOL,)
     vmstat: NDArray[Any]  # int64 (NR_VMSTAT,) in the order of hostsim.mm.vmstat.NAMES
     tunables: NDArray[Any]  # int64 (NR_TUNABLES,)
+    cost: NDArray[Any]  # int64 (NR_COSTS_MAX,) nanoseconds: hostsim.mm.cost
     scratch: NDArray[Any]  # int64 (SCRATCH,) work space of one kernel at a time
+
+
+class Memory(ByReference, _MemoryArrays):
+    """One kernel's memory manager: all its state.
+
+    Pageblock ``i`` covers pfn ``512 * i .. 512 * i + 511``.  Invariants: `hostsim.mm.check`.
+    """
 
 
 def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
@@ -169,6 +184,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("pool", (NR_POOL,), np.dtype("i8")),
         Field("vmstat", (nr_vmstat,), np.dtype("i8")),
         Field("tunables", (nr_tunables,), np.dtype("i8")),
+        Field("cost", (NR_COSTS_MAX,), np.dtype("i8")),
         Field("zone", (NR_ZONES, NR_ZONE_FIELDS), np.dtype("i8")),
         Field("nr_free", (NR_ZONES, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
         Field("run", (nr_pages + NR_PCP_LIST_HEADS,), RUN_DTYPE),
@@ -177,6 +193,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
         Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
         Field("scratch", (SCRATCH,), np.dtype("i8")),
+        Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
     ]
     arrays = carve(fields)

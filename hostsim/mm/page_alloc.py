@@ -1,9 +1,8 @@
 """The page allocator's front: zones, watermarks, per-CPU lists, then the buddy lists.
 
-Source: Linux v6.1 mm/page_alloc.c: get_page_from_freelist, rmqueue, rmqueue_bulk,
-__alloc_pages_slowpath.
-Simplified: what would wake kswapd, compact or reclaim fails instead while those daemons are
-not part of the model; an order-0 failure counts one allocstall.
+What happens when no zone stays above its low watermark: `hostsim.mm.slowpath`.
+
+Source: Linux v6.1 mm/page_alloc.c: get_page_from_freelist, rmqueue, rmqueue_bulk.
 """
 
 from typing import Final
@@ -11,7 +10,6 @@ from typing import Final
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
-    MIGRATE_MOVABLE,
     MM_ANON,
     MM_HAS_EPT,
     MM_RAM_ANON,
@@ -25,7 +23,6 @@ from hostsim.mm.mm_types import (
     Z_WMARK_LOW,
     Z_WMARK_MIN,
     ZONE_DMA,
-    ZONE_DMA32,
     ZONE_NORMAL,
     Memory,
 )
@@ -39,9 +36,8 @@ from hostsim.mm.pcp import (
     pop_head,
     push_tail,
 )
-from hostsim.mm.physmem import PB_HUGE, set_state
 from hostsim.mm.tunables import T_PCP_6_12
-from hostsim.mm.vmstat import ALLOCSTALL, NR_GUEST_PAGES, PGALLOC, PGFREE
+from hostsim.mm.vmstat import NR_GUEST_PAGES, PGALLOC, PGFREE
 from hostsim.mm.watermark import zone_watermark_ok
 
 MARK_LOW: Final = 0
@@ -144,44 +140,6 @@ def get_page_from_freelist(
             mem.vmstat[PGALLOC + zone] += taken << order
             return pfn, taken, step
     return NO_PFN, 0, 0
-
-
-@kernel
-def alloc_pages(mem: Memory, order: int, migratetype: int, nr: int) -> tuple[int, int, int]:
-    """Allocate up to ``nr`` blocks of an order that lie at equal steps.
-
-    The first pass keeps above the low watermark and, with a populated DMA32 zone, does not mix
-    migratetypes in a pageblock (ALLOC_NOFRAGMENT); the second drops that; the last goes down to
-    the min watermark.
-
-    Returns
-    -------
-    pfn, taken, step
-        First frame of the first block, blocks, frames from one to the next; NO_PFN if none.
-    """
-    keep_apart = mem.zone[ZONE_NORMAL, Z_MANAGED] > 0 and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
-    pfn, taken, step = NO_PFN, 0, 0
-    for attempt in range(0 if keep_apart else 1, 3):
-        which = MARK_LOW if attempt < 2 else MARK_MIN
-        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, which, attempt == 0)
-        if pfn != NO_PFN:
-            break
-    if pfn == NO_PFN and order == 0:
-        mem.vmstat[ALLOCSTALL] += 1
-    return pfn, taken, step
-
-
-@hot_kernel
-def alloc_huge(mem: Memory, mm: int, window: int) -> int:
-    """Allocate a huge page for a window of a process; return its pageblock or NO_PFN."""
-    pfn, _, _ = alloc_pages(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1)
-    if pfn == NO_PFN:
-        return NO_PFN
-    pb = pfn >> PAGEBLOCK_ORDER
-    set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
-    mem.pb[pb].a = mm
-    mem.pb[pb].b = window
-    return pb
 
 
 @kernel

@@ -8,7 +8,7 @@ Simplified: which of a process's table pages a freed table is, is not kept: the 
 from hostsim.core.jit import kernel
 from hostsim.core.units import NO_PFN
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, MM_EPT, MM_KERNEL, MM_PGTABLES, NIL, Memory
-from hostsim.mm.page_alloc import alloc_pages, free_pages
+from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     KIND_EPT,
@@ -18,6 +18,7 @@ from hostsim.mm.rmap import (
     del_extent,
     try_extend,
 )
+from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.vmstat import NR_EPT, NR_KERNEL, NR_PAGETABLE
 
 

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.arena import Field, carve
+from hostsim.core.byref import ByReference
 from hostsim.core.counter_rng import hash64, uniform
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, NIL, Memory
-from hostsim.mm.page_alloc import alloc_pages, free_order
+from hostsim.mm.page_alloc import free_order
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_BOOT, KIND_KERNEL, add_extent, del_extent
+from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.vmstat import NR_KERNEL
 
 BLOCK_DTYPE: Final = np.dtype(
@@ -36,12 +38,14 @@ NR_S_FIELDS: Final = 5
 MILLI: Final = 1000
 
 
-class Slab(NamedTuple):
-    """Blocks alive, on lists by the tick at which they die; KIND_KERNEL extents own the frames."""
-
+class _SlabArrays(NamedTuple):
     blocks: NDArray[Any]  # (MAX_BLOCKS,) BLOCK_DTYPE
     wheel: NDArray[Any]  # int32 (WHEEL,) first block + 1 of each list
     state: NDArray[Any]  # int64 (NR_S_FIELDS,)
+
+
+class Slab(ByReference, _SlabArrays):
+    """Blocks alive, on lists by the tick at which they die; KIND_KERNEL extents own the frames."""
 
 
 def new_slab() -> Slab:

@@ -1,7 +1,7 @@
 """Kernel profiles and sysfs settings, as numbers that kernels read.
 
 A profile says which alternative of a mechanism an era uses; the settings are the files under
-/sys/kernel/mm/transparent_hugepage.
+/sys/kernel/mm/transparent_hugepage, /sys/kernel/mm/ksm and /proc/sys/vm.
 """
 
 from typing import Final
@@ -18,7 +18,50 @@ T_USE_ZERO_PAGE: Final = 2
 T_FALLBACK: Final = 3  # FALLBACK_*
 T_PCP_6_12: Final = 4  # 1: self-tuning per-CPU lists
 T_REVERSE_ZAP: Final = 5  # 1: a gather batch is freed last page first
-NR_TUNABLES: Final = 6
+T_KHUGEPAGED_DEFRAG: Final = 6
+T_KHUGEPAGED_PAGES_TO_SCAN: Final = 7
+T_KHUGEPAGED_SCAN_SLEEP_MILLISECS: Final = 8
+T_KHUGEPAGED_ALLOC_SLEEP_MILLISECS: Final = 9
+T_KHUGEPAGED_MAX_PTES_NONE: Final = 10
+T_KHUGEPAGED_MAX_PTES_SWAP: Final = 11
+T_KHUGEPAGED_MAX_PTES_SHARED: Final = 12
+T_SHRINK_UNDERUSED: Final = 13
+T_SWAPPINESS: Final = 14
+T_PAGE_CLUSTER: Final = 15
+T_WATERMARK_BOOST_FACTOR: Final = 16
+T_EXTFRAG_THRESHOLD: Final = 17
+T_COMPACTION_PROACTIVENESS: Final = 18
+T_COMPACT_UNEVICTABLE_ALLOWED: Final = 19
+T_KSM_RUN: Final = 20
+T_KSM_PAGES_TO_SCAN: Final = 21
+T_KSM_SLEEP_MILLISECS: Final = 22
+T_KSM_MAX_PAGE_SHARING: Final = 23
+T_KSM_USE_ZERO_PAGES: Final = 24
+NR_TUNABLES: Final = 25
+
+_NO_LIMIT: Final = (1 << 31) - 1
+# file: index, default, least and most; defaults of v6.1 and v6.12
+NUMBERS: Final[dict[str, tuple[int, int, int, int]]] = {
+    "khugepaged/defrag": (T_KHUGEPAGED_DEFRAG, 1, 0, 1),
+    "khugepaged/pages_to_scan": (T_KHUGEPAGED_PAGES_TO_SCAN, 4096, 1, _NO_LIMIT),
+    "khugepaged/scan_sleep_millisecs": (T_KHUGEPAGED_SCAN_SLEEP_MILLISECS, 10000, 0, _NO_LIMIT),
+    "khugepaged/alloc_sleep_millisecs": (T_KHUGEPAGED_ALLOC_SLEEP_MILLISECS, 60000, 0, _NO_LIMIT),
+    "khugepaged/max_ptes_none": (T_KHUGEPAGED_MAX_PTES_NONE, 511, 0, 511),
+    "khugepaged/max_ptes_swap": (T_KHUGEPAGED_MAX_PTES_SWAP, 64, 0, 511),
+    "khugepaged/max_ptes_shared": (T_KHUGEPAGED_MAX_PTES_SHARED, 256, 0, 511),
+    "shrink_underused": (T_SHRINK_UNDERUSED, 1, 0, 1),
+    "swappiness": (T_SWAPPINESS, 60, 0, 200),
+    "page-cluster": (T_PAGE_CLUSTER, 3, 0, 10),
+    "watermark_boost_factor": (T_WATERMARK_BOOST_FACTOR, 15000, 0, _NO_LIMIT),
+    "extfrag_threshold": (T_EXTFRAG_THRESHOLD, 500, 0, 1000),
+    "compaction_proactiveness": (T_COMPACTION_PROACTIVENESS, 20, 0, 100),
+    "compact_unevictable_allowed": (T_COMPACT_UNEVICTABLE_ALLOWED, 1, 0, 1),
+    "ksm/run": (T_KSM_RUN, 0, 0, 2),
+    "ksm/pages_to_scan": (T_KSM_PAGES_TO_SCAN, 100, 0, _NO_LIMIT),
+    "ksm/sleep_millisecs": (T_KSM_SLEEP_MILLISECS, 20, 0, _NO_LIMIT),
+    "ksm/max_page_sharing": (T_KSM_MAX_PAGE_SHARING, 256, 2, _NO_LIMIT),
+    "ksm/use_zero_pages": (T_KSM_USE_ZERO_PAGES, 0, 0, 1),
+}
 
 ENABLED: Final = {"always": 0, "madvise": 1, "never": 2}
 DEFRAG: Final = {"always": 0, "defer": 1, "defer+madvise": 2, "madvise": 3, "never": 4}
@@ -49,10 +92,12 @@ def set_profile(tunables: NDArray[np.int64], kernel: str) -> None:
         raise ValueError(f"kernel {kernel!r}: expected one of {', '.join(PROFILES)}")
     for index, value in PROFILES[kernel].items():
         tunables[index] = value
+    for index, default, _, _ in NUMBERS.values():
+        tunables[index] = default
 
 
 def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
-    """Write a sysfs file of transparent_hugepage.
+    """Write a settings file by its name below its folder.
 
     Raises
     ------
@@ -69,5 +114,11 @@ def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
         if value not in ("0", "1"):
             raise ValueError(f"use_zero_page: {value!r} is not 0 or 1")
         tunables[T_USE_ZERO_PAGE] = int(value)
+    elif name in NUMBERS:
+        index, _, least, most = NUMBERS[name]
+        if not value.isdigit() or not least <= int(value) <= most:
+            raise ValueError(f"{name}: {value!r} is not a number from {least} to {most}")
+        tunables[index] = int(value)
     else:
-        raise ValueError(f"unknown setting {name!r}: expected enabled, defrag or use_zero_page")
+        known_names = ", ".join(("enabled", "defrag", "use_zero_page", *NUMBERS))
+        raise ValueError(f"unknown setting {name!r}: expected one of {known_names}")

@@ -30,10 +30,11 @@ from hostsim.mm.mm_types import (
     Z_MANAGED,
 )
 from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, mm_alloc
-from hostsim.mm.page_alloc import alloc_pages, free_compound, free_order
+from hostsim.mm.page_alloc import free_compound, free_order
 from hostsim.mm.pcp import decay_pcp, drain_zone_pages
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_EPT, KIND_KERNEL, add_extent, del_extent
+from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import NAMES, NR_KERNEL
 from hostsim.mm.zap import discard_range, exit_mm

@@ -19,7 +19,6 @@ from hostsim.mm.mm_types import (
     Z_PCP_HIGH_MAX,
     Z_PCP_HIGH_MIN,
 )
-from hostsim.mm.page_alloc import alloc_pages
 from hostsim.mm.pcp import (
     decay_pcp,
     drain_zone_pages,
@@ -27,6 +26,7 @@ from hostsim.mm.pcp import (
     free_unref_run,
     list_index,
 )
+from hostsim.mm.slowpath import alloc_pages
 
 ERAS = ["6.1", "6.12"]
 NR_PAGES = 4096
