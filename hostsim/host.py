@@ -85,6 +85,7 @@ OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
 NR_ROW_HEAD: Final = 5  # t_ns, host_id, nr_vms, committed_vcpus, committed_pages
 TURN_PAGES: Final = 64  # about what a CPU takes from the buddy lists at once (pcp->batch, 63)
+TURN_HUGE_PAGES: Final = 16  # between the 2 huge pages and the 63 page tables it takes at once
 
 
 @kernel
@@ -115,29 +116,52 @@ def new_process(
 
 
 @kernel
-def _touch_in_turns(mem: Memory, ops: NDArray[np.int64], first: int, last: int) -> bool:
-    """Let processes touch their ranges at the same time, TURN_PAGES each in turn.
-
-    Rows ``first .. last - 1`` are used up as the touches are done; returns whether memory
-    sufficed.
-    """
-    busy = True
-    while busy:
-        busy = False
-        for i in range(first, last):
-            nr = min(ops[i, OP_NR], TURN_PAGES)
-            if nr <= 0 or ops[i, OP_MM] == NIL:
-                continue
-            start = ops[i, OP_START]
-            done = touch_range(mem, ops[i, OP_MM], start, nr, 1, 1.0, 0, True, start) == FAULT_OK
-            nr = nr if done else mem.pool[P_RESUME] - start
-            if done and window_word(mem, ops[i, OP_MM], start >> HPAGE_PMD_ORDER) & W_TAG == W_HUGE:
-                nr = min(ops[i, OP_NR], HPAGE_PMD_NR - (start & (HPAGE_PMD_NR - 1)))
+def _take_turn(mem: Memory, ops: NDArray[np.int64], i: int) -> bool:
+    """Let a process touch the next pages of its range; return whether memory sufficed."""
+    mm = ops[i, OP_MM]
+    start = ops[i, OP_START]
+    nr = 0
+    for _ in range(TURN_HUGE_PAGES):
+        here = min(ops[i, OP_NR] - nr, TURN_PAGES)
+        if here <= 0:
+            break
+        page = start + nr
+        if touch_range(mem, mm, page, here, 1, 1.0, 0, True, page) != FAULT_OK:
+            nr = mem.pool[P_RESUME] - start
             ops[i, OP_START] += nr
             ops[i, OP_NR] -= nr
-            if not done:
+            return False
+        if window_word(mem, mm, page >> HPAGE_PMD_ORDER) & W_TAG != W_HUGE:
+            nr += here
+            break
+        nr += min(ops[i, OP_NR] - nr, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
+    ops[i, OP_START] += nr
+    ops[i, OP_NR] -= nr
+    return True
+
+
+@kernel
+def _touch_in_turns(mem: Memory, ops: NDArray[np.int64], first: int, last: int) -> bool:
+    """Let processes touch their ranges at the same time, a turn each.
+
+    Rows ``first .. last - 1`` are used up as the touches are done, and those that are not move
+    to the front; returns whether memory sufficed.
+    """
+    end = last
+    while end > first:
+        left = first
+        for i in range(first, end):
+            if ops[i, OP_MM] == NIL:
+                ops[i, OP_NR] = 0
+            elif ops[i, OP_NR] > 0 and not _take_turn(mem, ops, i):
                 return False
-            busy = True
+            if ops[i, OP_NR] > 0:
+                if left < i:
+                    for column in range(ops.shape[1]):
+                        ops[left, column] = ops[i, column]
+                    ops[i, OP_NR] = 0
+                left += 1
+        end = left
     return True
 
 
