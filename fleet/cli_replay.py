@@ -48,7 +48,8 @@ def replay(
 
       fleet replay ops/ --kernel 6.12 --from starts/ -o replays/
     """
-    from fleet.replay import Replay, read_script, read_start
+    from fleet.replay import Replay
+    from fleet.replay_script import read_script, read_start
     from hostsim.mm.tunables import PROFILES
 
     if kernel not in PROFILES:

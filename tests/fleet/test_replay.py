@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from fleet.replay import Replay, Start, read_script, unaccounted_pages, zones_of
+from fleet.replay import Replay
+from fleet.replay_script import Start, read_script, unaccounted_pages, zones_of
 from hostsim.core.errors import ScenarioError
 from hostsim.mm.check import check_memory
 from hostsim.mm.mm_types import PCP_COUNT, Z_FREE
@@ -28,6 +29,42 @@ def test_every_wrong_line_is_named(tmp_path):
     with pytest.raises(ScenarioError) as error:
         script(tmp_path, text)
     assert [p.place.split("line ")[1] for p in error.value.problems] == ["2", "3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("vm a 512\ntouch a 500 13", "touch: page 512 is outside of 'a', which has 512 pages"),
+        ("vm a 512\ncollapse a 512 1", "collapse: page 512 is outside of 'a'"),
+        ("vm a 512\nvm b 95\ninterleave a,b 0 91 8", "page 95 is outside of 'b'"),
+        ("vm a 512\nvm a 512", "vm: there is a VM 'a' already"),
+        ("vm a 512\nfork a a", "fork: there is a VM 'a' already"),
+        ("vm a 512\ntouch b 0 1", "touch: no VM 'b' runs here; there are: a"),
+        ("vm a 512\nexit a\nread a 0 1", "read: no VM 'a' runs here; there are: none"),
+        ("vm a 512\nexit b", "exit: no VM 'b' runs here"),
+        ("vm a 512\nfork b c", "fork: no VM 'b' runs here"),
+        ("vm a 512\ninterleave a,b 0 8 1", "interleave: no VM 'b' runs here"),
+        ("vm a 512\ninterleave a 0 8 0", "0 is not a chunk of at least 1 page"),
+    ],
+)
+def test_wrong_page_or_vm_is_named_with_its_line(tmp_path, lines, reason):
+    text = "# memory_mb=64\n" + lines + "\n"
+    with pytest.raises(ScenarioError, match=reason) as error:
+        script(tmp_path, text)
+    assert error.value.problems[0].place.endswith(f"line {text.count(chr(10))}")
+
+
+def test_name_of_a_gone_vm_may_be_used_again(tmp_path):
+    text = "vm a 512\ntouch a 511 1\nexit a\nvm a 600\ntouch a 599 1\nfork a b\ntouch b 599 1\n"
+    snapshots(tmp_path, text + "vm c 96\ninterleave a,c 0 91 8\n")
+
+
+def test_wrong_script_ends_with_exit_code_2(tmp_path):
+    (tmp_path / "a.ops").write_text("# memory_mb=64\nvm a 10\ntouch a 10 1\n")
+    argv = [sys.executable, "-m", "fleet", "replay", str(tmp_path / "a.ops")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "a.ops: line 3: touch: page 10 is outside of 'a'" in done.stderr
 
 
 def test_script_without_memory_is_refused(tmp_path):

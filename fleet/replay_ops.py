@@ -1,0 +1,164 @@
+"""The operations of op scripts: processes, faults, discards, kernel pages, settings, time.
+
+An operation is a function of the replay and the op; more of them stand in modules of their own
+(``fleet.replay_<topic>``), joined in `OPS`.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from fleet.replay_script import ADVICE, Op
+from hostsim.core.errors import Problem, ScenarioError
+from hostsim.mm.fault import chosen
+from hostsim.mm.fork import copy_mm
+from hostsim.mm.kalloc import alloc_blocks, free_blocks
+from hostsim.mm.mm_types import (
+    MIGRATE_RECLAIMABLE,
+    MIGRATE_UNMOVABLE,
+    MM_ADVICE,
+    MM_RAM_PAGES,
+    NIL,
+)
+from hostsim.mm.mmap import ADVICE_NONE
+from hostsim.mm.tunables import set_tunable
+from hostsim.mm.zap import discard_range
+
+if TYPE_CHECKING:
+    from fleet.replay import Replay
+
+PIPE_BUFFERS: Final = 16  # PIPE_DEF_BUFFERS, include/linux/pipe_fs_i.h
+LATER_OPS: Final = ("collapse", "pageout", "merge", "readonly", "compact", "swapon")
+
+
+def options_of(op: Op) -> tuple[int, float, int]:
+    """Return step, fraction and seed of an op."""
+    options = op.options
+    return (
+        int(options.get("step", "1")),
+        float(options.get("fraction", "1")),
+        int(options.get("seed", "0")),
+    )
+
+
+def op_set(replay: "Replay", op: Op) -> None:
+    """Write a setting."""
+    key, value = op.words
+    try:
+        set_tunable(replay.mem.tunables, key, value)
+    except ValueError as error:
+        place = f"{replay.script.path}: line {op.line}"
+        raise ScenarioError([Problem(place, str(error))]) from error
+
+
+def op_vm(replay: "Replay", op: Op) -> None:
+    """Start a VM."""
+    advice = ADVICE[op.words[2]] if len(op.words) > 2 else ADVICE_NONE
+    replay.spawn(op.words[0], int(op.words[1]), advice)
+
+
+def op_touch(replay: "Replay", op: Op) -> None:
+    """Write (``touch``) or read pages."""
+    name, start, nr = op.words[0], int(op.words[1]), int(op.words[2])
+    step, fraction, seed = options_of(op)
+    replay.access(name, start, nr, step, fraction, seed, op.name == "touch")
+
+
+def op_discard(replay: "Replay", op: Op) -> None:
+    """Drop pages: one call, or a call a page with step or fraction."""
+    mm = replay.alive(op.words[0])
+    if mm == NIL:
+        return
+    start, nr = int(op.words[1]), int(op.words[2])
+    step, fraction, seed = options_of(op)
+    if step == 1 and fraction >= 1.0:
+        discard_range(replay.mem, mm, start, nr)
+        return
+    for page in range(start, start + nr, step):
+        if chosen(seed, page, fraction):
+            discard_range(replay.mem, mm, page, 1)
+
+
+def op_interleave(replay: "Replay", op: Op) -> None:
+    """Let VMs touch a range in turn, a chunk each."""
+    names = op.words[0].split(",")
+    start, nr, chunk = (int(word) for word in op.words[1:])
+    _, fraction, seed = options_of(op)
+    for offset in range(0, nr, chunk):
+        for name in names:
+            replay.access(name, start + offset, chunk, 1, fraction, seed, True)
+
+
+def op_fork(replay: "Replay", op: Op) -> None:
+    """Fork a VM."""
+    parent = replay.alive(op.words[0])
+    if parent == NIL:
+        return
+    pages, advice = (int(replay.mem.mm[parent, field]) for field in (MM_RAM_PAGES, MM_ADVICE))
+    while True:
+        child = replay.new_process(op.words[1], pages, advice)
+        if copy_mm(replay.mem, parent, child):
+            return
+        replay.end(child)
+        replay.mm_of[op.words[1]] = NIL
+        if replay.kill() == parent:
+            return
+
+
+def op_exit(replay: "Replay", op: Op) -> None:
+    """Kill a VM's process."""
+    mm = replay.alive(op.words[0])
+    if mm != NIL:
+        replay.end(mm)
+        del replay.mm_of[op.words[0]]
+
+
+def op_kalloc(replay: "Replay", op: Op) -> None:
+    """Fill pipes with kernel pages, 16 a pipe; their own slab comes on top."""
+    want = int(op.words[0])
+    while want > 0:
+        here = min(want, PIPE_BUFFERS)
+        extents = np.zeros(here, np.int64)
+        if len(replay.pipes) % 16 == 0:  # kmalloc-1k: 16 pipe_buffer arrays in 4 pages
+            _slab(replay, 2, MIGRATE_UNMOVABLE)
+        if len(replay.pipes) % 26 == 0:  # inode_cache: 26 inodes in 4 pages
+            _slab(replay, 2, MIGRATE_RECLAIMABLE)
+        got = int(alloc_blocks(replay.mem, 0, MIGRATE_UNMOVABLE, here, extents))
+        replay.pipes.append(extents[:got])
+        if got < here:
+            replay.kill()
+        want -= here
+
+
+def _slab(replay: "Replay", order: int, migratetype: int) -> None:
+    alloc_blocks(replay.mem, order, migratetype, 1, np.zeros(1, np.int64))
+
+
+def op_kfree(replay: "Replay", op: Op) -> None:
+    """Close the chosen pipes; their slab stays with its neighbours."""
+    _, fraction, seed = options_of(op)
+    for index, extents in enumerate(replay.pipes):
+        if extents is not None and chosen(seed, index, fraction):
+            free_blocks(replay.mem, 0, extents)
+            replay.pipes[index] = None
+
+
+def op_wait(replay: "Replay", op: Op) -> None:
+    """Let time pass."""
+    replay.pass_time(int(op.words[0]))
+
+
+OPS: Final[dict[str, Callable[["Replay", Op], None]]] = {
+    "set": op_set,
+    "vm": op_vm,
+    "touch": op_touch,
+    "read": op_touch,
+    "discard": op_discard,
+    "interleave": op_interleave,
+    "fork": op_fork,
+    "exit": op_exit,
+    "kalloc": op_kalloc,
+    "kfree": op_kfree,
+    "wait": op_wait,
+}
