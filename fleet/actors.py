@@ -18,17 +18,11 @@ import ray.exceptions
 from fleet.scenario import Scenario
 from fleet.shard import Shard, ShardCommands, Tables, shard_plans, split_hosts
 from fleet.usage import Usage, usage_of_process
-from hostsim.core.errors import HugefleetError
+from hostsim.core.errors import HugefleetError, WorkerError
 
 START_ATTEMPTS = 2  # starting a local Ray has a hard time-out that a loaded machine can miss
 OBJECT_STORE_BYTES = 256 << 20  # rows of an epoch pass through it: 45 MB for 10,000 hosts
-
-
 LOOK_EVERY_S = 10.0  # between two looks at whether the workers still live
-
-
-class WorkerError(HugefleetError):
-    """Ray could not be started or reached, or a worker died."""
 
 
 class ShardActor(Shard):

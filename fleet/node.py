@@ -25,6 +25,7 @@ from guestsim.memory_use import (
     NR_OP_FIELDS,
     OPS_PER_GUEST,
     draw_guest,
+    guests_key,
     guests_tick,
     pages_wanted,
 )
@@ -177,7 +178,8 @@ class Node:
     ) -> None:
         self.host = Host(spec, host_id, seed)
         self.guest_spec = guests
-        self.host_id, self.seed = host_id, seed
+        self._guests_key = guests_key(seed)
+        self.host_id = host_id
         self.tick_ns, self.vm_rows_ns = tick_ns, vm_rows_ns
         self.guests: NDArray[np.int64] = np.full((8, NR_G_FIELDS), -1, np.int64)
         self.row_of: dict[int, int] = {}  # VM -> row of guests
@@ -264,7 +266,7 @@ class Node:
     def _start(self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int) -> None:
         """Start a VM and let it touch its boot footprint, or all it has if it ran before."""
         spec = self.guest_spec
-        boot, peak, madvised, key = draw_guest(spec, self.seed, vm_id, pages)
+        boot, peak, madvised, key = draw_guest(spec, self._guests_key, vm_id, pages)
         mm, enough = self.host.start(vm_id, pages, spec.overhead_pages, madvised)
         row = self._new_row()
         guest = self.guests[row]

@@ -13,9 +13,10 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from guestsim.spec import GuestSpec
-from hostsim.core.counter_rng import uniform
+from hostsim.core.counter_rng import hash64, uniform
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
@@ -50,8 +51,18 @@ BALLOON_PAGES: Final = 256  # VIRTIO_BALLOON_ARRAY_PFNS_MAX, drivers/virtio/virt
 OPS_PER_GUEST: Final = 3 + 2 * MAX_RUNS
 
 
-def draw_guest(spec: GuestSpec, seed: int, vm_id: int, pages: int) -> tuple[int, int, bool, int]:
+def guests_key(seed: int) -> int:
+    """Return the key of what a run's guests draw."""
+    return int(stream(seed, Stream.GUEST_MEMORY).integers(1 << 62))
+
+
+def draw_guest(spec: GuestSpec, key: int, vm_id: int, pages: int) -> tuple[int, int, bool, int]:
     """Draw what the fleet does not know of a VM.
+
+    Parameters
+    ----------
+    key
+        As `guests_key` returns it.
 
     Returns
     -------
@@ -59,13 +70,15 @@ def draw_guest(spec: GuestSpec, seed: int, vm_id: int, pages: int) -> tuple[int,
         Pages touched at start, pages it grows to, whether its RAM has MADV_HUGEPAGE, and the
         key of everything it does later.
     """
-    rng = stream(seed, Stream.GUEST_MEMORY, 0, vm_id)
     mean, concentration = spec.touched_share_mean, spec.touched_share_concentration
-    share = rng.beta(mean * concentration, (1.0 - mean) * concentration) if mean < 1.0 else 1.0
+    share = 1.0
+    if mean < 1.0:
+        drawn = uniform(key, vm_id, 0)
+        share = float(betaincinv(mean * concentration, (1.0 - mean) * concentration, drawn))
     boot = min(spec.boot_pages, pages)
     peak = max(boot, min(pages, math.ceil(share * pages)))
-    madvised = bool(rng.random() < spec.madvise_ratio)
-    return boot, peak, madvised, int(rng.integers(1 << 62))
+    madvised = uniform(key, vm_id, 1) < spec.madvise_ratio
+    return boot, peak, bool(madvised), int(hash64(key, vm_id, 2))
 
 
 @kernel

@@ -5,6 +5,7 @@
     HugefleetError
     ├── ScenarioError    a bad input: scenario, trace, op script, snapshot   (exit code 2)
     ├── ResultsError     files of a run that cannot be read or written       (exit code 1)
+    ├── WorkerError      Ray cannot be reached, or a worker died             (exit code 1)
     └── InvariantError   our bug: a validator found the state inconsistent   (exit code 1)
 
 Misuse by a caller is ``ValueError``.  Running out of simulated memory is an outcome, never an
@@ -43,6 +44,10 @@ class ScenarioError(HugefleetError):
 
 class ResultsError(HugefleetError):
     """A file of a run cannot be read or written."""
+
+
+class WorkerError(HugefleetError):
+    """Ray could not be started or reached, or a worker died."""
 
 
 class InvariantError(HugefleetError):

@@ -5,8 +5,9 @@ import pytest
 from tiny import TINY
 
 from fleet import scheduler
-from fleet.actors import RayBackend, WorkerError, start
+from fleet.actors import RayBackend, start
 from fleet.scheduler import Options
+from hostsim.core.errors import WorkerError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

@@ -21,12 +21,14 @@ from guestsim.memory_use import (
     OP_TOUCH,
     OPS_PER_GUEST,
     draw_guest,
+    guests_key,
     guests_tick,
     pages_wanted,
 )
 from guestsim.spec import GuestSpec
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_HOUR
 
+KEY = guests_key(1)
 SPEC = GuestSpec(1000, 0.8, 10.0, NS_PER_HOUR, 0.05, 0.1, 0.5, 0)
 
 
@@ -43,24 +45,24 @@ def tick(guests, ops, number, now_ns=NS_PER_HOUR, reuse=0.0, small=0.0):
 
 
 def test_a_vm_draws_the_same_wherever_it_runs():
-    assert draw_guest(SPEC, 1, 17, 1 << 20) == draw_guest(SPEC, 1, 17, 1 << 20)
-    assert draw_guest(SPEC, 1, 17, 1 << 20) != draw_guest(SPEC, 1, 18, 1 << 20)
+    assert draw_guest(SPEC, KEY, 17, 1 << 20) == draw_guest(SPEC, KEY, 17, 1 << 20)
+    assert draw_guest(SPEC, KEY, 17, 1 << 20) != draw_guest(SPEC, KEY, 18, 1 << 20)
 
 
 def test_hidden_share_has_the_mean_of_the_scenario():
-    shares = [draw_guest(SPEC, 1, vm, 1 << 20)[1] / (1 << 20) for vm in range(2000)]
+    shares = [draw_guest(SPEC, KEY, vm, 1 << 20)[1] / (1 << 20) for vm in range(2000)]
     # Beta(8, 2): standard deviation 0.12, so 4 standard errors of 2,000 draws are 0.011
     assert np.mean(shares) == pytest.approx(0.8, abs=0.011)
 
 
 def test_share_of_advised_vms_is_the_scenarios():
-    advised = [draw_guest(SPEC, 1, vm, 1 << 20)[2] for vm in range(2000)]
+    advised = [draw_guest(SPEC, KEY, vm, 1 << 20)[2] for vm in range(2000)]
     assert np.mean(advised) == pytest.approx(0.5, abs=0.045)  # 4 standard errors
 
 
 @pytest.mark.parametrize("pages", [10, 1000, 1001, 1 << 20])
 def test_boot_and_peak_stay_within_the_size(pages):
-    boot, peak, _, _ = draw_guest(SPEC, 1, 5, pages)
+    boot, peak, _, _ = draw_guest(SPEC, KEY, 5, pages)
     assert 0 < boot <= peak <= pages
 
 
