@@ -1,0 +1,1 @@
+"""The hardware half of address translation: TLBs, walk caches, page walks, their cost."""

@@ -1,0 +1,201 @@
+"""A CPU's translation hardware as numbers, and the state that simulates it.
+
+The numbers come from description files; what a description says is checked here.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, PAGE_SIZES
+from hostsim.mmu.tlb import (
+    EPT_PWC,
+    G_FIRST,
+    G_GROUP,
+    G_GROUPS_MASK,
+    G_ODD_GROUPS,
+    G_SETS_BITS,
+    G_SETS_MASK,
+    G_WAYS,
+    L1_TLB,
+    L2_OTHER,
+    L2_TLB,
+    LOG_ENTRIES,
+    NESTED_TLB,
+    NOTHING,
+    NR_COUNTERS,
+    NR_G_FIELDS,
+    NR_S_FIELDS,
+    NR_STORES,
+    PWC,
+    Mmu,
+)
+
+
+class TlbSpec(NamedTuple):
+    """One TLB of a CPU."""
+
+    name: str
+    level: int  # 1 or 2
+    sizes: tuple[str, ...]  # page sizes that it holds
+    entries: int
+    ways: int  # entries / ways sets; ways = entries: fully associative
+    group_ways: tuple[int, ...]  # ways open to a page, by size; () if all
+    holds_tables: bool  # page-directory entries share it
+    source: str
+
+
+class WalkCacheSpec(NamedTuple):
+    """Entries and ways of the paging-structure caches by level, and of the nested TLB."""
+
+    entries: dict[int, int]  # level of the entry (2: page directory) -> entries
+    ways: dict[int, int]
+    nested_entries: int
+    nested_ways: int
+
+
+class LatencySpec(NamedTuple):
+    """Cycles of a load by where its line is found, and what translation adds."""
+
+    l1_cycles: float
+    l2_cycles: float
+    llc_cycles: float
+    dram_cycles: float
+    l2_tlb_cycles: float  # a first-level miss that hits the second level
+    walk_cycles: float  # of a walk, beside its reads
+
+
+class CacheSpec(NamedTuple):
+    """Bytes of the data caches that one hardware thread's walker can hit."""
+
+    l1_bytes: int
+    l2_bytes: int
+    llc_bytes: int
+
+
+class Cpu(NamedTuple):
+    """The translation hardware of one hardware thread."""
+
+    name: str
+    title: str
+    levels: tuple[int, ...]  # paging depths that it has
+    sizes: tuple[str, ...]
+    tlbs: tuple[TlbSpec, ...]
+    instruction_tlbs: tuple[TlbSpec, ...]  # listed only
+    walk_caches: WalkCacheSpec
+    walkers: int  # walks at a time
+    latency: LatencySpec
+    cache: CacheSpec
+
+
+NO_WALK_CACHES: Final = WalkCacheSpec({}, {}, 0, 0)
+
+
+def check_tlb(tlb: TlbSpec) -> list[str]:
+    """Return what is wrong with a TLB's description."""
+    problems = []
+    if tlb.ways <= 0 or tlb.entries % tlb.ways:
+        return [f"{tlb.entries} entries are not a multiple of {tlb.ways} ways"]
+    sets = tlb.entries // tlb.ways
+    if sets & (sets - 1):
+        problems.append(f"{sets} sets are no power of two")
+    if tlb.group_ways and len(tlb.group_ways) != len(tlb.sizes):
+        problems.append(f"{len(tlb.group_ways)} groups of ways for {len(tlb.sizes)} page sizes")
+    problems += [
+        f"groups of {group} ways do not divide {tlb.ways} ways"
+        for group in tlb.group_ways
+        if group <= 0 or tlb.ways % group
+    ]
+    problems += [f"{size!r} is no page size" for size in tlb.sizes if size not in PAGE_SIZES]
+    return problems
+
+
+class _Layout:
+    """Lays stores out one behind the other; entry 0 belongs to stores that do not exist."""
+
+    def __init__(self) -> None:
+        self.geometry = np.zeros((NR_STORES, NR_G_FIELDS), np.int64)
+        self.end = 1
+
+    def place(self, entries: int) -> int:
+        first = self.end
+        self.end += entries
+        return first
+
+    def describe(self, store: int, first: int, entries: int, ways: int, group: int = 0) -> None:
+        row = self.geometry[store]
+        sets = entries // ways
+        row[G_FIRST] = first
+        row[G_SETS_MASK] = sets - 1
+        row[G_SETS_BITS] = sets.bit_length() - 1
+        row[G_WAYS] = ways
+        if group:
+            groups = ways // group
+            odd = bool(groups & (groups - 1))
+            row[G_GROUP] = group
+            row[G_ODD_GROUPS] = odd
+            row[G_GROUPS_MASK] = groups if odd else groups - 1
+
+
+def new_mmu(cpu: Cpu) -> Mmu:
+    """Return the empty TLBs and walk caches of one hardware thread of a CPU.
+
+    Raises
+    ------
+    ValueError
+        A size of the CPU has no first-level TLB, or more than two second-level ones.
+    """
+    layout = _Layout()
+    for tlb in cpu.tlbs:
+        first = layout.place(tlb.entries)
+        for i, size in enumerate(tlb.sizes):
+            number = PAGE_SIZES.index(size)
+            store = (L1_TLB if tlb.level == 1 else L2_TLB) + number
+            if tlb.level == 2 and layout.geometry[store, G_WAYS]:
+                store = L2_OTHER + number
+            if layout.geometry[store, G_WAYS]:
+                raise ValueError(f"{cpu.name}: too many TLBs of level {tlb.level} for {size}")
+            group = tlb.group_ways[i] if tlb.group_ways else 0
+            layout.describe(store, first, tlb.entries, tlb.ways, group)
+        if tlb.holds_tables:
+            group = tlb.group_ways[-1] if tlb.group_ways else 0
+            layout.describe(PWC + 2, first, tlb.entries, tlb.ways, group)
+    for size in cpu.sizes:
+        if not layout.geometry[L1_TLB + PAGE_SIZES.index(size), G_WAYS]:
+            raise ValueError(f"{cpu.name}: no TLB of level 1 for {size}")
+    caches = cpu.walk_caches
+    for level, entries in caches.entries.items():
+        for kind in (PWC, EPT_PWC):
+            if entries and not layout.geometry[kind + level, G_WAYS]:
+                layout.describe(kind + level, layout.place(entries), entries, caches.ways[level])
+    if caches.nested_entries:
+        entries = caches.nested_entries
+        layout.describe(NESTED_TLB, layout.place(entries), entries, caches.nested_ways)
+    return Mmu(
+        geometry=layout.geometry,
+        tag=np.full(layout.end, NOTHING, np.int64),
+        value=np.zeros(layout.end, np.int64),
+        moment=np.zeros(layout.end, np.int64),
+        state=np.zeros(NR_S_FIELDS, np.int64),
+        counts=np.zeros(NR_COUNTERS, np.int64),
+        log=np.zeros(LOG_ENTRIES, np.int64),
+    )
+
+
+def cold_mmu() -> Mmu:
+    """Return an MMU without walk caches, and with one TLB entry a page size."""
+    one = tuple(TlbSpec(size, 1, (size,), 1, 1, (), False, "") for size in PAGE_SIZES)
+    none = LatencySpec(0, 0, 0, 0, 0, 0)
+    levels = tuple(range(MAX_LEVELS - 1, MAX_LEVELS + 1))
+    return new_mmu(
+        Cpu("cold", "", levels, PAGE_SIZES, one, (), NO_WALK_CACHES, 1, none, CacheSpec(0, 0, 0))
+    )
+
+
+def reach_pages(cpu: Cpu, size: str) -> int:
+    """Return how many base pages the larger level of TLBs maps with pages of a size."""
+    by_level = [
+        sum(tlb.entries for tlb in cpu.tlbs if size in tlb.sizes and tlb.level == level)
+        for level in (1, 2)
+    ]
+    return max(by_level) << (PAGE_SIZES.index(size) * INDEX_BITS)

@@ -1,0 +1,78 @@
+"""Paging-structure caches and the nested TLB: what lets a walk begin below the root.
+
+A paging-structure entry of level ``l`` leads to a table of level ``l - 1``: a hit in the cache
+of page-directory entries (level 2) leaves one read.  Under nested paging the entries found by
+guest address are combined: the table's host address is in them, so no EPT walk is needed for
+that table.  Entries of the EPT itself are found by guest-physical address.  The nested TLB
+holds the host frames of guest tables.
+
+Source: Intel SDM vol. 3C section 29.4.1 (combined and guest-physical mappings); Bhargava et
+al., Accelerating Two-Dimensional Page Walks for Virtualized Systems, ASPLOS 2008 (nested TLB).
+Simplified: one number serves as VPID and as tag of the EPT; vCPUs of one VM do not share entries.
+"""
+
+from hostsim.core.jit import hot_kernel
+from hostsim.mmu.paging import INDEX_BITS, NR_SIZES
+from hostsim.mmu.tlb import (
+    C_NESTED_HITS,
+    C_NESTED_MISSES,
+    G_WAYS,
+    NESTED_TLB,
+    NOTHING,
+    S_NESTED_SIZES,
+    TAG_TABLE,
+    Mmu,
+    insert,
+    probe,
+    tag_of,
+)
+
+
+@hot_kernel
+def deepest_table(mmu: Mmu, caches: int, levels: int, page: int, vpid: int) -> tuple[int, int]:
+    """Return the lowest level at which a walk may begin and its table, or (0, 0).
+
+    Parameters
+    ----------
+    caches
+        PWC or EPT_PWC.
+    """
+    for level in range(2, levels + 1):
+        if mmu.geometry[caches + level, G_WAYS] != 0:
+            part = page >> ((level - 1) * INDEX_BITS)
+            at = probe(mmu, caches + level, part, TAG_TABLE | tag_of(part, level - 1, vpid))
+            if at != NOTHING:
+                return level - 1, int(mmu.value[at])
+    return 0, 0
+
+
+@hot_kernel
+def remember_table(mmu: Mmu, caches: int, level: int, page: int, vpid: int, table: int) -> None:
+    """Enter that the entry of a level on the way to a page leads to a table."""
+    if mmu.geometry[caches + level, G_WAYS] != 0:
+        part = page >> ((level - 1) * INDEX_BITS)
+        insert(mmu, caches + level, part, TAG_TABLE | tag_of(part, level - 1, vpid), table)
+
+
+@hot_kernel
+def nested_hit(mmu: Mmu, gfn: int, vpid: int) -> bool:
+    """Look the frame of a guest table up in the nested TLB."""
+    sizes = mmu.state[S_NESTED_SIZES]
+    for size in range(NR_SIZES):
+        if (sizes >> size) & 1:
+            page = gfn >> (size * INDEX_BITS)
+            if probe(mmu, NESTED_TLB, page, tag_of(page, size, vpid)) != NOTHING:
+                mmu.counts[C_NESTED_HITS] += 1
+                return True
+    mmu.counts[C_NESTED_MISSES] += 1
+    return False
+
+
+@hot_kernel
+def nested_fill(mmu: Mmu, gfn: int, size: int, vpid: int, frame: int) -> None:
+    """Enter the host frame of a guest table into the nested TLB."""
+    if mmu.geometry[NESTED_TLB, G_WAYS] != 0:
+        page = gfn >> (size * INDEX_BITS)
+        first = frame & ~((1 << (size * INDEX_BITS)) - 1)
+        insert(mmu, NESTED_TLB, page, tag_of(page, size, vpid), first)
+        mmu.state[S_NESTED_SIZES] |= 1 << size

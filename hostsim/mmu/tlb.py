@@ -1,0 +1,377 @@
+"""Translation look-aside buffers: set-associative LRU stores of page translations.
+
+All stores of one hardware thread, TLBs and walk caches alike, lie in one state, `Mmu`: a row of
+``geometry`` says where a store's entries lie, how many sets and ways it has.  A set is a row of
+entries, most recently used first; a hit moves to the front, an insertion drops the last.
+
+Where page sizes share a store but not its ways (the second level of Zen), an entry may stand in
+one of several groups of ways, chosen by its page number; groups of different sizes overlap, so
+such a store keeps the moment of each entry's last use instead of an order.
+
+Source: Intel SDM vol. 3A section 5.10; AMD APM vol. 2 section 5.5; for the groups of ways A.
+Seznec, Concurrent Support of Multiple Page Sizes on a Skewed Associative TLB, IEEE Trans. Comp.
+53(7), 2004.
+Simplified: replacement is true LRU; real CPUs approximate it.
+Simplified: sets are chosen by the low bits of the page number; real CPUs may hash.
+Simplified: the first level keeps stores and loads together, where some CPUs part them.
+Simplified: instruction fetches are not translated; iTLBs are listed with a CPU, no more.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.jit import hot_kernel, kernel
+from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, NR_SIZES
+
+# Rows of Mmu.geometry
+L1_TLB: Final = 0  # + size: its first-level store (several sizes may name the same entries)
+L2_TLB: Final = L1_TLB + NR_SIZES  # + size: its second-level store
+L2_OTHER: Final = L2_TLB + NR_SIZES  # + size: a further one, if the size is spread over two
+PWC: Final = L2_OTHER + NR_SIZES  # + level: entries of tables of that level, by guest address
+EPT_PWC: Final = PWC + MAX_LEVELS + 1  # + level: the same of the EPT, by guest-physical address
+NESTED_TLB: Final = EPT_PWC + MAX_LEVELS + 1  # guest frames of guest tables -> host frames
+NR_STORES: Final = NESTED_TLB + 1
+
+# Columns of Mmu.geometry
+G_FIRST: Final = 0  # first entry
+G_SETS_MASK: Final = 1  # sets - 1
+G_WAYS: Final = 2  # ways of a set; 0: there is no such store
+G_GROUP: Final = 3  # ways of a group; 0: a plain set, ordered by use
+G_GROUPS_MASK: Final = 4  # groups - 1, or the number of groups if that is no power of two
+G_ODD_GROUPS: Final = 5  # 1: `G_GROUPS_MASK` is the number of groups
+G_SETS_BITS: Final = 6
+NR_G_FIELDS: Final = 7
+
+# Columns of Mmu.state
+S_SIZES: Final = 0  # bit per page size that was ever inserted into a TLB
+S_NESTED_SIZES: Final = 1  # the same of the nested TLB
+S_CLOCK: Final = 2  # uses of stores that keep moments
+S_FORCE_GUEST: Final = 3  # every walk makes this many reads of guest entries; 0: as caches say
+S_FORCE_HOST: Final = 4  # every walk of the EPT makes this many reads, plus one; 0: as caches say
+S_LOGGED: Final = 5  # reads of the last walk, in Mmu.log
+NR_S_FIELDS: Final = 6
+
+# Mmu.counts
+C_ACCESSES: Final = 0
+C_L1_HITS: Final = 1
+C_L2_HITS: Final = 2
+C_WALKS: Final = 3
+C_NOT_PRESENT: Final = 4  # walks that found no page
+C_FILLS: Final = 5  # + size: TLB entries made by walks
+C_NESTED_HITS: Final = C_FILLS + NR_SIZES  # of the nested TLB
+C_NESTED_MISSES: Final = C_NESTED_HITS + 1
+C_READS: Final = C_NESTED_MISSES + 1  # + class * (MAX_LEVELS + 1) + level
+READ_GUEST: Final = 0  # class: entries of the guest's (or, natively, the only) tables
+READ_EPT_TABLE: Final = 1  # EPT entries on the way to a guest table
+READ_EPT_DATA: Final = 2  # EPT entries on the way to the page itself
+NR_READ_CLASSES: Final = 3
+LEVEL_STRIDE: Final = MAX_LEVELS + 1
+NR_COUNTERS: Final = C_READS + NR_READ_CLASSES * LEVEL_STRIDE
+
+LOG_ENTRIES: Final = 64  # more than the 35 reads of the longest walk
+NOTHING: Final = -1
+
+# A tag: page number of the entry's size, size, whether it leads to a table, and VPID.
+TAG_SIZE_SHIFT: Final = 45  # page numbers of 57-bit addresses
+TAG_SIZE_MASK: Final = 7
+TAG_TABLE: Final = 1 << (TAG_SIZE_SHIFT + 3)
+TAG_VPID_SHIFT: Final = TAG_SIZE_SHIFT + 4
+FEW_WAYS: Final = 4
+MAX_VPID: Final = (1 << 14) - 1
+
+
+class Mmu(NamedTuple):
+    """TLBs and walk caches of one hardware thread, and what they counted."""
+
+    geometry: NDArray[np.int64]  # (NR_STORES, NR_G_FIELDS)
+    tag: NDArray[np.int64]  # (entries,) NOTHING if empty
+    value: NDArray[np.int64]  # (entries,) what the entry leads to: a frame or a table
+    moment: NDArray[np.int64]  # (entries,) last use, in stores with groups of ways
+    state: NDArray[np.int64]  # (NR_S_FIELDS,)
+    counts: NDArray[np.int64]  # (NR_COUNTERS,)
+    log: NDArray[np.int64]  # (LOG_ENTRIES,) reads of the last walk: class, level and entry
+
+
+@hot_kernel
+def tag_of(page: int, size: int, vpid: int) -> int:
+    """Return the tag of an entry: page number in units of its size, size, VPID."""
+    return page | (size << TAG_SIZE_SHIFT) | (vpid << TAG_VPID_SHIFT)
+
+
+# Indices are unsigned in the loops below: numba tests signed ones for wrap-around at each use,
+# which makes the loops three times slower.
+
+
+@hot_kernel
+def _probe_few(mmu: Mmu, row: int, row_end: int, tag: int) -> int:
+    """Look up a short set without branches on where the tag stands, which nothing predicts."""
+    first = np.uint64(row)
+    end = np.uint64(row_end)
+    found = end
+    i = first
+    while i < end:
+        found = i if mmu.tag[i] == tag else found
+        i += np.uint64(1)
+    if found == end:
+        return NOTHING
+    value = mmu.value[found]
+    i = end - np.uint64(1)
+    while i > first:
+        before = i - np.uint64(1)
+        mmu.tag[i] = mmu.tag[before] if i <= found else mmu.tag[i]
+        mmu.value[i] = mmu.value[before] if i <= found else mmu.value[i]
+        i = before
+    mmu.tag[first] = tag
+    mmu.value[first] = value
+    return int(np.int64(first))
+
+
+@hot_kernel
+def _probe_ordered(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    ways = mmu.geometry[store, G_WAYS]
+    row = mmu.geometry[store, G_FIRST] + (page & mmu.geometry[store, G_SETS_MASK]) * ways
+    first = np.uint64(row)
+    end = np.uint64(row + ways)
+    if ways <= FEW_WAYS:
+        return _probe_few(mmu, row, row + ways, tag)
+    if mmu.tag[first] == tag:
+        return int(row)
+    i = first + np.uint64(1)
+    while i < end:
+        if mmu.tag[i] == tag:
+            value = mmu.value[i]
+            while i > first:
+                mmu.tag[i] = mmu.tag[i - np.uint64(1)]
+                mmu.value[i] = mmu.value[i - np.uint64(1)]
+                i -= np.uint64(1)
+            mmu.tag[first] = tag
+            mmu.value[first] = value
+            return int(row)
+        i += np.uint64(1)
+    return NOTHING
+
+
+@hot_kernel
+def _insert_ordered(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
+    ways = mmu.geometry[store, G_WAYS]
+    row = mmu.geometry[store, G_FIRST] + (page & mmu.geometry[store, G_SETS_MASK]) * ways
+    first = np.uint64(row)
+    i = np.uint64(row + ways - 1)
+    while i > first:
+        mmu.tag[i] = mmu.tag[i - np.uint64(1)]
+        mmu.value[i] = mmu.value[i - np.uint64(1)]
+        i -= np.uint64(1)
+    mmu.tag[first] = tag
+    mmu.value[first] = value
+
+
+@kernel
+def _group_row(mmu: Mmu, store: int, page: int) -> int:
+    """Return the first entry of the group of ways in which a page may stand."""
+    above = page >> mmu.geometry[store, G_SETS_BITS]
+    if mmu.geometry[store, G_ODD_GROUPS] != 0:
+        group = above % mmu.geometry[store, G_GROUPS_MASK]
+    else:
+        group = above & mmu.geometry[store, G_GROUPS_MASK]
+    row = (page & mmu.geometry[store, G_SETS_MASK]) * mmu.geometry[store, G_WAYS]
+    return int(mmu.geometry[store, G_FIRST] + row + group * mmu.geometry[store, G_GROUP])
+
+
+@kernel
+def _probe_grouped(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    row = _group_row(mmu, store, page)
+    for i in range(row, row + mmu.geometry[store, G_GROUP]):
+        if mmu.tag[i] == tag:
+            mmu.state[S_CLOCK] += 1
+            mmu.moment[i] = mmu.state[S_CLOCK]
+            return int(i)
+    return NOTHING
+
+
+@kernel
+def _insert_grouped(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
+    row = _group_row(mmu, store, page)
+    oldest = row
+    for i in range(row, row + mmu.geometry[store, G_GROUP]):
+        if mmu.tag[i] == NOTHING:
+            oldest = i
+            break
+        if mmu.moment[i] < mmu.moment[oldest]:
+            oldest = i
+    mmu.state[S_CLOCK] += 1
+    mmu.moment[oldest] = mmu.state[S_CLOCK]
+    mmu.tag[oldest] = tag
+    mmu.value[oldest] = value
+
+
+@hot_kernel
+def probe(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    """Look a tag up and mark it used; return where its value stands, or NOTHING."""
+    if mmu.geometry[store, G_GROUP] != 0:
+        return _probe_grouped(mmu, store, page, tag)
+    return _probe_ordered(mmu, store, page, tag)
+
+
+@hot_kernel
+def insert(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
+    """Add a tag that is not in a store as the most recently used of its set."""
+    if mmu.geometry[store, G_WAYS] == 0:
+        return
+    if mmu.geometry[store, G_GROUP] != 0:
+        _insert_grouped(mmu, store, page, tag, value)
+    else:
+        _insert_ordered(mmu, store, page, tag, value)
+
+
+@hot_kernel
+def second_level(mmu: Mmu, size: int, page: int) -> int:
+    """Return the second-level store in which a page of a size belongs.
+
+    A size that two stores hold is spread over them by the page-number bit above the set's.
+    """
+    store = L2_TLB + size
+    if mmu.geometry[L2_OTHER + size, G_WAYS] != 0:
+        if (page >> mmu.geometry[store, G_SETS_BITS]) & 1:
+            return L2_OTHER + size
+    return store
+
+
+@hot_kernel
+def first_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
+    """Look a page up in the first level by every size in use; return where, or NOTHING."""
+    sizes = mmu.state[S_SIZES]
+    for size in range(NR_SIZES):
+        if (sizes >> size) & 1:
+            page = vpn >> (size * INDEX_BITS)
+            at = _probe_ordered(mmu, L1_TLB + size, page, tag_of(page, size, vpid))
+            if at != NOTHING:
+                return at
+    return NOTHING
+
+
+@hot_kernel
+def second_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
+    """Look a page up in the second level, copying a hit to the first; return where, or NOTHING."""
+    sizes = mmu.state[S_SIZES]
+    for size in range(NR_SIZES):
+        if (sizes >> size) & 1:
+            page = vpn >> (size * INDEX_BITS)
+            tag = tag_of(page, size, vpid)
+            at = probe(mmu, second_level(mmu, size, page), page, tag)
+            if at != NOTHING:
+                _insert_ordered(mmu, L1_TLB + size, page, tag, mmu.value[at])
+                return at
+    return NOTHING
+
+
+@hot_kernel
+def fill(mmu: Mmu, vpn: int, size: int, vpid: int, frame: int) -> None:
+    """Enter the translation that a walk found into both levels.
+
+    Parameters
+    ----------
+    frame
+        Frame of page ``vpn`` itself; the entry keeps that of its first page.
+    """
+    page = vpn >> (size * INDEX_BITS)
+    first = frame & ~((1 << (size * INDEX_BITS)) - 1)
+    tag = tag_of(page, size, vpid)
+    insert(mmu, second_level(mmu, size, page), page, tag, first)
+    _insert_ordered(mmu, L1_TLB + size, page, tag, first)
+    mmu.state[S_SIZES] |= 1 << size
+    mmu.counts[C_FILLS + size] += 1
+
+
+@hot_kernel
+def entry_bits(tag: int) -> int:
+    """Return how many bits of a base-page number an entry leaves open."""
+    return ((tag >> TAG_SIZE_SHIFT) & TAG_SIZE_MASK) * INDEX_BITS
+
+
+@kernel
+def _drop(mmu: Mmu, store: int, at: int) -> None:
+    """Remove an entry; in an ordered store the rest of its set keeps its order."""
+    if mmu.geometry[store, G_GROUP] == 0:
+        ways = mmu.geometry[store, G_WAYS]
+        offset = at - mmu.geometry[store, G_FIRST]
+        end = at - offset % ways + ways
+        for j in range(at, end - 1):
+            mmu.tag[j] = mmu.tag[j + 1]
+            mmu.value[j] = mmu.value[j + 1]
+        at = end - 1
+    mmu.tag[at] = NOTHING
+
+
+@kernel
+def invalidate_store(mmu: Mmu, store: int, vpid: int, first: int, nr: int) -> int:
+    """Drop a VPID's entries of a store that overlap base pages ``first .. first + nr - 1``.
+
+    Returns
+    -------
+    int
+        Entries dropped.
+    """
+    dropped = 0
+    begin = mmu.geometry[store, G_FIRST]
+    entries = (mmu.geometry[store, G_SETS_MASK] + 1) * mmu.geometry[store, G_WAYS]
+    for back in range(entries):
+        at = begin + entries - 1 - back  # from the last, as dropping moves later ones up
+        tag = mmu.tag[at]
+        if tag == NOTHING or tag >> TAG_VPID_SHIFT != vpid:
+            continue
+        shift = entry_bits(tag)
+        page = (tag & ((1 << TAG_SIZE_SHIFT) - 1)) << shift
+        if page < first + nr and page + (1 << shift) > first:
+            _drop(mmu, store, at)
+            dropped += 1
+    return dropped
+
+
+@kernel
+def invalidate(mmu: Mmu, vpid: int, first: int, nr: int) -> int:
+    """Drop what was cached of a range of a guest's (or process's) addresses, as INVLPG does.
+
+    TLB entries and paging-structure entries that the range overlaps go; entries by
+    guest-physical address stay, for no EPT changed.
+
+    Returns
+    -------
+    int
+        Entries dropped.
+    """
+    dropped = 0
+    for store in range(EPT_PWC):
+        if mmu.geometry[store, G_WAYS] != 0:
+            dropped += invalidate_store(mmu, store, vpid, first, nr)
+    return dropped
+
+
+@kernel
+def invalidate_vpid(mmu: Mmu, vpid: int) -> int:
+    """Drop all of a VPID, as KVM does when it zapped an EPT range (INVEPT).
+
+    Combined translations are not looked up by guest-physical address, so all go.
+
+    Returns
+    -------
+    int
+        Entries dropped.
+    """
+    dropped = 0
+    for store in range(NR_STORES):
+        if mmu.geometry[store, G_WAYS] != 0:
+            dropped += invalidate_store(mmu, store, vpid, 0, 1 << TAG_SIZE_SHIFT)
+    return dropped
+
+
+@kernel
+def forget_all(mmu: Mmu) -> None:
+    """Empty every store and counter."""
+    mmu.tag[:] = NOTHING
+    mmu.moment[:] = 0
+    mmu.counts[:] = 0
+    mmu.state[S_SIZES] = 0
+    mmu.state[S_NESTED_SIZES] = 0
+    mmu.state[S_CLOCK] = 0

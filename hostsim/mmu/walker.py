@@ -1,0 +1,256 @@
+"""The page walker: one-dimensional and two-dimensional walks, every memory read counted.
+
+A walk without any cache reads ``g`` guest entries natively, and ``g + (g + 1) * h`` entries
+under nested paging: each of the ``g`` tables and the page itself needs ``h`` reads of the EPT.
+
+Source: Intel SDM vol. 3C section 29.3; Bhargava et al., ASPLOS 2008, figure 2.
+Simplified: accessed and dirty bits are not written; the writes would cost no further read.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.jit import hot_kernel, kernel
+from hostsim.core.units import NO_PFN, PTRS_PER_TABLE
+from hostsim.mmu.paging import (
+    E_LEAF,
+    E_NONE,
+    E_TAG,
+    INDEX_BITS,
+    R_LEVELS,
+    R_ROOT,
+    PageTables,
+    index_at,
+    look_up,
+    table_at,
+)
+from hostsim.mmu.pwc import deepest_table, nested_fill, nested_hit, remember_table
+from hostsim.mmu.tlb import (
+    C_ACCESSES,
+    C_L1_HITS,
+    C_L2_HITS,
+    C_NOT_PRESENT,
+    C_READS,
+    C_WALKS,
+    EPT_PWC,
+    LEVEL_STRIDE,
+    NOTHING,
+    PWC,
+    READ_EPT_DATA,
+    READ_EPT_TABLE,
+    READ_GUEST,
+    S_FORCE_GUEST,
+    S_FORCE_HOST,
+    S_LOGGED,
+    Mmu,
+    entry_bits,
+    fill,
+    first_level_hit,
+    second_level_hit,
+)
+
+LOG_LEVEL_SHIFT: Final = 40  # a logged read: entry number, level, class
+LOG_CLASS_SHIFT: Final = 44
+
+
+@hot_kernel
+def _read(mmu: Mmu, tables: PageTables, kind: int, table: int, level: int, page: int) -> int:
+    """Read an entry as the walker does: counted and logged."""
+    slot = table * PTRS_PER_TABLE + index_at(page, level)
+    mmu.counts[np.uint64(C_READS + kind * LEVEL_STRIDE + level)] += 1
+    logged = mmu.state[S_LOGGED]
+    mmu.log[np.uint64(logged)] = slot | (level << LOG_LEVEL_SHIFT) | (kind << LOG_CLASS_SHIFT)
+    mmu.state[S_LOGGED] = logged + 1
+    return int(tables.entry[np.uint64(slot)])
+
+
+@hot_kernel
+def _walk_dimension(
+    mmu: Mmu, tables: PageTables, caches: int, kind: int, page: int, vpid: int, forced: int
+) -> tuple[int, int]:
+    """Walk tables that need no translation themselves; return frame and leaf level.
+
+    Parameters
+    ----------
+    forced
+        Reads to make, plus one; 0: as many as the walk caches leave.
+    """
+    if forced > 0:
+        frame, leaf = look_up(tables, page)
+        level = leaf + forced - 2
+        if level < leaf or leaf == 0:
+            return frame, leaf
+        table = table_at(tables, page, level)
+    else:
+        level, table = deepest_table(mmu, caches, tables.root[R_LEVELS], page, vpid)
+        if level == 0:
+            level = int(tables.root[R_LEVELS])
+            table = int(tables.root[R_ROOT])
+    while True:
+        entry = _read(mmu, tables, kind, table, level, page)
+        if entry & E_TAG == E_LEAF:
+            below = page & ((1 << ((level - 1) * INDEX_BITS)) - 1)
+            return (entry >> 2) + below, level
+        if entry == E_NONE:
+            return NO_PFN, 0
+        table = entry >> 2
+        if forced == 0:
+            remember_table(mmu, caches, level, page, vpid, table)
+        level -= 1
+
+
+@hot_kernel
+def walk_ept(mmu: Mmu, ept: PageTables, kind: int, gfn: int, vpid: int) -> tuple[int, int]:
+    """Walk the EPT for a guest frame; return the host frame and the leaf's level."""
+    return _walk_dimension(mmu, ept, EPT_PWC, kind, gfn, vpid, mmu.state[S_FORCE_HOST])
+
+
+@hot_kernel
+def _translate_table(mmu: Mmu, ept: PageTables, gfn: int, vpid: int) -> bool:
+    """Find the host frame of a guest table; return whether the EPT maps it."""
+    if nested_hit(mmu, gfn, vpid):
+        return True
+    frame, leaf = walk_ept(mmu, ept, READ_EPT_TABLE, gfn, vpid)
+    if leaf == 0:
+        return False
+    if mmu.state[S_FORCE_HOST] == 0:
+        nested_fill(mmu, gfn, leaf - 1, vpid, frame)
+    return True
+
+
+@hot_kernel
+def walk_native(mmu: Mmu, tables: PageTables, vpn: int, vpid: int) -> tuple[int, int]:
+    """Walk one set of tables; return the frame of a page and the level of its leaf.
+
+    ``(NO_PFN, 0)`` if nothing maps the page.
+    """
+    mmu.state[S_LOGGED] = 0
+    force = mmu.state[S_FORCE_GUEST]
+    forced = force + 1 if force > 0 else 0
+    return _walk_dimension(mmu, tables, PWC, READ_GUEST, vpn, vpid, forced)
+
+
+@hot_kernel
+def walk_nested(
+    mmu: Mmu, guest: PageTables, ept: PageTables, vpn: int, vpid: int
+) -> tuple[int, int]:
+    """Walk a guest's tables and, for each of them and for the page, the EPT.
+
+    Returns
+    -------
+    frame, level
+        The page's host frame, and the level of the smaller of both leaves: the largest entry
+        that the TLB may hold. ``(NO_PFN, 0)`` if nothing maps the page.
+    """
+    mmu.state[S_LOGGED] = 0
+    forced = mmu.state[S_FORCE_GUEST]
+    known = True  # whether the table's host address came with its number
+    if forced > 0:
+        _, leaf = look_up(guest, vpn)
+        if leaf == 0:
+            return NO_PFN, 0
+        level = leaf + forced - 1
+        table = table_at(guest, vpn, level)
+    else:
+        level, table = deepest_table(mmu, PWC, guest.root[R_LEVELS], vpn, vpid)
+        if level == 0:
+            level = int(guest.root[R_LEVELS])
+            table = int(guest.root[R_ROOT])
+            known = False
+    while True:
+        if not known:
+            if not _translate_table(mmu, ept, int(guest.frame[table]), vpid):
+                return NO_PFN, 0
+        entry = _read(mmu, guest, READ_GUEST, table, level, vpn)
+        if entry & E_TAG == E_LEAF:
+            break
+        if entry == E_NONE:
+            return NO_PFN, 0
+        table = entry >> 2
+        if forced == 0:
+            remember_table(mmu, PWC, level, vpn, vpid, table)
+        known = False
+        level -= 1
+    gfn = (entry >> 2) + (vpn & ((1 << ((level - 1) * INDEX_BITS)) - 1))
+    frame, ept_level = walk_ept(mmu, ept, READ_EPT_DATA, gfn, vpid)
+    if ept_level == 0:
+        return NO_PFN, 0
+    return frame, min(level, ept_level)
+
+
+@hot_kernel
+def _walk(mmu: Mmu, guest: PageTables, ept: PageTables, nested: bool, vpn: int, vpid: int) -> int:
+    """Walk for a page and fill the TLBs; return its frame, or NO_PFN."""
+    mmu.counts[C_WALKS] += 1
+    if nested:
+        frame, level = walk_nested(mmu, guest, ept, vpn, vpid)
+    else:
+        frame, level = walk_native(mmu, guest, vpn, vpid)
+    if level == 0:
+        mmu.counts[C_NOT_PRESENT] += 1
+        return NO_PFN
+    fill(mmu, vpn, level - 1, vpid, frame)
+    return frame
+
+
+@kernel
+def translate(
+    mmu: Mmu, guest: PageTables, ept: PageTables, nested: bool, vpn: int, vpid: int
+) -> int:
+    """Translate one access to a page; return the page's frame, or NO_PFN if nothing maps it."""
+    mmu.counts[C_ACCESSES] += 1
+    at = first_level_hit(mmu, vpn, vpid)
+    if at != NOTHING:
+        mmu.counts[C_L1_HITS] += 1
+    else:
+        at = second_level_hit(mmu, vpn, vpid)
+        if at == NOTHING:
+            return _walk(mmu, guest, ept, nested, vpn, vpid)
+        mmu.counts[C_L2_HITS] += 1
+    return int(mmu.value[at] + (vpn & ((1 << entry_bits(mmu.tag[at])) - 1)))
+
+
+@kernel
+def access_pages(
+    mmu: Mmu,
+    guest: PageTables,
+    ept: PageTables,
+    nested: bool,
+    vpid: int,
+    pages: NDArray[np.int64],
+    nr: int,
+) -> None:
+    """Translate accesses to pages in order.
+
+    An access to the page of the one before it finds its entry at the front of its set: a
+    first-level hit that changes nothing, counted without a look-up.
+
+    Parameters
+    ----------
+    guest
+        The process's tables.
+    ept
+        The VM's EPT; not looked at natively.
+    pages
+        Page numbers; the first ``nr`` are accessed.
+    """
+    last = NO_PFN
+    l1_hits = 0
+    l2_hits = 0
+    for i in range(nr):
+        vpn = pages[i]
+        if vpn == last:
+            l1_hits += 1
+            continue
+        last = vpn
+        if first_level_hit(mmu, vpn, vpid) != NOTHING:
+            l1_hits += 1
+        elif second_level_hit(mmu, vpn, vpid) != NOTHING:
+            l2_hits += 1
+        elif _walk(mmu, guest, ept, nested, vpn, vpid) == NO_PFN:
+            last = NO_PFN
+    mmu.counts[C_ACCESSES] += nr
+    mmu.counts[C_L1_HITS] += l1_hits
+    mmu.counts[C_L2_HITS] += l2_hits

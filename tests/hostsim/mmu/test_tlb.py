@@ -1,0 +1,143 @@
+"""Stores of translations: sharing between page sizes, halves, groups of ways, order of use."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import HALVES, SIZES, ZEN, cpu, empty_ept, fresh, tables, tlb
+
+from hostsim.mmu.cpus import check_tlb, new_mmu, reach_pages
+from hostsim.mmu.tlb import (
+    G_FIRST,
+    G_WAYS,
+    L1_TLB,
+    L2_OTHER,
+    L2_TLB,
+    NOTHING,
+    PWC,
+    fill,
+    invalidate,
+    second_level,
+    second_level_hit,
+    tag_of,
+)
+from hostsim.mmu.walker import translate
+
+
+def held(mmu, store, size, page):
+    """Tell whether a store holds a page without marking it used."""
+    first = int(mmu.geometry[store, G_FIRST])
+    entries = (int(mmu.geometry[store, 1]) + 1) * int(mmu.geometry[store, G_WAYS])
+    return tag_of(page, size, 1) in mmu.tag[first : first + entries]
+
+
+@pytest.mark.parametrize("used_again", [False, True])
+def test_the_least_recently_used_way_goes(used_again):
+    mmu = fresh(cpu(tlb(1, ("4K",), 4, 4), sizes=("4K",)))
+    guest = tables([(page, 0, page) for page in range(5)])
+    for page in (0, 1, 2, 3, *([0] if used_again else []), 4):
+        translate(mmu, guest, empty_ept(), False, page, 1)
+    assert held(mmu, L1_TLB, 0, 0) == used_again
+    assert held(mmu, L1_TLB, 0, 1) != used_again
+
+
+def test_halves_share_4k_pages_by_a_bit_and_keep_the_large_sizes_apart():
+    mmu = fresh(HALVES)
+    assert [second_level(mmu, 0, page) for page in (0, 3, 4, 7, 8)] == [
+        L2_TLB,
+        L2_TLB,
+        L2_OTHER,
+        L2_OTHER,
+        L2_TLB,
+    ]
+    assert second_level(mmu, 1, 4) == L2_TLB + 1
+    assert second_level(mmu, 2, 4) == L2_TLB + 2
+    geometry = mmu.geometry[:, G_FIRST]
+    assert geometry[L2_TLB + 1] == geometry[L2_TLB]  # half A: 4K and 2M
+    assert geometry[L2_TLB + 2] == geometry[L2_OTHER]  # half B: 4K and 1G
+    for page in range(64):
+        fill(mmu, page, 0, 1, page)
+    assert sum(second_level_hit(mmu, page, 1) != NOTHING for page in range(64)) == 32
+    for page in range(64):
+        fill(mmu, page << 9, 1, 1, page << 9)
+    found = [second_level_hit(mmu, page << 9, 1) != NOTHING for page in range(64)]
+    assert sum(found) == 16  # one half
+    assert sum(held(mmu, L2_OTHER, 0, page) for page in range(64)) == 16  # untouched half B
+
+
+def test_groups_of_ways_limit_a_page_and_let_a_size_fill_the_store():
+    mmu = fresh(ZEN)  # 64 entries: 8 sets of 8 ways; 4K in groups of 4, 2M in groups of 2
+    same = [page * 16 for page in range(5)]  # one set, one group of four ways
+    for page in same:
+        fill(mmu, page, 0, 1, page)
+    assert [held(mmu, L2_TLB, 0, page) for page in same] == [False, True, True, True, True]
+    mmu = fresh(ZEN)
+    for page in range(64):
+        fill(mmu, page, 0, 1, page)
+    assert all(held(mmu, L2_TLB, 0, page) for page in range(64))
+    for page in range(64):
+        fill(mmu, page << 9, 1, 1, page << 9)
+    assert all(held(mmu, L2_TLB, 1, page) for page in range(64))
+    assert not any(held(mmu, L2_TLB, 0, page) for page in range(64))
+
+
+def test_three_groups_are_used_evenly():
+    genoa = cpu(tlb(1, SIZES, 8, 8), tlb(2, ("4K", "2M"), 96, 24, group_ways=(8, 6)))
+    mmu = fresh(genoa)
+    for page in range(96):
+        fill(mmu, page, 0, 1, page)
+    assert all(held(mmu, L2_TLB, 0, page) for page in range(96))
+
+
+def test_page_directory_entries_share_the_second_level_without_being_mistaken():
+    mmu = fresh(ZEN)
+    assert mmu.geometry[PWC + 2, G_FIRST] == mmu.geometry[L2_TLB, G_FIRST]
+    guest = tables([(0, 0, 77), (512, 1, 1024)])
+    assert translate(mmu, guest, empty_ept(), False, 0, 1) == 77
+    mmu.tag[int(mmu.geometry[L1_TLB, G_FIRST])] = NOTHING
+    assert translate(mmu, guest, empty_ept(), False, 512 + 9, 1) == 1033
+    assert translate(mmu, guest, empty_ept(), False, 0, 1) == 77
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(0, 40), st.integers(1, 20))
+def test_the_rest_of_a_set_keeps_its_order_when_some_are_dropped(pages, first, nr):
+    """As if the dropped pages had never been used."""
+    machine = cpu(tlb(1, ("4K",), 8, 4), sizes=("4K",))
+    guest = tables([(page, 0, page) for page in range(41)])
+    mmu, other = fresh(machine), fresh(machine)
+    for page in pages:
+        translate(mmu, guest, empty_ept(), False, page, 1)
+    before = mmu.tag.copy()
+    invalidate(mmu, 1, first, nr)
+    for row in (slice(1, 5), slice(5, 9)):
+        kept = [t for t in before[row] if t != NOTHING and not first <= t % (1 << 45) < first + nr]
+        assert list(mmu.tag[row]) == kept + [NOTHING] * (4 - len(kept))
+    assert np.all(other.tag == NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (tlb(1, ("4K",), 10, 4), "not a multiple"),
+        (tlb(1, ("4K",), 12, 4), "no power of two"),
+        (tlb(2, ("4K", "2M"), 64, 8, group_ways=(4,)), "for 2 page sizes"),
+        (tlb(2, ("4K", "2M"), 64, 8, group_ways=(4, 3)), "groups of 3 ways"),
+        (tlb(1, ("4M",), 16, 4), "no page size"),
+        (tlb(1, ("4K",), 16, 0), "not a multiple"),
+    ],
+)
+def test_a_wrong_description_is_named(spec, message):
+    assert any(message in problem for problem in check_tlb(spec))
+
+
+def test_a_size_without_a_first_level_is_refused():
+    with pytest.raises(ValueError, match="no TLB of level 1 for 1G"):
+        new_mmu(cpu(tlb(1, ("4K", "2M"), 8, 8)))
+    with pytest.raises(ValueError, match="too many TLBs"):
+        new_mmu(cpu(tlb(1, SIZES, 8, 8), tlb(1, ("4K",), 8, 8)))
+
+
+def test_reach_is_that_of_the_larger_level():
+    assert reach_pages(ZEN, "4K") == 64
+    assert reach_pages(ZEN, "2M") == 64 * 512
+    assert reach_pages(ZEN, "1G") == 8 << 18
