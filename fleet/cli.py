@@ -304,6 +304,18 @@ def bench(context: typer.Context) -> None:
     _forward(context, "fleet.cli_bench", "bench_app")
 
 
+@app.command(context_settings=_FORWARD)
+def walk(context: typer.Context) -> None:
+    """Count the memory references of one page walk, native or nested."""
+    _forward(context, "fleet.cli_mmu", "walk")
+
+
+@app.command(context_settings=_FORWARD)
+def cpus(context: typer.Context) -> None:
+    """List the CPUs whose translation hardware can be simulated."""
+    _forward(context, "fleet.cli_mmu", "cpus")
+
+
 def _print_error(error: HugefleetError) -> None:
     if isinstance(error, ScenarioError):
         for problem in error.problems:
