@@ -5,7 +5,7 @@ from typing import NamedTuple
 from hostsim.mmu.cpus import cold_mmu
 from hostsim.mmu.paging import INDEX_BITS, PAGE_SIZES, PageTables, map_leaf, new_page_tables
 from hostsim.mmu.tlb import READ_GUEST, S_FORCE_GUEST, S_FORCE_HOST, S_LOGGED, Mmu
-from hostsim.mmu.walker import LOG_CLASS_SHIFT, LOG_LEVEL_SHIFT, walk_native, walk_nested
+from hostsim.mmu.walker import LOG_CLASS_SHIFT, LOG_LEVEL_SHIFT, translate
 
 PAGE = 0x1234567 << INDEX_BITS  # some page; its index differs at every level
 TABLE_FRAME = 1 << 8  # guest frames of the guest's tables
@@ -68,14 +68,14 @@ def cold_walk(
     if guest_found:
         mmu.state[S_FORCE_GUEST] = guest_reads
     if host_size is None:
-        walk_native(mmu, guest, PAGE, 1)
+        translate(mmu, guest, ept, False, PAGE, 1)
         return steps_of(mmu, False)
     host_reads = host_levels - PAGE_SIZES.index(host_size) - host_found
     if host_reads < 0:
         raise ValueError(f"a walk to a {host_size} page has no {host_found} levels to find")
     if host_found:
         mmu.state[S_FORCE_HOST] = host_reads + 1
-    walk_nested(mmu, guest, ept, PAGE, 1)
+    translate(mmu, guest, ept, True, PAGE, 1)
     return steps_of(mmu, True)
 
 

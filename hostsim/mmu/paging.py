@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hostsim.core.byref import ByReference
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER, NO_PFN, PTRS_PER_TABLE
 
@@ -34,12 +35,14 @@ R_NEXT_FRAME: Final = 3  # frame of the next table that `map_leaf` makes
 NR_R_FIELDS: Final = 4
 
 
-class PageTables(NamedTuple):
-    """One address space's tables."""
-
+class _TableArrays(NamedTuple):
     entry: NDArray[np.int32]  # (tables * 512,) E_*
     frame: NDArray[np.int32]  # (tables,) where each table lies
     root: NDArray[np.int64]  # (NR_R_FIELDS,)
+
+
+class PageTables(ByReference, _TableArrays):
+    """One address space's tables."""
 
 
 def new_page_tables(nr_tables: int, levels: int, first_frame: int) -> PageTables:

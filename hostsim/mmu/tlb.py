@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hostsim.core.byref import ByReference
 from hostsim.core.jit import hot_kernel, kernel
 from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, NR_SIZES
 
@@ -82,9 +83,7 @@ FEW_WAYS: Final = 4
 MAX_VPID: Final = (1 << 14) - 1
 
 
-class Mmu(NamedTuple):
-    """TLBs and walk caches of one hardware thread, and what they counted."""
-
+class _MmuArrays(NamedTuple):
     geometry: NDArray[np.int64]  # (NR_STORES, NR_G_FIELDS)
     tag: NDArray[np.int64]  # (entries,) NOTHING if empty
     value: NDArray[np.int64]  # (entries,) what the entry leads to: a frame or a table
@@ -92,6 +91,10 @@ class Mmu(NamedTuple):
     state: NDArray[np.int64]  # (NR_S_FIELDS,)
     counts: NDArray[np.int64]  # (NR_COUNTERS,)
     log: NDArray[np.int64]  # (LOG_ENTRIES,) reads of the last walk: class, level and entry
+
+
+class Mmu(ByReference, _MmuArrays):
+    """TLBs and walk caches of one hardware thread, and what they counted."""
 
 
 @hot_kernel

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from hostsim.core.jit import kernel
+from hostsim.mmu import tlb as tlbs
 from hostsim.mmu.cpus import CacheSpec, Cpu, LatencySpec, TlbSpec, WalkCacheSpec, new_mmu
 from hostsim.mmu.paging import map_leaf, new_page_tables
 
@@ -89,3 +91,29 @@ def fresh(machine):
     mmu = new_mmu(machine)
     assert np.all(mmu.tag == -1)
     return mmu
+
+
+# Steps that kernels merge into themselves are no entry points: these stand in for their callers.
+
+
+@kernel
+def fill(mmu, vpn, size, vpid, frame):
+    tlbs.fill(mmu, vpn, size, vpid, frame)
+
+
+@kernel
+def second_level(mmu, size, page):
+    return tlbs.second_level(mmu, size, page)
+
+
+@kernel
+def second_level_hit(mmu, vpn, vpid):
+    return tlbs.second_level_hit(mmu, vpn, vpid)
+
+
+def tag_of(page, size, vpid):
+    return page | size << tlbs.TAG_SIZE_SHIFT | vpid << tlbs.TAG_VPID_SHIFT
+
+
+def entry_bits(tag):
+    return 9 * (int(tag) >> tlbs.TAG_SIZE_SHIFT & tlbs.TAG_SIZE_MASK)

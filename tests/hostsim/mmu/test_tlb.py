@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import HALVES, SIZES, ZEN, cpu, empty_ept, fresh, tables, tlb
+from machines import (
+    HALVES,
+    SIZES,
+    ZEN,
+    cpu,
+    empty_ept,
+    fill,
+    fresh,
+    second_level,
+    second_level_hit,
+    tables,
+    tag_of,
+    tlb,
+)
 
 from hostsim.mmu.cpus import check_tlb, new_mmu, reach_pages
 from hostsim.mmu.tlb import (
@@ -15,11 +28,7 @@ from hostsim.mmu.tlb import (
     L2_TLB,
     NOTHING,
     PWC,
-    fill,
     invalidate,
-    second_level,
-    second_level_hit,
-    tag_of,
 )
 from hostsim.mmu.walker import translate
 

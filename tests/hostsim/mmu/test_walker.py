@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import HALVES, MACHINES, SIZES, TINY, empty_ept, fresh, plain, tables
+from machines import HALVES, MACHINES, SIZES, TINY, empty_ept, entry_bits, fresh, plain, tables
 from reference.tlb import Lru, PlainMmu
 
 from hostsim.core.units import NO_PFN
@@ -22,7 +22,6 @@ from hostsim.mmu.tlb import (
     READ_EPT_DATA,
     READ_EPT_TABLE,
     READ_GUEST,
-    entry_bits,
     invalidate,
     invalidate_vpid,
 )
