@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from fleet.rundir import CHECKPOINTS, reported
 from hostsim.core.errors import ResultsError
 
-_MAGIC = "hugefleet checkpoint 1"
+_MAGIC = "hugefleet checkpoint 2"
 
 
 class Checkpoint(NamedTuple):
@@ -21,7 +20,7 @@ class Checkpoint(NamedTuple):
     epoch: int  # the next one to run
     placer: dict[str, NDArray[Any]]
     tally: dict[str, int]
-    nodes: dict[int, bytes]  # by host
+    nodes: dict[int, bytes]  # by host, as the shards pack them
 
 
 def checkpoint_path(out: Path, epoch: int) -> Path:
@@ -41,13 +40,13 @@ def write(out: Path, checkpoint: Checkpoint) -> None:
     staged = path.with_suffix(".new")
     with reported(path, "write"):
         path.parent.mkdir(exist_ok=True)
-        with pa.CompressedOutputStream(str(staged), "zstd") as stream:
+        with staged.open("wb") as stream:
             head = (_MAGIC, checkpoint._replace(nodes={}), sorted(checkpoint.nodes))
             pickle.dump(head, stream, pickle.HIGHEST_PROTOCOL)
             for host_id in sorted(checkpoint.nodes):
                 pickle.dump(checkpoint.nodes[host_id], stream, pickle.HIGHEST_PROTOCOL)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
+            stream.flush()
+            os.fsync(stream.fileno())
         staged.replace(path)
         for other in path.parent.glob("e*.ckpt"):
             if other != path:
@@ -67,7 +66,7 @@ def latest(out: Path) -> Checkpoint | None:
         return None
     path = found[-1]
     try:
-        with reported(path, "read"), pa.input_stream(str(path), compression="zstd") as stream:
+        with reported(path, "read"), path.open("rb") as stream:
             magic, checkpoint, host_ids = pickle.load(stream)
             if magic != _MAGIC:
                 raise ResultsError(f"{path}: is not a checkpoint this program reads")

@@ -351,3 +351,8 @@ def _sorted_plan(out: PlanBuffer, nr_commands: int, nr_rejected: int) -> EpochPl
         out.rejected_t_ns[:nr_rejected].copy(),
         out.reject_reason[:nr_rejected].copy(),
     )
+
+
+def empty_plan() -> EpochPlan:
+    """Return the plan of an epoch in which nothing happens."""
+    return _sorted_plan(_plan_buffer(0, 0), 0, 0)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fleet import checkpoint, rundir
 from fleet.demand import arrivals, make_placer, open_demand
-from fleet.placement import EpochPlan, Placer
+from fleet.placement import EpochPlan, Placer, empty_plan
 from fleet.scenario import Scenario
 from fleet.shard import InlineBackend, ShardCommands, Tables, commands_for, in_host_order
 from fleet.sink import Sink
@@ -245,6 +245,7 @@ class _Driver:
         self.scenario, self.trace, self.backend, self.out = scenario, trace, backend, out
         self.costs, self.options = costs, options
         self.placer: Placer = make_placer(scenario, trace)
+        self.placed = self.placer.state()  # before the epoch planned last
         self.tally = dict.fromkeys(EVENT_NAMES, 0)
         attempt = record["execution"]["attempt"]
         self.sink = Sink(out, scenario.nr_hosts, scenario.hosts_per_part, attempt)
@@ -255,16 +256,22 @@ class _Driver:
         first = self._resume()
         unwritten: tuple[int, Tables] | None = None
         begin_s = time.perf_counter()
+        plan = self._place(first)
         for epoch in range(first, scenario.nr_epochs):
             t0_ns, t1_ns = scenario.epoch_bounds_ns(epoch)
-            plan = self.placer.epoch(t0_ns, t1_ns)
             commands = [commands_for(plan, self.trace, ids) for ids in self.backend.host_ids]
             self.backend.submit(epoch, t0_ns, t1_ns, commands)
             if unwritten:
                 self.sink.write(*unwritten)
+            ahead = self._place(epoch + 1)  # while the hosts run, as if no VM were killed
             tables = in_host_order(self.backend.collect())
             tables["events"] = np.concatenate([self._rejects(plan), tables["events"]])
-            self._settle(tables["events"])
+            killed = self._settle(tables["events"])
+            if len(killed):
+                self.placer.restore(self.placed)
+                self.placer.kill(killed)
+                ahead = self._place(epoch + 1)
+            plan = ahead
             unwritten = (epoch, tables)
             every = self.options.checkpoint_epochs
             if every and (epoch + 1) % every == 0 and epoch + 1 < scenario.nr_epochs:
@@ -283,6 +290,13 @@ class _Driver:
         arrived = int(arrivals(self.trace, scenario.duration_ns).sum())
         return {"arrivals": arrived, **self.tally}
 
+    def _place(self, epoch: int) -> EpochPlan:
+        """Place an epoch's arrivals (none behind the last one); keep the state before."""
+        self.placed = self.placer.state()
+        if epoch >= self.scenario.nr_epochs:
+            return empty_plan()
+        return self.placer.epoch(*self.scenario.epoch_bounds_ns(epoch))
+
     def _rejects(self, plan: EpochPlan) -> NDArray[np.int64]:
         """Return the rows of VMs that no host took."""
         vm = plan.rejected
@@ -296,17 +310,17 @@ class _Driver:
         rows[:, _EVENT["memory_pages"]] = self.trace.memory_pages[vm]
         return rows
 
-    def _settle(self, events: NDArray[np.int64]) -> None:
-        """Count an epoch's events and free the room of VMs that were killed."""
+    def _settle(self, events: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count an epoch's events; return the VMs that were killed, by their place in the trace."""
         kind = events[:, _EVENT["event"]]
         for code, name in enumerate(EVENT_NAMES):
             self.tally[name] += int((kind == code).sum())
         killed = events[kind == _KILL, _EVENT["vm_id"]]
-        self.placer.kill(np.searchsorted(self.trace.vm_id, killed))
+        return cast(NDArray[np.int64], np.searchsorted(self.trace.vm_id, killed))
 
     def _checkpoint(self, epoch: int) -> None:
         nodes = dict(self.backend.save())
-        state = checkpoint.Checkpoint(epoch, self.placer.state(), dict(self.tally), nodes)
+        state = checkpoint.Checkpoint(epoch, self.placed, dict(self.tally), nodes)
         checkpoint.write(self.out, state)
 
     def _resume(self) -> int:

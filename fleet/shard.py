@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from fleet.node import START, Commands, Node
@@ -20,6 +21,7 @@ from hostsim.core.stats import TABLES
 
 Tables = dict[str, NDArray[np.int64]]
 MakeNode = Callable[..., Any]
+_CODEC = pa.Codec("zstd", compression_level=1)
 CHECK_VARIABLE = "FLEET_CHECK"  # 1: validators run after every epoch
 
 
@@ -133,14 +135,26 @@ class Shard:
     def save(self) -> list[tuple[int, bytes]]:
         """Return the state of every host."""
         return [
-            (host_id, pickle.dumps(node, pickle.HIGHEST_PROTOCOL))
+            (host_id, _packed(node))
             for host_id, node in zip(self.plan.host_ids, self.nodes, strict=True)
         ]
 
     def restore(self, epoch: int, states: list[bytes]) -> None:
         """Take up the states of this shard's hosts at the start of an epoch."""
-        self.nodes = [pickle.loads(state) for state in states]
+        self.nodes = [_unpacked(state) for state in states]
         self.epoch = epoch
+
+
+def _packed(node: Any) -> bytes:
+    """Return a node's state, compressed by the shard that holds it: its length comes first."""
+    state = pickle.dumps(node, pickle.HIGHEST_PROTOCOL)
+    return len(state).to_bytes(8, "little") + bytes(_CODEC.compress(state, asbytes=True))
+
+
+def _unpacked(packed: bytes) -> Any:
+    """Return the node whose state `_packed` returned."""
+    nr_bytes = int.from_bytes(packed[:8], "little")
+    return pickle.loads(_CODEC.decompress(packed[8:], nr_bytes, asbytes=True))
 
 
 def _host_commands(commands: ShardCommands, index: int) -> Commands:
