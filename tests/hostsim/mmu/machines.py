@@ -3,9 +3,16 @@
 import numpy as np
 
 from hostsim.core.jit import kernel
-from hostsim.mmu import tlb as tlbs
 from hostsim.mmu.cpus import CacheSpec, Cpu, LatencySpec, TlbSpec, WalkCacheSpec, new_mmu
 from hostsim.mmu.paging import map_leaf, new_page_tables
+from hostsim.mmu.tlb import (
+    TAG_SIZE_MASK,
+    TAG_SIZE_SHIFT,
+    TAG_VPID_SHIFT,
+    fill,
+    second_level,
+    second_level_hit,
+)
 
 NO_LATENCY = LatencySpec(0, 0, 0, 0, 0, 0)
 NO_CACHE = CacheSpec(0, 0, 0)
@@ -97,23 +104,23 @@ def fresh(machine):
 
 
 @kernel
-def fill(mmu, vpn, size, vpid, frame):
-    tlbs.fill(mmu, vpn, size, vpid, frame)
+def call_fill(mmu, vpn, size, vpid, frame):
+    fill(mmu, vpn, size, vpid, frame)
 
 
 @kernel
-def second_level(mmu, size, page):
-    return tlbs.second_level(mmu, size, page)
+def call_second_level(mmu, size, page):
+    return second_level(mmu, size, page)
 
 
 @kernel
-def second_level_hit(mmu, vpn, vpid):
-    return tlbs.second_level_hit(mmu, vpn, vpid)
+def call_second_level_hit(mmu, vpn, vpid):
+    return second_level_hit(mmu, vpn, vpid)
 
 
 def tag_of(page, size, vpid):
-    return page | size << tlbs.TAG_SIZE_SHIFT | vpid << tlbs.TAG_VPID_SHIFT
+    return page | size << TAG_SIZE_SHIFT | vpid << TAG_VPID_SHIFT
 
 
 def entry_bits(tag):
-    return 9 * (int(tag) >> tlbs.TAG_SIZE_SHIFT & tlbs.TAG_SIZE_MASK)
+    return 9 * (int(tag) >> TAG_SIZE_SHIFT & TAG_SIZE_MASK)

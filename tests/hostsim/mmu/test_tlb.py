@@ -8,12 +8,12 @@ from machines import (
     HALVES,
     SIZES,
     ZEN,
+    call_fill,
+    call_second_level,
+    call_second_level_hit,
     cpu,
     empty_ept,
-    fill,
     fresh,
-    second_level,
-    second_level_hit,
     tables,
     tag_of,
     tlb,
@@ -52,24 +52,24 @@ def test_the_least_recently_used_way_goes(used_again):
 
 def test_halves_share_4k_pages_by_a_bit_and_keep_the_large_sizes_apart():
     mmu = fresh(HALVES)
-    assert [second_level(mmu, 0, page) for page in (0, 3, 4, 7, 8)] == [
+    assert [call_second_level(mmu, 0, page) for page in (0, 3, 4, 7, 8)] == [
         L2_TLB,
         L2_TLB,
         L2_OTHER,
         L2_OTHER,
         L2_TLB,
     ]
-    assert second_level(mmu, 1, 4) == L2_TLB + 1
-    assert second_level(mmu, 2, 4) == L2_TLB + 2
+    assert call_second_level(mmu, 1, 4) == L2_TLB + 1
+    assert call_second_level(mmu, 2, 4) == L2_TLB + 2
     geometry = mmu.geometry[:, G_FIRST]
     assert geometry[L2_TLB + 1] == geometry[L2_TLB]  # half A: 4K and 2M
     assert geometry[L2_TLB + 2] == geometry[L2_OTHER]  # half B: 4K and 1G
     for page in range(64):
-        fill(mmu, page, 0, 1, page)
-    assert sum(second_level_hit(mmu, page, 1) != NOTHING for page in range(64)) == 32
+        call_fill(mmu, page, 0, 1, page)
+    assert sum(call_second_level_hit(mmu, page, 1) != NOTHING for page in range(64)) == 32
     for page in range(64):
-        fill(mmu, page << 9, 1, 1, page << 9)
-    found = [second_level_hit(mmu, page << 9, 1) != NOTHING for page in range(64)]
+        call_fill(mmu, page << 9, 1, 1, page << 9)
+    found = [call_second_level_hit(mmu, page << 9, 1) != NOTHING for page in range(64)]
     assert sum(found) == 16  # one half
     assert sum(held(mmu, L2_OTHER, 0, page) for page in range(64)) == 16  # untouched half B
 
@@ -78,14 +78,14 @@ def test_groups_of_ways_limit_a_page_and_let_a_size_fill_the_store():
     mmu = fresh(ZEN)  # 64 entries: 8 sets of 8 ways; 4K in groups of 4, 2M in groups of 2
     same = [page * 16 for page in range(5)]  # one set, one group of four ways
     for page in same:
-        fill(mmu, page, 0, 1, page)
+        call_fill(mmu, page, 0, 1, page)
     assert [held(mmu, L2_TLB, 0, page) for page in same] == [False, True, True, True, True]
     mmu = fresh(ZEN)
     for page in range(64):
-        fill(mmu, page, 0, 1, page)
+        call_fill(mmu, page, 0, 1, page)
     assert all(held(mmu, L2_TLB, 0, page) for page in range(64))
     for page in range(64):
-        fill(mmu, page << 9, 1, 1, page << 9)
+        call_fill(mmu, page << 9, 1, 1, page << 9)
     assert all(held(mmu, L2_TLB, 1, page) for page in range(64))
     assert not any(held(mmu, L2_TLB, 0, page) for page in range(64))
 
@@ -94,7 +94,7 @@ def test_three_groups_are_used_evenly():
     genoa = cpu(tlb(1, SIZES, 8, 8), tlb(2, ("4K", "2M"), 96, 24, group_ways=(8, 6)))
     mmu = fresh(genoa)
     for page in range(96):
-        fill(mmu, page, 0, 1, page)
+        call_fill(mmu, page, 0, 1, page)
     assert all(held(mmu, L2_TLB, 0, page) for page in range(96))
 
 
