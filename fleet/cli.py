@@ -53,9 +53,9 @@ def _load(name: str, overrides: list[str] | None, seed: int | None = None) -> "S
 
 
 def _announce_compilation() -> None:
-    from hostsim.core.jit import CACHE_DIR
+    from hostsim.core.jit import cache_folder
 
-    if not CACHE_DIR.exists():
+    if not cache_folder("fleet.node").exists():
         typer.echo("compiling kernels, once per version and machine: about a minute", err=True)
 
 

@@ -39,6 +39,10 @@ class ByReference:
         typeof_impl.register(cls)(_typeof)
         return self
 
+    def __reduce__(self) -> Any:
+        """Pickle the arrays alone: the table is of their addresses."""
+        return type(self), tuple(self)  # type: ignore[arg-type]
+
 
 class StateType(_Type):  # type: ignore[misc]
     """The type of a `ByReference` tuple in kernels: names, array types and inner shapes."""

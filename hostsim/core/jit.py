@@ -13,11 +13,14 @@ Numba's disk cache does not see an edit to a kernel called from another file, so
 kernels lie in a folder named by a digest of the module and of everything it imports from here.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,9 +91,14 @@ def _widen(argument: Any) -> Any:
     return types.int64 if isinstance(argument, types.Integer) else argument
 
 
+def cache_folder(module: str) -> Path:
+    """Return the folder of a module's compiled kernels."""
+    return CACHE_DIR / f"{module}-{_digest(module)}"
+
+
 def _njit_cached(function: Callable[..., Any], **options: Any) -> Any:
     """Compile with the flags of all kernels, cached in the folder of the function's module."""
-    _config.CACHE_DIR = str(CACHE_DIR / f"{function.__module__}-{_digest(function.__module__)}")
+    _config.CACHE_DIR = str(cache_folder(function.__module__))
     return _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, **options)(function)
 
 
@@ -132,6 +140,38 @@ def _callees(dispatcher: Any) -> list[Any]:
     return callees
 
 
+class _CacheLock:
+    """Lets one process at a time read and add to the cache: callees are there before callers.
+
+    Reentrant, because compiling a kernel compiles its callees.  A cache that cannot be written
+    needs no lock.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.RLock()
+        self._depth = 0
+        self._file = -1
+
+    def __enter__(self) -> None:
+        self._thread.acquire()
+        self._depth += 1
+        if self._depth == 1:
+            with contextlib.suppress(OSError):
+                CACHE_DIR.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(CACHE_DIR / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_exception: object) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._thread.release()
+
+
+_one_process_at_a_time = _CacheLock()
+
+
 class _StableIdentity(_FunctionIdentity):  # type: ignore[misc]
     """Numba's identity of a function, with the same symbol in every process.
 
@@ -153,20 +193,25 @@ _bytecode.FunctionIdentity = _StableIdentity
 def _call_by_symbol(dispatcher: Any) -> Any:
     """Let callers call the compiled code instead of merging it into theirs."""
     compile_merged = dispatcher.compile
+    cache = dispatcher._cache
+    load_overload = cache.load_overload
 
     def compile_alone(signature: Any) -> Any:
-        for callee in _callees(dispatcher):  # a caller from the cache needs their symbols
-            callee.load_cached()
-        entry_point = compile_merged(signature)
+        with _one_process_at_a_time:
+            loaded = [callee.load_cached() for callee in _callees(dispatcher)]
+            # A caller from the cache needs the symbols of its callees.
+            cache.load_overload = load_overload if all(loaded) else lambda *_: None
+            entry_point = compile_merged(signature)
         for overload in dispatcher.overloads.values():
             dispatcher.targetctx.remove_user_function(overload.entry_point)
             dispatcher.targetctx.insert_user_function(overload.entry_point, overload.fndesc)
         return entry_point
 
-    def load_cached() -> None:
+    def load_cached() -> bool:
         if not dispatcher.overloads:
-            for signature, *_ in dispatcher._cache._cache_file._load_index():
+            for signature, *_ in cache._cache_file._load_index():
                 compile_alone(signature)
+        return len(dispatcher.overloads) > 0
 
     dispatcher.compile = compile_alone
     dispatcher.load_cached = load_cached

@@ -1,0 +1,77 @@
+"""Kernels compiled one by one and cached one by one: a cached caller finds the right callee."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+CALLEE = """
+from hostsim.core.jit import hot_kernel, kernel
+
+@kernel
+def step(x: int) -> int:
+    return x + {step}
+
+@hot_kernel
+def merged(x: int) -> int:
+    return step(x) * 10
+"""
+CALLER = """
+from hostsim.callee import merged, step
+from hostsim.core.jit import kernel
+
+@kernel
+def twice(x: int) -> int:
+    return step(step(x))
+
+@kernel
+def through_merged(x: int) -> int:
+    return merged(x)
+"""
+RUN = """
+from hostsim.caller import through_merged, twice
+print(twice(5), through_merged(1), sum(through_merged.stats.cache_hits.values()))
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A tiny project with this compiler, a callee and a caller in modules of their own."""
+    (tmp_path / "hostsim" / "core").mkdir(parents=True)
+    for package in ("hostsim", "hostsim/core"):
+        (tmp_path / package / "__init__.py").touch()
+    shutil.copy(ROOT / "hostsim/core/jit.py", tmp_path / "hostsim/core/jit.py")
+    (tmp_path / "hostsim/callee.py").write_text(CALLEE.format(step=1))
+    (tmp_path / "hostsim/caller.py").write_text(CALLER)
+    return tmp_path
+
+
+def run(project):
+    env = {**os.environ, "PYTHONPATH": str(project), "FLEET_CACHE_DIR": str(project / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], env=env, cwd=project, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_a_cached_caller_loads_its_callees_in_another_process(project):
+    assert run(project) == [7, 20, 0]
+    assert run(project) == [7, 20, 1]
+
+
+def test_an_edit_to_a_callee_reaches_its_callers(project):
+    run(project)
+    (project / "hostsim/callee.py").write_text(CALLEE.format(step=2))
+    assert run(project) == [9, 30, 0]
+
+
+def test_a_callee_compiled_anew_serves_a_cached_caller(project):
+    run(project)
+    (folder,) = (project / "cache/kernels").glob("hostsim.callee-*")
+    shutil.rmtree(folder)
+    assert run(project) == [7, 20, 1]
