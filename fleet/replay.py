@@ -20,6 +20,7 @@ from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.units import PAGE_SHIFT, PAGEBLOCK_ORDER
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.kalloc import alloc_blocks, free_blocks
+from hostsim.mm.ksm import NS_PER_MS, run_ksmd
 from hostsim.mm.memory import buddyinfo, extfrag_index, new_memory, pagetypeinfo, unusable_index
 from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
@@ -139,6 +140,7 @@ class Replay:
         seconds = (self.t_ms + ms) // MS_PER_S - self.t_ms // MS_PER_S
         if self.mem.tunables[T_PCP_6_12] and seconds > 0:
             decay_pcp(self.mem, seconds)
+        run_ksmd(self.mem, self.t_ms * NS_PER_MS, (self.t_ms + max(ms, 0)) * NS_PER_MS)
         self.t_ms += max(ms, 0)
 
     def alive(self, name: str) -> int:

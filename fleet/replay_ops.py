@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from fleet.replay_advice import ksm_run_written, op_merge, op_readonly
 from fleet.replay_script import ADVICE, Op
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.mm.fault import chosen
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from fleet.replay import Replay
 
 PIPE_BUFFERS: Final = 16  # PIPE_DEF_BUFFERS, include/linux/pipe_fs_i.h
-LATER_OPS: Final = ("collapse", "pageout", "merge", "readonly", "compact", "swapon")
+LATER_OPS: Final = ("collapse", "pageout", "compact", "swapon")
 
 
 def options_of(op: Op) -> tuple[int, float, int]:
@@ -50,6 +51,8 @@ def op_set(replay: "Replay", op: Op) -> None:
     except ValueError as error:
         place = f"{replay.script.path}: line {op.line}"
         raise ScenarioError([Problem(place, str(error))]) from error
+    if key == "ksm/run":
+        ksm_run_written(replay, value)
 
 
 def op_vm(replay: "Replay", op: Op) -> None:
@@ -161,4 +164,6 @@ OPS: Final[dict[str, Callable[["Replay", Op], None]]] = {
     "kalloc": op_kalloc,
     "kfree": op_kfree,
     "wait": op_wait,
+    "merge": op_merge,
+    "readonly": op_readonly,
 }

@@ -19,6 +19,7 @@ from hostsim.core.units import (
     NR_PAGE_ORDERS,
     NS_PER_S,
 )
+from hostsim.mm.content import note_written
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_types import (
@@ -134,7 +135,10 @@ def _take_turn(mem: Memory, ops: NDArray[np.int64], i: int) -> bool:
         if window_word(mem, mm, page >> HPAGE_PMD_ORDER) & W_TAG != W_HUGE:
             nr += here
             break
-        nr += min(ops[i, OP_NR] - nr, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
+        here = min(ops[i, OP_NR] - nr, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
+        pb = window_word(mem, mm, page >> HPAGE_PMD_ORDER) >> 2
+        note_written(mem, pb, page & (HPAGE_PMD_NR - 1), here)
+        nr += here
     ops[i, OP_START] += nr
     ops[i, OP_NR] -= nr
     return True

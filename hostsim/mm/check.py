@@ -39,6 +39,7 @@ from hostsim.mm.check_free import (
     span_all,
     walk,
 )
+from hostsim.mm.check_merge import check_areas, check_ksm, check_written
 from hostsim.mm.mm_types import (
     MM_ANON,
     MM_BASE,
@@ -75,6 +76,7 @@ from hostsim.mm.physmem import (
 )
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
+    EXT_KSM,
     EXT_PMD,
     EXT_SHARED,
     KIND_ANON,
@@ -198,8 +200,9 @@ def _check_frames(s: Scan, x: _Extents, pcp: Ints, unowned: Ints) -> Ints:
     single, shared = cover(~is_shared), cover(is_shared)
     clash = (single > 1) | ((single == 1) & (shared > 0))
     forbid("frame of one owner mapped again", clash, pfn=pfn, unshared=single, shared=shared)
-    order = np.lexsort((x.pfn, x.owner))
-    mine, first, nr = x.owner[order], x.pfn[order], x.nr[order]
+    once = x.flags & EXT_KSM == 0  # a process may map a merged frame more than once
+    order = np.lexsort((x.pfn[once], x.owner[once]))
+    mine, first, nr = x.owner[once][order], x.pfn[once][order], x.nr[once][order]
     twice = (mine[1:] == mine[:-1]) & (first[:-1] + nr[:-1] > first[1:])
     forbid("frame twice in one address space", twice, mm=mine[1:], pfn=first[1:])
     small = np.isin(s.state[pageblock], SMALL_STATES)
@@ -429,6 +432,9 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     mapped = _check_frames(s, x, pcp, extra)
     _check_address_spaces(mem, s, x)
     _check_totals(mem, s, x, pcp, mapped, extra.size)
+    check_areas(mem)
+    check_written(mem, s)
+    check_ksm(mem, x.pfn, x.nr, x.flags)
 
 
 def frame_owner(mem: Memory, pfn: int) -> FrameOwner:

@@ -27,7 +27,8 @@ C_FREE_PAGE: Final = 7  # unmap and free a page (assumed)
 C_SPLIT: Final = 8  # split a huge page or its PMD (assumed)
 C_SWAP_PAGE: Final = 9  # write or read 4 KiB of swap on an NVMe disk (assumed)
 C_SCAN_WINDOW: Final = 10  # khugepaged takes the lock and finds the window (assumed)
-NR_COSTS: Final = 11
+C_KSM_PAGE: Final = 11  # ksmd reads a page and looks for its like: as long as a clear (assumed)
+NR_COSTS: Final = 12
 
 NAMES: Final = (
     "fault",
@@ -41,8 +42,9 @@ NAMES: Final = (
     "split",
     "swap_page",
     "scan_window",
+    "ksm_page",
 )
-DEFAULT_NS: Final = (778, 1412, 2000, 2118, 2896, 20, 10, 100, 10_000, 10_000, 1_000)
+DEFAULT_NS: Final = (778, 1412, 2000, 2118, 2896, 20, 10, 100, 10_000, 10_000, 1_000, 1412)
 
 
 def set_costs(cost: NDArray[np.int64]) -> None:

@@ -11,7 +11,14 @@ from typing import Final
 import numpy as np
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
-from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
+    NO_PFN,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+)
+from hostsim.mm.content import clear_huge, note_written
 from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fork import wp_huge, wp_page
 from hostsim.mm.mm_types import (
@@ -22,6 +29,7 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     MM_THP_ALLOC,
     MM_THP_FALLBACK,
+    MM_VMAS,
     NIL,
     P_RESUME,
     P_ZERO_PB,
@@ -48,14 +56,18 @@ from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_SHARED,
+    EXT_ZERO,
     KIND_ANON,
     KIND_EPT,
     KIND_PGTABLE,
     add_extent,
+    cut_extent,
+    frame_at,
     try_extend,
 )
 from hostsim.mm.slowpath import alloc_huge, alloc_pages, vma_thp_gfp_mask
 from hostsim.mm.tunables import ENABLED, T_ENABLED, T_USE_ZERO_PAGE
+from hostsim.mm.vma import window_in_vma
 from hostsim.mm.vmstat import (
     NR_ANON_PAGES,
     NR_ANON_THPS,
@@ -97,6 +109,8 @@ def thp_eligible(mem: Memory, mm: int, window: int) -> bool:
         return False
     if not (enabled == ALWAYS or (enabled == MADVISE and advice == ADVICE_HUGE)):
         return False
+    if mem.mm[mm, MM_VMAS] != 0:
+        return window_in_vma(mem, mm, window)
     return (window + 1) << HPAGE_PMD_ORDER <= mem.mm[mm, MM_RAM_PAGES]
 
 
@@ -156,6 +170,7 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
                     free_compound(mem, pb)
                     return FAULT_OOM
                 _map_huge(mem, mm, window, pb)
+                clear_huge(mem, pb)
                 mem.vmstat[PGFAULT] += 1
                 mem.vmstat[THP_FAULT_ALLOC] += 1
                 mem.mm[mm, MM_THP_ALLOC] += 1
@@ -224,6 +239,39 @@ def _fill_gap(mem: Memory, mm: int, window: int, before: int, vpn: int, nr: int)
 
 
 @kernel
+def _write_mapped(mem: Memory, mm: int, window: int, x: int, page: int) -> bool:
+    """Write to a page of an extent that is shared or not wholly written; False: out of memory."""
+    flags = int(mem.ext[x].flags)
+    if flags & EXT_SHARED:
+        return wp_page(mem, mm, window, page)
+    if flags & EXT_ZERO:
+        if int(mem.ext[x].vpn) < page:
+            x = cut_extent(mem, x, page)
+        if mem.ext[x].nr > 1:
+            cut_extent(mem, x, page + 1)
+        mem.ext[x].flags &= ~EXT_ZERO
+        return True
+    pfn = frame_at(mem, x, page)
+    note_written(mem, pfn >> PAGEBLOCK_ORDER, pfn & (PAGEBLOCK_NR_PAGES - 1), 1)
+    return True
+
+
+@kernel
+def note_access(
+    mem: Memory, pb: int, start: int, end: int, step: int, fraction: float, seed: int, first: int
+) -> None:
+    """Note the pages of a huge page that a write to pages ``start .. end - 1`` reaches."""
+    if mem.written[pb] == 0:
+        return
+    if step == 1 and fraction >= 1.0:
+        note_written(mem, pb, start & (HPAGE_PMD_NR - 1), end - start)
+        return
+    for page in range(start, end):
+        if (page - first) % step == 0 and chosen(seed, page, fraction):
+            note_written(mem, pb, page & (HPAGE_PMD_NR - 1), 1)
+
+
+@kernel
 def _touch_table(
     mem: Memory,
     mm: int,
@@ -245,9 +293,10 @@ def _touch_table(
             x = int(mem.ext[x].next)
         absent_end = min(end, int(mem.ext[x].vpn)) if x != NIL else end
         if page >= absent_end:  # inside extent x
-            if mem.ext[x].flags & EXT_SHARED:
+            pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
+            if mem.ext[x].flags & (EXT_SHARED | EXT_ZERO) or mem.written[pb] != 0:
                 if (page - first) % step == 0 and chosen(seed, page, fraction):
-                    if not wp_page(mem, mm, window, page):
+                    if not _write_mapped(mem, mm, window, x, page):
                         mem.pool[P_RESUME] = page
                         return FAULT_OOM
                     before = NIL
@@ -328,6 +377,8 @@ def touch_range(
         elif write and word & W_TAG == W_HUGE and pageblock_state(mem, word >> 2) != PB_HUGE:
             wp_huge(mem, mm, window)
         word = window_word(mem, mm, window)
+        if write and word & W_TAG == W_HUGE:
+            note_access(mem, word >> 2, page, stop, step, fraction, seed, start)
         if write and word & W_TAG == W_TABLE:
             status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start)
             if status != FAULT_OK:

@@ -6,9 +6,14 @@ do_huge_pmd_wp_page.
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
+from hostsim.mm.content import note_written
+from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge
+from hostsim.mm.ksm_tree import ksm_enter, put_ksm_page
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
+    MM_CONTENT,
     MM_HUGE,
+    MM_MERGEABLE,
     MM_WINDOWS,
     NIL,
     P_EXT_LIVE,
@@ -29,6 +34,7 @@ from hostsim.mm.page_alloc import account_rss
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
+    EXT_KSM,
     EXT_PMD,
     EXT_SHARED,
     KIND_ANON,
@@ -42,7 +48,8 @@ from hostsim.mm.rmap import (
 )
 from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.split import make_compound, nr_pmd_mappings, pmd_mapping, split_pmd
-from hostsim.mm.vmstat import NR_ANON_PAGES, PGFAULT
+from hostsim.mm.vma import copy_vmas
+from hostsim.mm.vmstat import COW_KSM, NR_ANON_PAGES, PGFAULT
 from hostsim.mm.zap import put_frames
 
 
@@ -73,6 +80,8 @@ def _copy_table(mem: Memory, parent: int, child: int, window: int) -> None:
     x = table_head(window_word(mem, parent, window))
     while x != NIL:
         mem.ext[x].flags |= EXT_SHARED
+        if mem.ext[x].flags & EXT_KSM:
+            mem.ksm_node[mem.ksm_frame[mem.ext[x].pfn] - 1].maps += 1
         nr = int(mem.ext[x].nr)
         y = add_extent(
             mem,
@@ -94,6 +103,11 @@ def _copy_table(mem: Memory, parent: int, child: int, window: int) -> None:
 @kernel
 def copy_mm(mem: Memory, parent: int, child: int) -> bool:
     """Copy an address space into a new process of the same size; return whether memory sufficed."""
+    if not copy_vmas(mem, parent, child):
+        return False
+    mem.mm[child, MM_CONTENT] = mem.mm[parent, MM_CONTENT]
+    if mem.mm[parent, MM_MERGEABLE] != 0:
+        ksm_enter(mem, child)
     for window in range(mem.mm[parent, MM_WINDOWS]):
         word = window_word(mem, parent, window)
         if word == W_NONE:
@@ -158,7 +172,8 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
         before = x
         x = int(mem.ext[x].next)
     frame = frame_at(mem, x, page)
-    copy = _mapped_elsewhere(mem, x, frame)
+    merged = mem.ext[x].flags & EXT_KSM != 0
+    copy = merged or _mapped_elsewhere(mem, x, frame)
     pfn = frame
     if copy:
         pfn, _, _ = alloc_pages(mem, 0, MIGRATE_MOVABLE, 1)
@@ -176,9 +191,17 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
     else:
         set_window(mem, mm, window, table_word(after))
     mem.vmstat[PGFAULT] += 1
-    if copy:
+    if merged:
+        put_ksm_page(mem, frame)
+        mem.vmstat[COW_KSM] += 1
+    elif copy:
         put_frames(mem, frame, 1, True, False)
+    if copy:
         mem.vmstat[NR_ANON_PAGES] += 1
+        charge(mem, C_FAULT, 1)
+        charge(mem, C_COPY_PAGE, 1)
+    else:
+        note_written(mem, frame >> PAGEBLOCK_ORDER, frame & (HPAGE_PMD_NR - 1), 1)
     if (
         before != NIL
         and int(mem.ext[before].vpn) + int(mem.ext[before].nr) == page

@@ -81,6 +81,42 @@ RUN_DTYPE: Final = np.dtype(
         ("prev", "i4"),
     ]
 )
+VMA_DTYPE: Final = np.dtype(
+    [
+        ("start", "i4"),  # first page
+        ("end", "i4"),  # one past the last page
+        ("flags", "i4"),  # VM_*
+        ("next", "i4"),  # next area of the process; free chain when unused
+    ]
+)
+WRITTEN_DTYPE: Final = np.dtype(
+    [
+        ("bits", "u4", (NR_WORDS,)),  # 1 = page written since the huge page was cleared
+        ("nr", "i4"),  # of them, how many; free chain when unused
+    ]
+)
+KSM_NODE_DTYPE: Final = np.dtype(
+    [
+        ("key", "i8"),  # content
+        ("pfn", "i4"),  # the shared frame, NIL once nobody maps it
+        ("nr", "i4"),  # rmap items that lead here (rmap_hlist_len)
+        ("maps", "i4"),  # page-table entries that map the frame
+        ("next", "i4"),  # next of the same hash; free chain when unused
+    ]
+)
+KSM_ITEM_DTYPE: Final = np.dtype(
+    [
+        ("checksum", "i8"),  # content at the last visit
+        ("vpn", "i4"),
+        ("next", "i4"),  # next of the process, by page; free chain when unused
+        ("node", "i4"),  # stable node, or NIL
+        ("chain", "i4"),  # unstable tree: next of the same hash
+        ("seq", "i4"),  # unstable tree: the scan in which it was put there, 0 if it is not
+        ("mm", "i2"),
+        ("age", "u1"),  # smart scan: visits
+        ("skips", "u1"),  # smart scan: visits still to be left out
+    ]
+)
 
 # Columns of Memory.zone
 Z_START: Final = 0  # first pfn
@@ -127,7 +163,12 @@ MM_KHUGEPAGED: Final = 15  # place in khugepaged's list of processes, 0 if not r
 MM_SWAP: Final = 16  # pages swapped out
 MM_PINNED: Final = 17  # 1: all its pages are pinned for DMA (VFIO)
 MM_MERGEABLE: Final = 18  # 1: MADV_MERGEABLE
-NR_MM_FIELDS: Final = 19
+MM_VMAS: Final = 19  # first area + 1; 0: guest RAM is one plain area
+MM_CONTENT: Final = 20  # what written pages hold: hostsim.mm.content
+MM_KSM_NEXT: Final = 21  # ksmd's list of processes: next + 1, 0 at its end
+MM_KSM_PREV: Final = 22
+MM_KSM_ITEMS: Final = 23  # first rmap item + 1
+NR_MM_FIELDS: Final = 24
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0
@@ -148,9 +189,35 @@ P_NOW_NS: Final = 14  # simulated time
 P_COST_NS: Final = 15  # simulated time that operations have cost: hostsim.mm.cost
 P_STALL_NS: Final = 16  # of that, direct compaction and direct reclaim
 P_LRU_SEQ: Final = 17  # the latest generation stamp
-NR_POOL: Final = 18
+P_VMA_USED: Final = 18
+P_VMA_FREE: Final = 19
+P_WRITTEN_USED: Final = 20
+P_WRITTEN_FREE: Final = 21
+P_KSM_NODE_USED: Final = 22
+P_KSM_NODE_FREE: Final = 23
+P_KSM_ITEM_USED: Final = 24
+P_KSM_ITEM_FREE: Final = 25
+P_KSM_ITEMS: Final = 26  # rmap items in use
+P_KSM_NODES: Final = 27  # stable nodes in use
+P_KSM_SLAB: Final = 28  # first extent + 1 of the kernel pages that hold them
+P_KSM_SLAB_PAGES: Final = 29
+P_KSM_FIRST: Final = 30  # ksmd's list of processes: first + 1
+P_KSM_LAST: Final = 31
+P_KSM_MM: Final = 32  # ksmd's cursor: process + 1, 0 between two scans
+P_KSM_PAGE: Final = 33  # its next page
+P_KSM_PREV_ITEM: Final = 34  # the last item before it + 1
+P_KSM_SEQ: Final = 35  # number of the scan, from 1
+P_KSM_SHARED: Final = 36  # pages_shared
+P_KSM_SHARING: Final = 37  # pages_sharing
+P_KSM_UNSHARED: Final = 38  # pages_unshared: items in the unstable tree
+P_KSM_ZERO: Final = 39  # ksm_zero_pages: mappings given to the zero page
+P_KSM_SKIPPED: Final = 40  # pages_skipped
+P_KSM_FULL_SCANS: Final = 41  # full_scans
+P_KSM_NEXT_NS: Final = 42  # when ksmd wakes next
+NR_POOL: Final = 43
 SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
+MAX_VMAS: Final = 1 << 18  # all processes together; Linux allows 65530 a process
 
 
 class _MemoryArrays(NamedTuple):
@@ -168,6 +235,14 @@ class _MemoryArrays(NamedTuple):
     tunables: NDArray[Any]  # int64 (NR_TUNABLES,)
     cost: NDArray[Any]  # int64 (NR_COSTS_MAX,) nanoseconds: hostsim.mm.cost
     scratch: NDArray[Any]  # int64 (SCRATCH,) work space of one kernel at a time
+    vma: NDArray[Any]  # (areas,) VMA_DTYPE of processes that have more than one
+    written: NDArray[Any]  # int32 (nr_pageblocks,) record + 1 of a huge page, 0: all written
+    wrec: NDArray[Any]  # (nr_pageblocks,) WRITTEN_DTYPE, huge pages with pages never written
+    ksm_node: NDArray[Any]  # (nr_pages,) KSM_NODE_DTYPE, the stable tree
+    ksm_item: NDArray[Any]  # (2 * nr_pages,) KSM_ITEM_DTYPE, pages that ksmd has seen
+    ksm_frame: NDArray[Any]  # int32 (nr_pages,) stable node + 1 of a shared frame
+    ksm_stable: NDArray[Any]  # int32 (power of 2,) node + 1 by content
+    ksm_unstable: NDArray[Any]  # int32 (power of 2,) item + 1 by content
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -195,6 +270,14 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("scratch", (SCRATCH,), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
+        Field("vma", (MAX_VMAS,), VMA_DTYPE),
+        Field("written", (nr_pageblocks,), np.dtype("i4")),
+        Field("wrec", (nr_pageblocks,), WRITTEN_DTYPE),
+        Field("ksm_node", (nr_pages,), KSM_NODE_DTYPE),
+        Field("ksm_item", (2 * nr_pages,), KSM_ITEM_DTYPE),
+        Field("ksm_frame", (nr_pages,), np.dtype("i4")),
+        Field("ksm_stable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
+        Field("ksm_unstable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
     ]
     arrays = carve(fields)
     arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
@@ -209,6 +292,13 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
         "run": int(mem.pool[P_RUN_USED]),
         "windows": int(mem.pool[P_WORDS_USED]),
         "mm": int(mem.pool[P_MM_USED]),
+        "vma": int(mem.pool[P_VMA_USED]),
+        "wrec": int(mem.pool[P_WRITTEN_USED]),
+        "ksm_node": int(mem.pool[P_KSM_NODE_USED]),
+        "ksm_item": int(mem.pool[P_KSM_ITEM_USED]),
+        "ksm_frame": len(mem.ksm_frame) if mem.pool[P_KSM_NODE_USED] else 0,
+        "ksm_stable": len(mem.ksm_stable) if mem.pool[P_KSM_NODE_USED] else 0,
+        "ksm_unstable": len(mem.ksm_unstable) if mem.pool[P_KSM_ITEM_USED] else 0,
     }
     return {
         name: np.array(array[: used.get(name, len(array))])

@@ -9,6 +9,7 @@ from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
+from hostsim.mm.content import forget_huge
 from hostsim.mm.mm_types import (
     MM_ANON,
     MM_HAS_EPT,
@@ -152,6 +153,7 @@ def free_pages(mem: Memory, pfn: int, nr: int, step: int) -> None:
 @hot_kernel
 def free_compound(mem: Memory, pb: int) -> None:
     """Free a huge page."""
+    forget_huge(mem, pb)
     mem.vmstat[PGFREE] += 1 << HPAGE_PMD_ORDER
     free_unref_block(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_ORDER, mem.tunables[T_PCP_6_12] != 0)
 

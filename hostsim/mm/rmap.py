@@ -27,6 +27,8 @@ KIND_MASK: Final = 7
 EXT_DESCENDING: Final = 0x80  # page vpn + i lies in frame pfn + nr - 1 - i
 EXT_SHARED: Final = 0x40  # mapped by another process too: copy on write
 EXT_PMD: Final = 0x20  # one PMD maps the whole pageblock
+EXT_KSM: Final = 0x100  # one page of a frame that ksmd merged; such extents have one page
+EXT_ZERO: Final = 0x200  # pages of zeros, never written: hostsim.mm.content
 
 
 @inline_kernel

@@ -1,6 +1,7 @@
-"""Splitting the mapping of a huge page; the page itself stays whole.
+"""Splitting a huge page's mapping, which never fails, and the page itself.
 
-Source: Linux v6.1 mm/huge_memory.c __split_huge_pmd, deferred_split_huge_page.
+Source: Linux v6.1 mm/huge_memory.c __split_huge_pmd, split_huge_page_to_list,
+deferred_split_huge_page; v6.12 try_to_map_unused_to_zeropage.
 Simplified: nothing drains the deferred split queue while there is no reclaim; a partly mapped
 huge page is freed when its last page is unmapped.
 """
@@ -8,12 +9,37 @@ huge page is freed when its last page is unmapped.
 from typing import Final
 
 from hostsim.core.jit import kernel
-from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+)
+from hostsim.mm.content import forget_huge, is_written
+from hostsim.mm.cost import C_SPLIT, charge
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, NIL, Memory
-from hostsim.mm.mmap import set_window, table_word, window_word
-from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
-from hostsim.mm.rmap import EXT_PMD, EXT_SHARED, KIND_ANON, add_extent
-from hostsim.mm.vmstat import NR_ANON_THPS, THP_DEFERRED_SPLIT_PAGE, THP_SPLIT_PMD
+from hostsim.mm.mmap import set_window, table_head, table_word, window_word
+from hostsim.mm.page_alloc import account_rss, free_pages
+from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, pageblock_state, set_state
+from hostsim.mm.rmap import (
+    EXT_DESCENDING,
+    EXT_PMD,
+    EXT_SHARED,
+    EXT_ZERO,
+    KIND_ANON,
+    add_extent,
+    cut_extent,
+    del_extent,
+    owner_of,
+)
+from hostsim.mm.tunables import T_SPLIT_FREES_ZERO, T_UNMAP_DEFERS
+from hostsim.mm.vmstat import (
+    NR_ANON_PAGES,
+    NR_ANON_THPS,
+    THP_DEFERRED_SPLIT_PAGE,
+    THP_SPLIT_PAGE,
+    THP_SPLIT_PMD,
+)
 
 COMPOUND_DEFERRED: Final = 1  # link_b of PB_COMPOUND: on the deferred split queue
 
@@ -85,3 +111,105 @@ def deferred_split(mem: Memory, pb: int) -> None:
     if mem.pb[pb].b & COMPOUND_DEFERRED == 0:
         mem.pb[pb].b = COMPOUND_DEFERRED
         mem.vmstat[THP_DEFERRED_SPLIT_PAGE] += 1
+
+
+@kernel
+def _mark_zero(mem: Memory, pb: int) -> None:
+    """Cut a compound page's extents so that pages never written stand in EXT_ZERO ones."""
+    x = int(mem.pb[pb].a)
+    while x != NIL:
+        after = int(mem.ext[x].next_b)
+        y = x
+        while y != NIL:
+            down = mem.ext[y].flags & EXT_DESCENDING != 0
+            nr = int(mem.ext[y].nr)
+            first = int(mem.ext[y].pfn) & (PAGEBLOCK_NR_PAGES - 1)
+            at = first + nr - 1 if down else first
+            written = is_written(mem, pb, at)
+            same = 1
+            while same < nr and is_written(mem, pb, at - same if down else at + same) == written:
+                same += 1
+            rest = cut_extent(mem, y, int(mem.ext[y].vpn) + same) if same < nr else NIL
+            if not written:
+                mem.ext[y].flags |= EXT_ZERO
+            y = rest
+        x = after
+
+
+@kernel
+def unlink_extent(mem: Memory, x: int) -> None:
+    """Take an extent of small pages off its window's list."""
+    mm = int(mem.ext[x].owner)
+    window = int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER
+    after = int(mem.ext[x].next)
+    y = table_head(window_word(mem, mm, window))
+    if y == x:
+        set_window(mem, mm, window, table_word(after))
+        return
+    while mem.ext[y].next != x:
+        y = int(mem.ext[y].next)
+    mem.ext[y].next = after
+
+
+@kernel
+def _unmap_zero(mem: Memory, pb: int) -> None:
+    """Let pages of zeros map the shared zero page instead, which leaves holes."""
+    x = int(mem.pb[pb].a)
+    while x != NIL:
+        after = int(mem.ext[x].next_b)
+        if mem.ext[x].flags & EXT_ZERO:
+            window = int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER
+            account_rss(mem, int(mem.ext[x].owner), window, -int(mem.ext[x].nr))
+            unlink_extent(mem, x)
+            del_extent(mem, x)
+        x = after
+
+
+@kernel
+def split_huge_page(mem: Memory, pb: int) -> bool:
+    """Make a huge page 512 small ones; pages that nobody maps are freed.
+
+    Returns
+    -------
+    bool
+        Whether it could be split.
+    """
+    if pageblock_state(mem, pb) == PB_HUGE:
+        split_pmd(mem, int(mem.pb[pb].a), int(mem.pb[pb].b))
+    else:
+        x = int(mem.pb[pb].a)
+        while x != NIL:
+            if mem.ext[x].flags & EXT_PMD:
+                split_pmd(mem, int(mem.ext[x].owner), int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER)
+            x = int(mem.ext[x].next_b)
+    if mem.tunables[T_UNMAP_DEFERS] != 0:
+        deferred_split(mem, pb)
+    mem.vmstat[THP_SPLIT_PAGE] += 1
+    charge(mem, C_SPLIT, 1)
+    first = pb << PAGEBLOCK_ORDER
+    mapped = 0
+    for i in range(PAGEBLOCK_NR_PAGES):
+        mapped += owner_of(mem, first + i) != NIL
+    if mem.written[pb] != 0:
+        _mark_zero(mem, pb)
+        forget_huge(mem, pb)
+        if mem.tunables[T_SPLIT_FREES_ZERO] != 0:
+            _unmap_zero(mem, pb)
+    head = int(mem.pb[pb].a)
+    set_state(mem, pb, PB_FULL, MIGRATE_MOVABLE)
+    mem.pb[pb].a = head
+    for i in range(PAGEBLOCK_NR_PAGES):
+        mem.scratch[i] = owner_of(mem, first + i)
+    left = 0
+    i = 0
+    while i < PAGEBLOCK_NR_PAGES:
+        nr = 0
+        while i + nr < PAGEBLOCK_NR_PAGES and mem.scratch[i + nr] == NIL:
+            nr += 1
+        if nr > 0:
+            free_pages(mem, first + i, nr, 1)
+        else:
+            left += 1
+        i += max(nr, 1)
+    mem.vmstat[NR_ANON_PAGES] -= mapped - left
+    return True

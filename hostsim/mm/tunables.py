@@ -37,7 +37,10 @@ T_KSM_PAGES_TO_SCAN: Final = 21
 T_KSM_SLEEP_MILLISECS: Final = 22
 T_KSM_MAX_PAGE_SHARING: Final = 23
 T_KSM_USE_ZERO_PAGES: Final = 24
-NR_TUNABLES: Final = 25
+T_UNMAP_DEFERS: Final = 25  # 1: unmapping any small page of a huge page queues that for splitting
+T_SPLIT_FREES_ZERO: Final = 26  # 1: a split huge page's pages of zeros are freed
+T_KSM_SMART_SCAN: Final = 27  # 1: ksmd visits pages that never merge less often
+NR_TUNABLES: Final = 28
 
 _NO_LIMIT: Final = (1 << 31) - 1
 # file: index, default, least and most; defaults of v6.1 and v6.12
@@ -68,11 +71,17 @@ DEFRAG: Final = {"always": 0, "defer": 1, "defer+madvise": 2, "madvise": 3, "nev
 
 PROFILES: Final[dict[str, dict[int, int]]] = {
     "6.1": {
+        T_UNMAP_DEFERS: 1,  # mm/rmap.c page_remove_rmap looks at one page
+        T_SPLIT_FREES_ZERO: 0,
+        T_KSM_SMART_SCAN: 0,  # since 6.7
         T_FALLBACK: FALLBACK_6_1,
         T_PCP_6_12: 0,
         T_REVERSE_ZAP: 1,  # mm/swap.c release_pages builds its list with list_add
     },
     "6.12": {
+        T_UNMAP_DEFERS: 0,  # __folio_remove_rmap looks at what stays mapped
+        T_SPLIT_FREES_ZERO: 1,  # mm/huge_memory.c remap_page with RMP_USE_SHARED_ZEROPAGE
+        T_KSM_SMART_SCAN: 1,
         T_FALLBACK: FALLBACK_6_12,
         T_PCP_6_12: 1,
         T_REVERSE_ZAP: 0,  # mm/swap.c folios_put_refs frees a batch in order

@@ -8,6 +8,7 @@ Simplified: an exit frees the deposited page tables of huge pages last, with all
 
 from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
+from hostsim.mm.ksm_tree import ksm_exit, put_ksm_page
 from hostsim.mm.mm_types import MM_HUGE, MM_WINDOWS, NIL, P_ZERO_USERS, Memory
 from hostsim.mm.mmap import (
     W_HUGE,
@@ -26,6 +27,7 @@ from hostsim.mm.pgtable import free_all_tables, free_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
+    EXT_KSM,
     EXT_SHARED,
     KIND_PGTABLE,
     cut_extent,
@@ -33,15 +35,19 @@ from hostsim.mm.rmap import (
     owner_of,
 )
 from hostsim.mm.split import deferred_split, nr_pmd_mappings, pmd_mapping, split_pmd
-from hostsim.mm.tunables import T_REVERSE_ZAP
+from hostsim.mm.tunables import T_REVERSE_ZAP, T_UNMAP_DEFERS
+from hostsim.mm.vma import free_vmas
 from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS, THP_SPLIT_PMD
 
 
 @kernel
-def put_frames(mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool) -> None:
+def put_frames(
+    mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool, by_page: bool = True
+) -> None:
     """Drop one mapping of frames of one pageblock and free what nobody maps any more.
 
-    The extent that mapped them is already gone.
+    The extent that mapped them is already gone; ``by_page`` tells whether page-table entries
+    mapped them, not one PMD.
     """
     pb = pfn >> PAGEBLOCK_ORDER
     if pageblock_state(mem, pb) == PB_COMPOUND:
@@ -51,10 +57,11 @@ def put_frames(mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool) -> N
             for frame in range(pfn, pfn + nr):
                 unmapped += owner_of(mem, frame) == NIL
         mem.vmstat[NR_ANON_PAGES] -= unmapped
-        if mem.pb[pb].a == NIL:
-            free_compound(mem, pb)
-        elif unmapped > 0:
+        gone = mem.pb[pb].a == NIL
+        if unmapped > 0 and (not gone or (by_page and mem.tunables[T_UNMAP_DEFERS] != 0)):
             deferred_split(mem, pb)
+        if gone:
+            free_compound(mem, pb)
         return
     if not shared:
         mem.vmstat[NR_ANON_PAGES] -= nr
@@ -115,6 +122,9 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
         pages = int(mem.ext[x].nr)
         del_extent(mem, x)
         account_rss(mem, mm, window, -pages)
+        if flags & EXT_KSM:
+            put_ksm_page(mem, pfn)
+            continue
         downward = (flags & EXT_DESCENDING) != 0
         put_frames(mem, pfn, pages, (flags & EXT_SHARED) != 0, downward != reverse)
 
@@ -135,7 +145,7 @@ def zap_huge(mem: Memory, mm: int, window: int) -> None:
     del_extent(mem, x)
     if nr_pmd_mappings(mem, pb) == 0:
         mem.vmstat[NR_ANON_THPS] -= 1
-    put_frames(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, True, False)
+    put_frames(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, True, False, False)
 
 
 @kernel
@@ -190,4 +200,6 @@ def exit_mm(mem: Memory, mm: int) -> None:
         else:
             zap_window(mem, mm, window, first, first + HPAGE_PMD_NR)
     free_all_tables(mem, mm)
+    ksm_exit(mem, mm)
+    free_vmas(mem, mm)
     mm_free(mem, mm)

@@ -1,0 +1,125 @@
+"""What pages hold, as far as merging and splitting ask: pages never written are zero.
+
+A huge page is cleared as a whole and written page by page; a record notes which of its pages
+were written until all are.  Small pages are written when they are faulted in, but for those
+that a split or a collapse left behind (EXT_ZERO).  What a written page holds is a *key*: pages
+with equal keys are equal.
+
+Source: the job of memory's contents; compare Linux mm/ksm.c memcmp_pages, calc_checksum and
+mm/huge_memory.c thp_underused.
+Simplified: contents are keys, and a page never turns back to zero by being written.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import PAGEBLOCK_NR_PAGES
+from hostsim.mm.mm_types import (
+    MM_CONTENT,
+    NR_WORDS,
+    P_WRITTEN_FREE,
+    P_WRITTEN_USED,
+    WORD_FRAMES,
+    Memory,
+)
+
+KEY_ZERO: Final = 0  # a page of zeros
+KEY_ONE: Final = 1  # a page with a 1 in its first byte: what op scripts write
+CONTENT_EQUAL: Final = 0  # MM_CONTENT: every written page holds KEY_ONE
+_GOLDEN: Final = 0x9E3779B97F4A7C15 - (1 << 64)  # of splitmix64 (Steele et al. 2014), signed
+_MIX_1: Final = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2: Final = 0x94D049BB133111EB - (1 << 64)
+
+
+@inline_kernel
+def mix_key(value: int) -> int:
+    """Return a number all of whose bits depend on all of the value's, at least zero."""
+    z = np.int64(value) + _GOLDEN
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    return int((z ^ ((z >> 31) & 0x1FFFFFFFF)) & 0x7FFFFFFFFFFFFFFF)
+
+
+@kernel
+def written_key(mem: Memory, mm: int, vpn: int) -> int:
+    """Return the key of a written page of a process.
+
+    With CONTENT_EQUAL all are alike; any other number keys pages that are all different, the
+    same for processes of the same number (as guests of one image).
+    """
+    seed = mem.mm[mm, MM_CONTENT]
+    if seed == CONTENT_EQUAL:
+        return KEY_ONE
+    return max(mix_key(mix_key(seed) + vpn), KEY_ONE + 1)
+
+
+@kernel
+def clear_huge(mem: Memory, pb: int) -> None:
+    """Note that a huge page was cleared and nothing is written to it yet."""
+    record = mem.pool[P_WRITTEN_FREE] - 1
+    if record >= 0:
+        mem.pool[P_WRITTEN_FREE] = mem.wrec[record].nr
+    else:
+        record = mem.pool[P_WRITTEN_USED]
+        mem.pool[P_WRITTEN_USED] += 1
+    for word in range(NR_WORDS):
+        mem.wrec[record].bits[word] = 0
+    mem.wrec[record].nr = 0
+    mem.written[pb] = record + 1
+
+
+@kernel
+def _free_record(mem: Memory, pb: int) -> None:
+    record = int(mem.written[pb]) - 1
+    mem.wrec[record].nr = mem.pool[P_WRITTEN_FREE]
+    mem.pool[P_WRITTEN_FREE] = record + 1
+    mem.written[pb] = 0
+
+
+@inline_kernel
+def forget_huge(mem: Memory, pb: int) -> None:
+    """Drop the record of a huge page that is freed or split."""
+    if mem.written[pb] != 0:
+        _free_record(mem, pb)
+
+
+@kernel
+def note_written(mem: Memory, pb: int, first: int, nr: int) -> None:
+    """Note that pages ``first .. first + nr - 1`` (0..511) of a huge page are written."""
+    record = int(mem.written[pb]) - 1
+    if record < 0:
+        return
+    while nr > 0:
+        word = first // WORD_FRAMES
+        shift = first % WORD_FRAMES
+        here = min(nr, WORD_FRAMES - shift)
+        mask = ((1 << here) - 1) << shift
+        value = int(np.int64(mem.wrec[record].bits[word]))
+        fresh = mask & ~value
+        while fresh != 0:
+            fresh &= fresh - 1
+            mem.wrec[record].nr += 1
+        mem.wrec[record].bits[word] = value | mask
+        first += here
+        nr -= here
+    if mem.wrec[record].nr == PAGEBLOCK_NR_PAGES:
+        _free_record(mem, pb)
+
+
+@inline_kernel
+def is_written(mem: Memory, pb: int, i: int) -> bool:
+    """Tell whether page ``i`` (0..511) of a huge page was ever written."""
+    record = int(mem.written[pb]) - 1
+    if record < 0:
+        return True
+    value = int(np.int64(mem.wrec[record].bits[i // WORD_FRAMES]))
+    return (value >> (i % WORD_FRAMES)) & 1 != 0
+
+
+@kernel
+def nr_zero_pages(mem: Memory, pb: int) -> int:
+    """Return how many pages of a huge page were never written."""
+    record = int(mem.written[pb]) - 1
+    return PAGEBLOCK_NR_PAGES - int(mem.wrec[record].nr) if record >= 0 else 0
