@@ -46,6 +46,9 @@ from hostsim.host import (
 )
 from hostsim.mm.mm_types import (
     MM_EPT,
+    MM_EPT_2M,
+    MM_EPT_4K,
+    MM_EPT_VIOLATIONS,
     MM_HUGE,
     MM_RAM_ANON,
     MM_THP_ALLOC,
@@ -369,6 +372,9 @@ class Node:
                 mm[MM_EPT],
                 mm[MM_THP_ALLOC],
                 mm[MM_THP_FALLBACK],
+                mm[MM_EPT_2M],
+                mm[MM_EPT_4K],
+                mm[MM_EPT_VIOLATIONS],
                 int(ended),
             ]
         )

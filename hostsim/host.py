@@ -19,13 +19,15 @@ from hostsim.core.units import (
     NR_PAGE_ORDERS,
     NS_PER_S,
 )
+from hostsim.ept import guest_access
 from hostsim.mm.content import note_written
-from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MIGRATE_RECLAIMABLE,
     MIGRATE_UNMOVABLE,
+    MM_EPT_FLAGS,
     MM_VM,
     MM_WINDOWS,
     NIL,
@@ -41,22 +43,27 @@ from hostsim.mm.mm_types import (
     restore_parts,
     used_parts,
 )
-from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, W_HUGE, W_TAG, mm_alloc, window_word
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc, window_word
+from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, EPT_PC_SLOTS, ept_word
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import decay_pcp
 from hostsim.mm.pgtable import alloc_table
-from hostsim.mm.rmap import KIND_EPT, KIND_KERNEL, KIND_PGTABLE
+from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.slab import S_USED, Slab, alloc_boot_pages, new_slab, slab_tick
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.vmstat import (
     ALLOCSTALL,
+    EPT_VIOLATIONS,
     EXTFRAG_EVENTS,
     NR_ANON_PAGES,
     NR_ANON_THPS,
     NR_EPT,
+    NR_EPT_LEAVES_2M,
+    NR_EPT_LEAVES_4K,
     NR_GUEST_PAGES,
     NR_KERNEL,
+    NR_NX_LPAGE_SPLITS,
     NR_PAGETABLE,
     OOM_KILL,
     PGALLOC,
@@ -76,7 +83,6 @@ from hostsim.spec import HostSpec
 # Page tables and kernel pages of a QEMU process beside those of guest RAM.
 PROCESS_PGTABLES: Final = 12  # upper levels and the tables of text, heap and stacks
 PROCESS_KERNEL_PAGES: Final = 16  # kernel stacks (4 pages a thread) and task slabs
-EPT_ROOT_PAGES: Final = 2  # root and the PDPT of the first 512 GiB
 
 OP_MM: Final = 0
 OP_KIND: Final = 1
@@ -93,7 +99,7 @@ TURN_HUGE_PAGES: Final = 16  # between the 2 huge pages and the 63 page tables i
 def new_process(
     mem: Memory, ram_pages: int, own_pages: int, advice: int, vm_id: int
 ) -> tuple[int, bool]:
-    """Start a VM's process with its kernel pages, page tables and upper EPT levels.
+    """Start a VM's process with its kernel pages and page tables; its guest has a PC's memory map.
 
     Returns
     -------
@@ -103,15 +109,13 @@ def new_process(
     mm = mm_alloc(mem, ram_pages, own_pages, advice, True, vm_id)
     if mm == NIL:
         return NIL, False
+    mem.mm[mm, MM_EPT_FLAGS] = EPT_PC_SLOTS
     gib = (ram_pages + (1 << HPAGE_PUD_ORDER) - 1) >> HPAGE_PUD_ORDER
     for _ in range(PROCESS_KERNEL_PAGES):
         if not alloc_table(mem, mm, KIND_KERNEL):
             return mm, False
     for _ in range(PROCESS_PGTABLES + gib):
         if not alloc_table(mem, mm, KIND_PGTABLE):
-            return mm, False
-    for _ in range(EPT_ROOT_PAGES + gib):
-        if not alloc_table(mem, mm, KIND_EPT):
             return mm, False
     return mm, True
 
@@ -127,17 +131,17 @@ def _take_turn(mem: Memory, ops: NDArray[np.int64], i: int) -> bool:
         if here <= 0:
             break
         page = start + nr
-        if touch_range(mem, mm, page, here, 1, 1.0, 0, True, page) != FAULT_OK:
+        if guest_access(mem, mm, page, here, True) != FAULT_OK:
             nr = mem.pool[P_RESUME] - start
             ops[i, OP_START] += nr
             ops[i, OP_NR] -= nr
             return False
-        if window_word(mem, mm, page >> HPAGE_PMD_ORDER) & W_TAG != W_HUGE:
+        window = page >> HPAGE_PMD_ORDER
+        if ept_word(mem, mm, window) & E_TAG != E_LEAF:
             nr += here
             break
         here = min(ops[i, OP_NR] - nr, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
-        pb = window_word(mem, mm, page >> HPAGE_PMD_ORDER) >> 2
-        note_written(mem, pb, page & (HPAGE_PMD_NR - 1), here)
+        note_written(mem, window_word(mem, mm, window) >> 2, page & (HPAGE_PMD_NR - 1), here)
         nr += here
     ops[i, OP_START] += nr
     ops[i, OP_NR] -= nr
@@ -282,6 +286,10 @@ def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], 
         vmstat[OOM_KILL],
         vmstat[VM_STARTS],
         vmstat[VM_ENDS],
+        vmstat[NR_EPT_LEAVES_2M],
+        vmstat[NR_EPT_LEAVES_4K],
+        vmstat[NR_NX_LPAGE_SPLITS],
+        vmstat[EPT_VIOLATIONS],
     ):
         row[at] = value
         at += 1

@@ -7,7 +7,7 @@ order; ratios are computed when reading.
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Kind = Literal["key", "gauge", "counter", "label"]
 
@@ -226,6 +226,38 @@ HOST_COLUMNS: tuple[Column, ...] = (
     ),
     Column("vm_starts", "int64", "counter", "VMs", "VMs started on this host."),
     Column("vm_ends", "int64", "counter", "VMs", "VMs that left this host, killed ones included."),
+    Column(
+        "nr_ept_leaves_2m",
+        "int64",
+        "gauge",
+        "leaves",
+        "EPT entries that map 2 MiB.",
+        "debugfs kvm/pages_2m",
+    ),
+    Column(
+        "nr_ept_leaves_4k",
+        "int64",
+        "gauge",
+        "leaves",
+        "EPT entries that map 4 KiB.",
+        "debugfs kvm/pages_4k",
+    ),
+    Column(
+        "nr_nx_lpage_splits",
+        "int64",
+        "gauge",
+        "leaves",
+        "Large EPT entries that an instruction fetch split.",
+        "debugfs kvm/nx_lpage_splits",
+    ),
+    Column(
+        "ept_violations",
+        "int64",
+        "counter",
+        "faults",
+        "Guest accesses that had to install an EPT entry.",
+        "debugfs kvm/pf_fixed",
+    ),
 )
 
 VM_COLUMNS: tuple[Column, ...] = (
@@ -257,6 +289,15 @@ VM_COLUMNS: tuple[Column, ...] = (
         "counter",
         "faults",
         "Eligible faults of this VM that fell back.",
+    ),
+    Column("nr_ept_leaves_2m", "int64", "gauge", "leaves", "EPT entries that map 2 MiB."),
+    Column("nr_ept_leaves_4k", "int64", "gauge", "leaves", "EPT entries that map 4 KiB."),
+    Column(
+        "ept_violations",
+        "int64",
+        "counter",
+        "faults",
+        "Accesses of this VM that had to install an EPT entry.",
     ),
     Column("ended", "int8", "gauge", "0 or 1", "1 in the row written when the VM ends."),
 )

@@ -19,6 +19,7 @@ from hostsim.core.units import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
 )
+from hostsim.mm.check_ept import check_ept
 from hostsim.mm.check_free import (
     FREE_STATES,
     LISTED_STATES,
@@ -435,6 +436,7 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     check_areas(mem)
     check_written(mem, s)
     check_ksm(mem, x.pfn, x.nr, x.flags)
+    check_ept(mem)
 
 
 def frame_owner(mem: Memory, pfn: int) -> FrameOwner:

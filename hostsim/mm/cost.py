@@ -28,7 +28,8 @@ C_SPLIT: Final = 8  # split a huge page or its PMD (assumed)
 C_SWAP_PAGE: Final = 9  # write or read 4 KiB of swap on an NVMe disk (assumed)
 C_SCAN_WINDOW: Final = 10  # khugepaged takes the lock and finds the window (assumed)
 C_KSM_PAGE: Final = 11  # ksmd reads a page and looks for its like: as long as a clear (assumed)
-NR_COSTS: Final = 12
+C_EPT_VIOLATION: Final = 12  # exit, walk, install a leaf: 1 to 3 us (assumed: the middle)
+NR_COSTS: Final = 13
 
 NAMES: Final = (
     "fault",
@@ -43,8 +44,9 @@ NAMES: Final = (
     "swap_page",
     "scan_window",
     "ksm_page",
+    "ept_violation",
 )
-DEFAULT_NS: Final = (778, 1412, 2000, 2118, 2896, 20, 10, 100, 10_000, 10_000, 1_000, 1412)
+DEFAULT_NS: Final = (778, 1412, 2000, 2118, 2896, 20, 10, 100, 10_000, 10_000, 1_000, 1412, 2_000)
 
 
 def set_costs(cost: NDArray[np.int64]) -> None:

@@ -24,7 +24,6 @@ from hostsim.mm.fork import wp_huge, wp_page
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_ADVICE,
-    MM_HAS_EPT,
     MM_HUGE,
     MM_RAM_PAGES,
     MM_THP_ALLOC,
@@ -50,15 +49,15 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
+from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_compound
-from hostsim.mm.pgtable import alloc_table, free_table
+from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_SHARED,
     EXT_ZERO,
     KIND_ANON,
-    KIND_EPT,
     KIND_PGTABLE,
     add_extent,
     cut_extent,
@@ -140,13 +139,9 @@ def _huge_zero_page(mem: Memory, mm: int) -> bool:
 
 @kernel
 def _make_table(mem: Memory, mm: int, window: int) -> bool:
-    """Give a window an empty page table (and, under KVM, an EPT table)."""
+    """Give a window an empty page table."""
     if not alloc_table(mem, mm, KIND_PGTABLE):
         return False
-    if mem.mm[mm, MM_HAS_EPT] != 0:
-        if not alloc_table(mem, mm, KIND_EPT):
-            free_table(mem, mm, KIND_PGTABLE)
-            return False
     set_window(mem, mm, window, table_word(NIL))
     return True
 
@@ -371,6 +366,7 @@ def touch_range(
                 return FAULT_OOM
         word = window_word(mem, mm, window)
         if write and word == W_ZERO:
+            notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
             mem.vmstat[THP_SPLIT_PMD] += 1
             mem.pool[P_ZERO_USERS] -= 1
             set_window(mem, mm, window, table_word(NIL))

@@ -30,6 +30,7 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
+from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
@@ -112,6 +113,7 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
         word = window_word(mem, parent, window)
         if word == W_NONE:
             continue
+        notify(mem, parent, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
         if mem.pool[P_EXT_LIVE] + HPAGE_PMD_NR > mem.ext.size:
             return False
         if not alloc_table(mem, child, KIND_PGTABLE):
@@ -131,6 +133,7 @@ def wp_huge(mem: Memory, mm: int, window: int) -> None:
     """Write to a window whose huge page is shared: reuse it if nobody else is left, else split."""
     pb = window_word(mem, mm, window) >> 2
     mem.vmstat[PGFAULT] += 1
+    notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
     x = pmd_mapping(mem, pb, mm, window)
     if mem.pb[pb].a == x and mem.ext[x].next_b == NIL:
         del_extent(mem, x)
@@ -179,6 +182,7 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
         pfn, _, _ = alloc_pages(mem, 0, MIGRATE_MOVABLE, 1)
         if pfn == NO_PFN:
             return False
+    notify(mem, mm, window, page, page + 1)
     if int(mem.ext[x].vpn) < page:
         before = x
         x = cut_extent(mem, x, page)

@@ -29,6 +29,7 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
+from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
 from hostsim.mm.rmap import (
@@ -140,6 +141,7 @@ def single_page(mem: Memory, mm: int, page: int) -> int:
     x = _extent_at(mem, mm, page)
     if x == NIL:
         return NIL
+    notify(mem, mm, page >> HPAGE_PMD_ORDER, page, page + 1)
     if int(mem.ext[x].vpn) < page:
         x = cut_extent(mem, x, page)
     if mem.ext[x].nr > 1:
@@ -210,6 +212,8 @@ def _make_ksm_frame(mem: Memory, pfn: int, key: int) -> int:
                     x = cut_extent(mem, y, page)
                 if mem.ext[x].nr > 1:
                     cut_extent(mem, x, page + 1)
+            page = int(mem.ext[x].vpn)
+            notify(mem, int(mem.ext[x].owner), page >> HPAGE_PMD_ORDER, page, page + 1)
             mem.ext[x].flags = KIND_ANON | EXT_SHARED | EXT_KSM
             maps += 1
         y = after

@@ -117,6 +117,17 @@ KSM_ITEM_DTYPE: Final = np.dtype(
         ("skips", "u1"),  # smart scan: visits still to be left out
     ]
 )
+EPT_TABLE_DTYPE: Final = np.dtype(
+    [
+        ("bits", "u4", (NR_WORDS,)),  # 1 = a 4 KiB leaf is present
+        ("frames", "i8"),  # sum over leaves of mmu_notifier.leaf_sum
+        ("nr", "i4"),  # leaves; free chain when unused
+        ("mm", "i4"),
+        ("window", "i4"),
+        ("nx_next", "i4"),  # next + 1 table that an instruction fetch made; NIL if it was not
+        ("nx_prev", "i4"),
+    ]
+)
 
 # Columns of Memory.zone
 Z_START: Final = 0  # first pfn
@@ -168,7 +179,15 @@ MM_CONTENT: Final = 20  # what written pages hold: hostsim.mm.content
 MM_KSM_NEXT: Final = 21  # ksmd's list of processes: next + 1, 0 at its end
 MM_KSM_PREV: Final = 22
 MM_KSM_ITEMS: Final = 23  # first rmap item + 1
-NR_MM_FIELDS: Final = 24
+MM_EPT_FLAGS: Final = 24  # EPT_* of hostsim.mm.mmu_notifier: what keeps large leaves away
+MM_EPT_2M: Final = 25  # leaves of 2 MiB
+MM_EPT_4K: Final = 26  # leaves of 4 KiB
+MM_EPT_TABLES: Final = 27  # tables of 4 KiB leaves
+MM_EPT_VIOLATIONS: Final = 28
+MM_NX_SPLITS: Final = 29  # large leaves that an instruction fetch split (nx_lpage_splits)
+MM_NX_FIRST: Final = 30  # the oldest of them + 1
+MM_NX_LAST: Final = 31
+NR_MM_FIELDS: Final = 32
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0
@@ -214,7 +233,9 @@ P_KSM_ZERO: Final = 39  # ksm_zero_pages: mappings given to the zero page
 P_KSM_SKIPPED: Final = 40  # pages_skipped
 P_KSM_FULL_SCANS: Final = 41  # full_scans
 P_KSM_NEXT_NS: Final = 42  # when ksmd wakes next
-NR_POOL: Final = 43
+P_EPT_USED: Final = 43
+P_EPT_FREE: Final = 44
+NR_POOL: Final = 45
 SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
 MAX_VMAS: Final = 1 << 18  # all processes together; Linux allows 65530 a process
@@ -243,6 +264,8 @@ class _MemoryArrays(NamedTuple):
     ksm_frame: NDArray[Any]  # int32 (nr_pages,) stable node + 1 of a shared frame
     ksm_stable: NDArray[Any]  # int32 (power of 2,) node + 1 by content
     ksm_unstable: NDArray[Any]  # int32 (power of 2,) item + 1 by content
+    ept: NDArray[Any]  # int32 (words,) EPT entry of every window: hostsim.mm.mmu_notifier
+    ept_table: NDArray[Any]  # (words,) EPT_TABLE_DTYPE, tables of 4 KiB leaves
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -277,6 +300,8 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("ksm_item", (2 * nr_pages,), KSM_ITEM_DTYPE),
         Field("ksm_frame", (nr_pages,), np.dtype("i4")),
         Field("ksm_stable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
+        Field("ept", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
+        Field("ept_table", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), EPT_TABLE_DTYPE),
         Field("ksm_unstable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
     ]
     arrays = carve(fields)
@@ -292,6 +317,8 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
         "run": int(mem.pool[P_RUN_USED]),
         "windows": int(mem.pool[P_WORDS_USED]),
         "mm": int(mem.pool[P_MM_USED]),
+        "ept": int(mem.pool[P_WORDS_USED]),
+        "ept_table": int(mem.pool[P_EPT_USED]),
         "vma": int(mem.pool[P_VMA_USED]),
         "wrec": int(mem.pool[P_WRITTEN_USED]),
         "ksm_node": int(mem.pool[P_KSM_NODE_USED]),

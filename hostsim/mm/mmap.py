@@ -83,6 +83,7 @@ def mm_free(mem: Memory, mm: int) -> None:
     end = base + mem.mm[mm, MM_WINDOWS]
     for word in range(base, end):
         mem.windows[word] = W_NONE
+        mem.ept[word] = 0
     mem.mm[mm, MM_LIVE] = 0
     if end == mem.pool[P_WORDS_USED]:
         mem.pool[P_WORDS_USED] = base
@@ -108,10 +109,12 @@ def _compact_windows(mem: Memory) -> None:
         nr = mem.mm[best, MM_WINDOWS]
         for i in range(nr):
             mem.windows[end + i] = mem.windows[base + i]
+            mem.ept[end + i] = mem.ept[base + i]
         mem.mm[best, MM_BASE] = end
         end += nr
     for word in range(end, mem.pool[P_WORDS_USED]):
         mem.windows[word] = W_NONE
+        mem.ept[word] = 0
     mem.pool[P_WORDS_USED] = end
 
 

@@ -9,7 +9,9 @@ Simplified: nothing writes to read-only memory, so that no access ever fails.
 """
 
 from hostsim.core.jit import kernel
+from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import Memory
+from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.vma import VM_READONLY, change_flags
 
 
@@ -17,5 +19,13 @@ from hostsim.mm.vma import VM_READONLY, change_flags
 def mprotect(mem: Memory, mm: int, start: int, nr: int, readonly: bool) -> bool:
     """Change the permission of pages of guest RAM; return whether there was room for areas."""
     if readonly:
-        return change_flags(mem, mm, start, start + nr, VM_READONLY, 0)
-    return change_flags(mem, mm, start, start + nr, 0, VM_READONLY)
+        enough = change_flags(mem, mm, start, start + nr, VM_READONLY, 0)
+    else:
+        enough = change_flags(mem, mm, start, start + nr, 0, VM_READONLY)
+    page = start
+    while page < start + nr:
+        window = page >> HPAGE_PMD_ORDER
+        end = min(start + nr, (window + 1) << HPAGE_PMD_ORDER)
+        notify(mem, mm, window, page, end)
+        page = end
+    return enough

@@ -19,6 +19,7 @@ from hostsim.mm.content import forget_huge, is_written
 from hostsim.mm.cost import C_SPLIT, charge
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, NIL, Memory
 from hostsim.mm.mmap import set_window, table_head, table_word, window_word
+from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
@@ -90,6 +91,7 @@ def make_compound(mem: Memory, pb: int, mm: int, window: int, flags: int) -> int
 @kernel
 def split_pmd(mem: Memory, mm: int, window: int) -> None:
     """Replace a window's huge PMD by its deposited page table; never fails, never allocates."""
+    notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
     pb = window_word(mem, mm, window) >> 2
     if pageblock_state(mem, pb) == PB_HUGE:
         x = make_compound(mem, pb, mm, window, KIND_ANON)
@@ -159,6 +161,8 @@ def _unmap_zero(mem: Memory, pb: int) -> None:
         after = int(mem.ext[x].next_b)
         if mem.ext[x].flags & EXT_ZERO:
             window = int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER
+            first = int(mem.ext[x].vpn)
+            notify(mem, int(mem.ext[x].owner), window, first, first + int(mem.ext[x].nr))
             account_rss(mem, int(mem.ext[x].owner), window, -int(mem.ext[x].nr))
             unlink_extent(mem, x)
             del_extent(mem, x)

@@ -40,7 +40,12 @@ T_KSM_USE_ZERO_PAGES: Final = 24
 T_UNMAP_DEFERS: Final = 25  # 1: unmapping any small page of a huge page queues that for splitting
 T_SPLIT_FREES_ZERO: Final = 26  # 1: a split huge page's pages of zeros are freed
 T_KSM_SMART_SCAN: Final = 27  # 1: ksmd visits pages that never merge less often
-NR_TUNABLES: Final = 28
+T_KVM_LARGEPAGES: Final = 28  # the CPU and the hypervisor can use 2 MiB leaves
+T_KVM_NX_HUGE_PAGES: Final = 29  # 2 MiB leaves are not executable (iTLB multihit)
+T_KVM_NX_RATIO: Final = 30
+T_KVM_EAGER_PAGE_SPLIT: Final = 31
+T_KVM_EPT_AD: Final = 32  # EPT entries have accessed and dirty bits (Haswell on)
+NR_TUNABLES: Final = 33
 
 _NO_LIMIT: Final = (1 << 31) - 1
 # file: index, default, least and most; defaults of v6.1 and v6.12
@@ -59,6 +64,11 @@ NUMBERS: Final[dict[str, tuple[int, int, int, int]]] = {
     "extfrag_threshold": (T_EXTFRAG_THRESHOLD, 500, 0, 1000),
     "compaction_proactiveness": (T_COMPACTION_PROACTIVENESS, 20, 0, 100),
     "compact_unevictable_allowed": (T_COMPACT_UNEVICTABLE_ALLOWED, 1, 0, 1),
+    "kvm/largepages": (T_KVM_LARGEPAGES, 1, 0, 1),
+    "kvm/nx_huge_pages": (T_KVM_NX_HUGE_PAGES, 0, 0, 1),  # auto, on a CPU without the erratum
+    "kvm/nx_huge_pages_recovery_ratio": (T_KVM_NX_RATIO, 60, 0, _NO_LIMIT),
+    "kvm/eager_page_split": (T_KVM_EAGER_PAGE_SPLIT, 1, 0, 1),
+    "kvm/eptad": (T_KVM_EPT_AD, 1, 0, 1),
     "ksm/run": (T_KSM_RUN, 0, 0, 2),
     "ksm/pages_to_scan": (T_KSM_PAGES_TO_SCAN, 100, 0, _NO_LIMIT),
     "ksm/sleep_millisecs": (T_KSM_SLEEP_MILLISECS, 20, 0, _NO_LIMIT),

@@ -31,6 +31,7 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
+from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.rmap import cut_extent
 from hostsim.mm.split import split_pmd
 from hostsim.mm.vmstat import THP_SPLIT_PMD
@@ -103,6 +104,7 @@ def _adjust_trans_huge(mem: Memory, mm: int, page: int) -> None:
         return
     word = window_word(mem, mm, window)
     if word == W_ZERO:
+        notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
         mem.vmstat[THP_SPLIT_PMD] += 1
         mem.pool[P_ZERO_USERS] -= 1
         set_window(mem, mm, window, table_word(NIL))

@@ -91,6 +91,11 @@ NAMES: Final = (
     "pages_collapsed",
     "full_scans",
     "khugepaged_windows",
+    "nr_ept_leaves_2m",
+    "nr_ept_leaves_4k",
+    "nr_nx_lpage_splits",
+    "ept_violations",
+    "ept_leaves_zapped",
 )
 
 NR_ANON_PAGES: Final = 0
@@ -176,6 +181,11 @@ NR_KSM_PAGES: Final = 81
 PAGES_COLLAPSED: Final = 82
 FULL_SCANS: Final = 83
 KHUGEPAGED_WINDOWS: Final = 84
+NR_EPT_LEAVES_2M: Final = 85
+NR_EPT_LEAVES_4K: Final = 86
+NR_NX_LPAGE_SPLITS: Final = 87
+EPT_VIOLATIONS: Final = 88
+EPT_LEAVES_ZAPPED: Final = 89
 NR_VMSTAT: Final = len(NAMES)
 EVENTS: Final = frozenset(range(PGALLOC, EXTFRAG_EVENTS + 1)) | {
     number for number, name in enumerate(NAMES) if number > NR_GUEST_PAGES and name[:3] != "nr_"

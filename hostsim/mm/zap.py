@@ -22,6 +22,7 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
+from hostsim.mm.mmu_notifier import notifier_release, notify
 from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
 from hostsim.mm.pgtable import free_all_tables, free_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
@@ -154,6 +155,7 @@ def zap_window(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
     word = window_word(mem, mm, window)
     if word == W_NONE:
         return
+    notify(mem, mm, window, first, end)
     whole = end - first == HPAGE_PMD_NR
     if word == W_ZERO:
         mem.pool[P_ZERO_USERS] -= 1
@@ -188,6 +190,7 @@ def discard_range(mem: Memory, mm: int, start: int, nr: int) -> None:
 @kernel
 def exit_mm(mem: Memory, mm: int) -> None:
     """End a process and free all it owns."""
+    notifier_release(mem, mm)
     for window in range(mem.mm[mm, MM_WINDOWS]):
         word = window_word(mem, mm, window)
         if word == W_NONE:

@@ -10,7 +10,6 @@ from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MM_ANON,
     MM_BASE,
-    MM_EPT,
     MM_HUGE,
     MM_PGTABLES,
     MM_THP_ALLOC,
@@ -87,7 +86,6 @@ def test_enabled_and_advice_decide(enabled, advice, huge):
     assert mem.vmstat[THP_FAULT_ALLOC] == mem.mm[mm, MM_THP_ALLOC] == int(huge)
     assert mem.vmstat[THP_FAULT_FALLBACK] == 0  # not eligible is no fallback
     assert mem.mm[mm, MM_PGTABLES] == 1  # the huge page's is deposited
-    assert mem.mm[mm, MM_EPT] == int(not huge)
     check_memory(mem)
 
 

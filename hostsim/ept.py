@@ -1,0 +1,304 @@
+"""EPT violations: at which level a guest access is mapped, and what may change that later.
+
+A guest's access to a page that the EPT does not map makes the host fault the page in and then
+install one leaf, of 2 MiB if the host itself maps the window by a PMD and nothing forbids it.
+Leaves that a notifier zapped come back at the guest's next access, at the level of that time.
+
+Source: Linux v6.1 arch/x86/kvm/mmu/mmu.c kvm_tdp_page_fault, kvm_mmu_hugepage_adjust,
+disallowed_hugepage_adjust, kvm_recover_nx_huge_pages; mmu/tdp_mmu.c kvm_tdp_mmu_map,
+kvm_tdp_mmu_try_split_huge_pages, kvm_tdp_mmu_zap_collapsible_sptes.
+Simplified: QEMU's own accesses to guest RAM count as the guest's.
+Simplified: pages for EPT tables are allocated when a table is, not forty ahead.
+Simplified: a read and a write violation of a page are one.
+"""
+
+from typing import Final
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER
+from hostsim.mm.cost import C_EPT_VIOLATION, charge
+from hostsim.mm.fault import FAULT_OK, FAULT_OOM, touch_range
+from hostsim.mm.mm_types import (
+    MM_BASE,
+    MM_EPT,
+    MM_EPT_2M,
+    MM_EPT_FLAGS,
+    MM_EPT_TABLES,
+    MM_EPT_VIOLATIONS,
+    MM_HAS_EPT,
+    MM_NX_FIRST,
+    MM_NX_SPLITS,
+    MM_RAM_PAGES,
+    NIL,
+    P_RESUME,
+    P_ZERO_PB,
+    Memory,
+)
+from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, table_head, window_word
+from hostsim.mm.mmu_notifier import (
+    E_DIRECTORY,
+    E_LEAF,
+    E_NONE,
+    E_SHIFT,
+    E_TABLE,
+    E_TAG,
+    EPT_DIRTY_LOG,
+    EPT_MISALIGNED,
+    EPT_PC_SLOTS,
+    add_leaves,
+    ept_word,
+    free_ept_table,
+    link_nx,
+    new_ept_table,
+    set_ept,
+)
+from hostsim.mm.pgtable import alloc_table, free_table
+from hostsim.mm.rmap import KIND_EPT, frame_at
+from hostsim.mm.tunables import (
+    T_KVM_EAGER_PAGE_SPLIT,
+    T_KVM_LARGEPAGES,
+    T_KVM_NX_HUGE_PAGES,
+    T_KVM_NX_RATIO,
+)
+from hostsim.mm.vmstat import EPT_VIOLATIONS, NR_EPT_LEAVES_2M
+
+EPT_ROOT_PAGES: Final = 2  # root and the PDPT of the first 512 GiB
+WINDOWS_PER_GIB: Final = 1 << (HPAGE_PUD_ORDER - HPAGE_PMD_ORDER)
+NX_FULL_TURN_MS: Final = 3_600_000  # arch/x86/kvm/mmu/mmu.c: all splits undone in an hour
+
+
+@inline_kernel
+def large_allowed(mem: Memory, mm: int, window: int) -> bool:
+    """Tell whether a window may have a 2 MiB leaf, whatever the host's own mapping."""
+    flags = mem.mm[mm, MM_EPT_FLAGS]
+    return (
+        flags & (EPT_MISALIGNED | EPT_DIRTY_LOG) == 0
+        and not (flags & EPT_PC_SLOTS != 0 and window == 0)
+        and mem.tunables[T_KVM_LARGEPAGES] != 0
+        and (window + 1) << HPAGE_PMD_ORDER <= mem.mm[mm, MM_RAM_PAGES]
+    )
+
+
+@kernel
+def _upper_levels(mem: Memory, mm: int, window: int) -> bool:
+    """Make sure that a window's EPT directories exist; False if memory ran out."""
+    while mem.mm[mm, MM_EPT] < EPT_ROOT_PAGES:
+        if not alloc_table(mem, mm, KIND_EPT):
+            return False
+    at = mem.mm[mm, MM_BASE] + window - window % WINDOWS_PER_GIB
+    if int(mem.ept[at]) & E_DIRECTORY == 0:
+        if not alloc_table(mem, mm, KIND_EPT):
+            return False
+        mem.ept[at] = int(mem.ept[at]) | E_DIRECTORY
+    return True
+
+
+@kernel
+def _table_of(mem: Memory, mm: int, window: int) -> int:
+    """Return the table of a window that has no large leaf, made if need be; NIL: no memory."""
+    word = ept_word(mem, mm, window)
+    if word & E_TAG == E_TABLE:
+        return word >> E_SHIFT
+    if not alloc_table(mem, mm, KIND_EPT):
+        return NIL
+    table = new_ept_table(mem, mm, window)
+    set_ept(mem, mm, window, E_TABLE, table)
+    mem.mm[mm, MM_EPT_TABLES] += 1
+    return table
+
+
+@kernel
+def _drop_table(mem: Memory, mm: int, window: int) -> None:
+    """Free a window's table with its page."""
+    free_ept_table(mem, mm, ept_word(mem, mm, window) >> E_SHIFT)
+    set_ept(mem, mm, window, E_NONE, 0)
+    mem.mm[mm, MM_EPT_TABLES] -= 1
+    free_table(mem, mm, KIND_EPT)
+
+
+@kernel
+def _split_leaf(mem: Memory, mm: int, window: int) -> int:
+    """Replace a 2 MiB leaf by a table of 512 leaves; return it, or NIL if memory ran out."""
+    if not alloc_table(mem, mm, KIND_EPT):
+        return NIL
+    word = ept_word(mem, mm, window)
+    if word & E_TAG != E_LEAF:  # the allocation changed the host's mapping
+        free_table(mem, mm, KIND_EPT)
+        return NIL
+    pb = word >> E_SHIFT
+    table = new_ept_table(mem, mm, window)
+    set_ept(mem, mm, window, E_TABLE, table)
+    mem.mm[mm, MM_EPT_TABLES] += 1
+    mem.mm[mm, MM_EPT_2M] -= 1
+    mem.vmstat[NR_EPT_LEAVES_2M] -= 1
+    first = window << HPAGE_PMD_ORDER
+    add_leaves(mem, table, first, HPAGE_PMD_NR, pb << HPAGE_PMD_ORDER, 1)
+    return table
+
+
+@inline_kernel
+def _count(mem: Memory, mm: int, nr: int) -> None:
+    mem.mm[mm, MM_EPT_VIOLATIONS] += nr
+    mem.vmstat[EPT_VIOLATIONS] += nr
+    charge(mem, C_EPT_VIOLATION, nr)
+
+
+@kernel
+def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
+    """Install the missing 4 KiB leaves of pages that the host maps; False: memory ran out."""
+    table = _table_of(mem, mm, window)
+    if table == NIL:
+        return False
+    word = window_word(mem, mm, window)
+    added = 0
+    if word == W_ZERO or word & W_TAG == W_HUGE:
+        pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
+        pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
+        added = add_leaves(mem, table, first, end - first, pfn, 1)
+    elif word != W_NONE:
+        x = table_head(word)
+        while x != NIL and int(mem.ext[x].vpn) < end:
+            start = max(first, int(mem.ext[x].vpn))
+            nr = min(end, int(mem.ext[x].vpn) + int(mem.ext[x].nr)) - start
+            if nr > 0:
+                pfn = frame_at(mem, x, start)
+                added += add_leaves(mem, table, start, nr, pfn, frame_at(mem, x, start + 1) - pfn)
+            x = int(mem.ext[x].next)
+    _count(mem, mm, added)
+    return True
+
+
+@kernel
+def ept_access(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
+    """Let the guest reach pages ``first .. end - 1`` of a window that the host has faulted in.
+
+    Returns
+    -------
+    bool
+        Whether there was memory for the EPT's tables.
+    """
+    if window_word(mem, mm, window) == W_NONE or ept_word(mem, mm, window) & E_TAG == E_LEAF:
+        return True
+    if not _upper_levels(mem, mm, window):
+        return False
+    word = window_word(mem, mm, window)  # the allocation may have changed the host's mapping
+    ept = ept_word(mem, mm, window)
+    huge = word == W_ZERO or word & W_TAG == W_HUGE
+    table = ept >> E_SHIFT
+    by_fetch = ept & E_TAG == E_TABLE and mem.ept_table[table].nx_next != NIL
+    if not huge or by_fetch or not large_allowed(mem, mm, window):
+        return _map_small(mem, mm, window, first, end)
+    if ept & E_TAG == E_TABLE:
+        _drop_table(mem, mm, window)
+    pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
+    set_ept(mem, mm, window, E_LEAF, pb)
+    mem.mm[mm, MM_EPT_2M] += 1
+    mem.vmstat[NR_EPT_LEAVES_2M] += 1
+    _count(mem, mm, 1)
+    return True
+
+
+@kernel
+def guest_access(mem: Memory, mm: int, start: int, nr: int, write: bool) -> int:
+    """Let a process's guest access pages ``start .. start + nr - 1``.
+
+    Pages behind guest RAM, QEMU's own, have no EPT entries.
+
+    Returns
+    -------
+    int
+        FAULT_OK, or FAULT_OOM as `hostsim.mm.fault.touch_range`.
+    """
+    if touch_range(mem, mm, start, nr, 1, 1.0, 0, write, start) != FAULT_OK:
+        return FAULT_OOM
+    if mem.mm[mm, MM_HAS_EPT] == 0:
+        return FAULT_OK
+    end = min(start + nr, mem.mm[mm, MM_RAM_PAGES])
+    page = start
+    while page < end:
+        window = page >> HPAGE_PMD_ORDER
+        stop = min(end, (window + 1) << HPAGE_PMD_ORDER)
+        if not ept_access(mem, mm, window, page, stop):
+            mem.pool[P_RESUME] = page
+            return FAULT_OOM
+        page = stop
+    return FAULT_OK
+
+
+@kernel
+def guest_fetch(mem: Memory, mm: int, page: int) -> int:
+    """Let a guest execute code on a page; return FAULT_OK or FAULT_OOM.
+
+    With the iTLB-multihit mitigation a 2 MiB leaf is not executable, and is split.
+    """
+    if guest_access(mem, mm, page, 1, False) != FAULT_OK:
+        return FAULT_OOM
+    window = page >> HPAGE_PMD_ORDER
+    if mem.tunables[T_KVM_NX_HUGE_PAGES] == 0 or mem.mm[mm, MM_HAS_EPT] == 0:
+        return FAULT_OK
+    if ept_word(mem, mm, window) & E_TAG != E_LEAF:
+        return FAULT_OK
+    table = _split_leaf(mem, mm, window)
+    if table == NIL:
+        mem.pool[P_RESUME] = page
+        return FAULT_OOM
+    link_nx(mem, mm, table)
+    _count(mem, mm, 1)
+    return FAULT_OK
+
+
+@kernel
+def recover_nx_huge_pages(mem: Memory, mm: int) -> int:
+    """Zap the oldest tables that instruction fetches made, a share of them; return how many.
+
+    The recovery thread does it every `NX_FULL_TURN_MS` / ratio.
+    """
+    ratio = mem.tunables[T_KVM_NX_RATIO]
+    if ratio == 0:
+        return 0
+    nr = int((mem.mm[mm, MM_NX_SPLITS] + ratio - 1) // ratio)
+    for _ in range(nr):
+        table = mem.mm[mm, MM_NX_FIRST] - 1
+        _drop_table(mem, mm, int(mem.ept_table[table].window))
+    return nr
+
+
+@kernel
+def start_dirty_log(mem: Memory, mm: int) -> None:
+    """Switch dirty logging on: large leaves are split now, or at the next access.
+
+    A leaf for whose table there is no memory is zapped.
+    """
+    mem.mm[mm, MM_EPT_FLAGS] |= EPT_DIRTY_LOG
+    if mem.mm[mm, MM_EPT] == 0:
+        return
+    windows = (mem.mm[mm, MM_RAM_PAGES] + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
+    for window in range(windows):
+        if ept_word(mem, mm, window) & E_TAG != E_LEAF:
+            continue
+        split = NIL
+        if mem.tunables[T_KVM_EAGER_PAGE_SPLIT] != 0:
+            split = _split_leaf(mem, mm, window)
+        if split == NIL and ept_word(mem, mm, window) & E_TAG == E_LEAF:
+            set_ept(mem, mm, window, E_NONE, 0)
+            mem.mm[mm, MM_EPT_2M] -= 1
+            mem.vmstat[NR_EPT_LEAVES_2M] -= 1
+
+
+@kernel
+def stop_dirty_log(mem: Memory, mm: int) -> None:
+    """Switch dirty logging off: tables where a large leaf is possible go, to come back as one."""
+    mem.mm[mm, MM_EPT_FLAGS] &= ~EPT_DIRTY_LOG
+    if mem.mm[mm, MM_EPT] == 0:
+        return
+    windows = (mem.mm[mm, MM_RAM_PAGES] + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
+    for window in range(windows):
+        word = ept_word(mem, mm, window)
+        host = window_word(mem, mm, window)
+        if (
+            word & E_TAG == E_TABLE
+            and mem.ept_table[word >> E_SHIFT].nx_next == NIL
+            and (host == W_ZERO or host & W_TAG == W_HUGE)
+            and large_allowed(mem, mm, window)
+        ):
+            _drop_table(mem, mm, window)

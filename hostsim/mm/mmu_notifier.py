@@ -1,0 +1,264 @@
+"""The EPT's entries, and the notifier by which every change of a host mapping zaps them.
+
+One word a window says whether the EPT maps it by a 2 MiB leaf, by a table of 4 KiB leaves, or
+not at all.  A leaf holds no reference on its frame: whoever changes a mapping calls `notify`
+before it does, while the old mapping can still be read.
+
+Source: Linux v6.1 mm/mmu_notifier.c; virt/kvm/kvm_main.c kvm_mmu_notifier_invalidate_range_start;
+arch/x86/kvm/mmu/tdp_mmu.c kvm_tdp_mmu_unmap_gfn_range (zaps leaves, keeps tables).
+"""
+
+from typing import Final
+
+import numpy as np
+
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
+from hostsim.mm.mm_types import (
+    MM_BASE,
+    MM_EPT,
+    MM_EPT_2M,
+    MM_EPT_4K,
+    MM_NX_FIRST,
+    MM_NX_LAST,
+    MM_NX_SPLITS,
+    MM_WINDOWS,
+    NIL,
+    NR_WORDS,
+    P_EPT_FREE,
+    P_EPT_USED,
+    P_ZERO_PB,
+    WORD_FRAMES,
+    Memory,
+)
+from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, table_head, window_word
+from hostsim.mm.rmap import frame_at
+from hostsim.mm.tunables import T_KVM_EPT_AD
+from hostsim.mm.vmstat import (
+    EPT_LEAVES_ZAPPED,
+    NR_EPT_LEAVES_2M,
+    NR_EPT_LEAVES_4K,
+    NR_NX_LPAGE_SPLITS,
+)
+
+# A word of Memory.ept: tag, whether the window's GiB has a page directory (in the word of its
+# first window), and above them the pageblock of a leaf or the table.
+E_NONE: Final = 0
+E_LEAF: Final = 1
+E_TABLE: Final = 2
+E_TAG: Final = 3
+E_DIRECTORY: Final = 4
+E_SHIFT: Final = 3
+
+# MM_EPT_FLAGS
+EPT_MISALIGNED: Final = 1  # gpa and hva differ modulo 2 MiB
+EPT_PC_SLOTS: Final = 2  # memory slots end inside the first 2 MiB (640 KiB, 1 MiB)
+EPT_DIRTY_LOG: Final = 4  # dirty logging is on
+
+
+@inline_kernel
+def leaf_sum(page: int, pfn: int) -> int:
+    """Return what a 4 KiB leaf adds to its table's sum of frames."""
+    return ((page & (HPAGE_PMD_NR - 1)) + 1) * (pfn + 1)
+
+
+@inline_kernel
+def ept_word(mem: Memory, mm: int, window: int) -> int:
+    """Return the EPT's word of a window."""
+    return int(mem.ept[mem.mm[mm, MM_BASE] + window])
+
+
+@inline_kernel
+def set_ept(mem: Memory, mm: int, window: int, tag: int, value: int) -> None:
+    """Set the EPT's word of a window; the mark of its directory stays."""
+    at = mem.mm[mm, MM_BASE] + window
+    mem.ept[at] = (int(mem.ept[at]) & E_DIRECTORY) | (value << E_SHIFT) | tag
+
+
+@inline_kernel
+def has_leaf(mem: Memory, table: int, page: int) -> bool:
+    """Tell whether a table has a leaf for a page."""
+    i = page & (HPAGE_PMD_NR - 1)
+    word = int(np.int64(mem.ept_table[table].bits[i // WORD_FRAMES]))
+    return (word >> (i % WORD_FRAMES)) & 1 != 0
+
+
+@inline_kernel
+def flip_leaf(mem: Memory, table: int, page: int) -> None:
+    """Set or clear the mark of a leaf."""
+    i = page & (HPAGE_PMD_NR - 1)
+    word = int(np.int64(mem.ept_table[table].bits[i // WORD_FRAMES]))
+    mem.ept_table[table].bits[i // WORD_FRAMES] = word ^ (1 << (i % WORD_FRAMES))
+
+
+@kernel
+def add_leaves(mem: Memory, table: int, page: int, nr: int, pfn: int, step: int) -> int:
+    """Add the missing leaves of a run of pages whose frames lie a step apart; return how many."""
+    added = 0
+    for i in range(nr):
+        if not has_leaf(mem, table, page + i):
+            flip_leaf(mem, table, page + i)
+            mem.ept_table[table].frames += leaf_sum(page + i, pfn + i * step)
+            added += 1
+    mem.ept_table[table].nr += added
+    mem.mm[mem.ept_table[table].mm, MM_EPT_4K] += added
+    mem.vmstat[NR_EPT_LEAVES_4K] += added
+    return added
+
+
+@kernel
+def _drop_leaves(mem: Memory, table: int, page: int, nr: int, pfn: int, step: int) -> None:
+    """Zap the leaves of a run of pages whose frames lie a step apart."""
+    dropped = 0
+    for i in range(nr):
+        if has_leaf(mem, table, page + i):
+            flip_leaf(mem, table, page + i)
+            mem.ept_table[table].frames -= leaf_sum(page + i, pfn + i * step)
+            dropped += 1
+    mem.ept_table[table].nr -= dropped
+    mem.mm[mem.ept_table[table].mm, MM_EPT_4K] -= dropped
+    mem.vmstat[NR_EPT_LEAVES_4K] -= dropped
+    mem.vmstat[EPT_LEAVES_ZAPPED] += dropped
+
+
+@kernel
+def invalidate_range(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
+    """Zap the leaves that overlap pages ``first .. end - 1`` of a window; tell if there were any.
+
+    A leaf of 2 MiB goes whole, whatever part of it changes.
+    """
+    word = ept_word(mem, mm, window)
+    if word & E_TAG == E_NONE:
+        return False
+    if word & E_TAG == E_LEAF:
+        set_ept(mem, mm, window, E_NONE, 0)
+        mem.mm[mm, MM_EPT_2M] -= 1
+        mem.vmstat[NR_EPT_LEAVES_2M] -= 1
+        mem.vmstat[EPT_LEAVES_ZAPPED] += 1
+        return True
+    table = word >> E_SHIFT
+    before = int(mem.ept_table[table].nr)
+    if before == 0:
+        return False
+    host = window_word(mem, mm, window)
+    if host == W_NONE:
+        return False
+    if host == W_ZERO or host & W_TAG == W_HUGE:
+        pb = mem.pool[P_ZERO_PB] - 1 if host == W_ZERO else host >> 2
+        pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
+        _drop_leaves(mem, table, first, end - first, pfn, 1)
+        return before != int(mem.ept_table[table].nr)
+    x = table_head(host)
+    while x != NIL and int(mem.ext[x].vpn) < end:
+        start = max(first, int(mem.ext[x].vpn))
+        nr = min(end, int(mem.ext[x].vpn) + int(mem.ext[x].nr)) - start
+        if nr > 0:
+            pfn = frame_at(mem, x, start)
+            step = frame_at(mem, x, start + 1) - pfn
+            _drop_leaves(mem, table, start, nr, pfn, step)
+        x = int(mem.ext[x].next)
+    return before != int(mem.ept_table[table].nr)
+
+
+@inline_kernel
+def notify(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
+    """Tell a process's hypervisor that pages of a window are about to be mapped otherwise."""
+    if mem.mm[mm, MM_EPT] != 0:
+        invalidate_range(mem, mm, window, first, end)
+
+
+@kernel
+def clear_flush_young(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
+    """Age the EPT's leaves of pages of a window; tell whether they count as accessed.
+
+    Entries without accessed bits (Intel before Haswell) are zapped, and count as accessed if they
+    were there.  With such bits nothing is zapped; they are kept as LRU_YOUNG beside those of the
+    host's own page tables.
+    """
+    if mem.mm[mm, MM_EPT] == 0 or mem.tunables[T_KVM_EPT_AD] != 0:
+        return False
+    return invalidate_range(mem, mm, window, first, end)
+
+
+@kernel
+def new_ept_table(mem: Memory, mm: int, window: int) -> int:
+    """Return the record of a new table without leaves."""
+    table = mem.pool[P_EPT_FREE] - 1
+    if table != NIL:
+        mem.pool[P_EPT_FREE] = mem.ept_table[table].nr
+    else:
+        table = mem.pool[P_EPT_USED]
+        mem.pool[P_EPT_USED] += 1
+    for i in range(NR_WORDS):
+        mem.ept_table[table].bits[i] = 0
+    mem.ept_table[table].frames = 0
+    mem.ept_table[table].nr = 0
+    mem.ept_table[table].mm = mm
+    mem.ept_table[table].window = window
+    mem.ept_table[table].nx_next = NIL
+    mem.ept_table[table].nx_prev = NIL
+    return table
+
+
+@kernel
+def link_nx(mem: Memory, mm: int, table: int) -> None:
+    """Put a table that an instruction fetch made behind the others of its process."""
+    last = mem.mm[mm, MM_NX_LAST]
+    mem.ept_table[table].nx_next = 0
+    mem.ept_table[table].nx_prev = last
+    if last != 0:
+        mem.ept_table[last - 1].nx_next = table + 1
+    else:
+        mem.mm[mm, MM_NX_FIRST] = table + 1
+    mem.mm[mm, MM_NX_LAST] = table + 1
+    mem.mm[mm, MM_NX_SPLITS] += 1
+    mem.vmstat[NR_NX_LPAGE_SPLITS] += 1
+
+
+@kernel
+def unlink_nx(mem: Memory, mm: int, table: int) -> None:
+    """Take a table off its process's list of those that an instruction fetch made."""
+    after = int(mem.ept_table[table].nx_next)
+    before = int(mem.ept_table[table].nx_prev)
+    if before != 0:
+        mem.ept_table[before - 1].nx_next = after
+    else:
+        mem.mm[mm, MM_NX_FIRST] = after
+    if after != 0:
+        mem.ept_table[after - 1].nx_prev = before
+    else:
+        mem.mm[mm, MM_NX_LAST] = before
+    mem.ept_table[table].nx_next = NIL
+    mem.mm[mm, MM_NX_SPLITS] -= 1
+    mem.vmstat[NR_NX_LPAGE_SPLITS] -= 1
+
+
+@kernel
+def free_ept_table(mem: Memory, mm: int, table: int) -> None:
+    """Forget a table and its leaves; its window's word and its page are the caller's."""
+    if mem.ept_table[table].nx_next != NIL:
+        unlink_nx(mem, mm, table)
+    nr = int(mem.ept_table[table].nr)
+    mem.mm[mm, MM_EPT_4K] -= nr
+    mem.vmstat[NR_EPT_LEAVES_4K] -= nr
+    mem.vmstat[EPT_LEAVES_ZAPPED] += nr
+    mem.ept_table[table].nr = mem.pool[P_EPT_FREE]
+    mem.ept_table[table].mm = NIL
+    mem.pool[P_EPT_FREE] = table + 1
+
+
+@kernel
+def notifier_release(mem: Memory, mm: int) -> None:
+    """Forget the EPT of a process that ends; its pages go with the process's other tables."""
+    if mem.mm[mm, MM_EPT] == 0:
+        return
+    base = mem.mm[mm, MM_BASE]
+    for at in range(base, base + mem.mm[mm, MM_WINDOWS]):
+        word = int(mem.ept[at])
+        if word & E_TAG == E_TABLE:
+            free_ept_table(mem, mm, word >> E_SHIFT)
+        mem.ept[at] = E_NONE
+    nr = mem.mm[mm, MM_EPT_2M]
+    mem.vmstat[NR_EPT_LEAVES_2M] -= nr
+    mem.vmstat[EPT_LEAVES_ZAPPED] += nr
+    mem.mm[mm, MM_EPT_2M] = 0
