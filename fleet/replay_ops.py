@@ -12,6 +12,7 @@ import numpy as np
 from fleet.replay_advice import ksm_run_written, op_merge, op_readonly
 from fleet.replay_script import ADVICE, Op
 from hostsim.core.errors import Problem, ScenarioError
+from hostsim.mm.compaction import compact_node
 from hostsim.mm.fault import chosen
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.kalloc import alloc_blocks, free_blocks
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from fleet.replay import Replay
 
 PIPE_BUFFERS: Final = 16  # PIPE_DEF_BUFFERS, include/linux/pipe_fs_i.h
-LATER_OPS: Final = ("collapse", "pageout", "compact", "swapon")
+LATER_OPS: Final = ("collapse", "pageout", "swapon")
 
 
 def options_of(op: Op) -> tuple[int, float, int]:
@@ -147,6 +148,11 @@ def op_kfree(replay: "Replay", op: Op) -> None:
             replay.pipes[index] = None
 
 
+def op_compact(replay: "Replay", op: Op) -> None:
+    """Compact all memory, as a write to compact_memory does."""
+    compact_node(replay.mem)
+
+
 def op_wait(replay: "Replay", op: Op) -> None:
     """Let time pass."""
     replay.pass_time(int(op.words[0]))
@@ -163,6 +169,7 @@ OPS: Final[dict[str, Callable[["Replay", Op], None]]] = {
     "exit": op_exit,
     "kalloc": op_kalloc,
     "kfree": op_kfree,
+    "compact": op_compact,
     "wait": op_wait,
     "merge": op_merge,
     "readonly": op_readonly,

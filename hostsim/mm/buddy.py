@@ -12,6 +12,8 @@ from hostsim.mm.mm_types import (
     NIL,
     NR_SMALL_ORDERS,
     NR_TYPES,
+    P_CAPTURE,
+    P_CAPTURED,
     Z_FREE,
     Z_VIRGIN,
     Z_VIRGIN_END,
@@ -205,6 +207,17 @@ def _drop_if_full(mem: Memory, record: int, pb: int) -> None:
 
 
 @kernel
+def take_free_block(mem: Memory, pb: int, first: int, order: int) -> None:
+    """Take one free block of a partial pageblock, not necessarily the next one to be handed out."""
+    record = int(mem.pb[pb].a)
+    zone = zone_of(mem, pb << PAGEBLOCK_ORDER)
+    del_free_block(mem, record, zone, list_type(mem, pb), order)
+    set_frames(mem, record, first, 1 << order, False)
+    mem.zone[zone, Z_FREE] -= 1 << order
+    _drop_if_full(mem, record, pb)
+
+
+@kernel
 def free_run(mem: Memory, pfn: int, nr: int, descending: bool) -> None:
     """Free ``nr`` frames of one pageblock, one after the other, ascending or descending.
 
@@ -314,10 +327,18 @@ def free_pageblock(mem: Memory, pb: int) -> None:
 
     The frames are already counted in the zone's free pages.  Since 6.10 the buddy takes over the
     label, so that splitting the block again leaves both halves on the lists of their labels
-    ("mm: page_alloc: fix up block types when merging compatible blocks").
+    ("mm: page_alloc: fix up block types when merging compatible blocks").  A direct compactor
+    that waits for a huge page of the zone captures the pageblock instead (compaction_capture).
     """
     zone = zone_of(mem, pb << PAGEBLOCK_ORDER)
     on_type = get_pageblock_migratetype(mem, pb)
+    if mem.pool[P_CAPTURE] == zone + 1:
+        mem.pool[P_CAPTURE] = 0
+        mem.pool[P_CAPTURED] = pb + 1
+        mem.zone[zone, Z_FREE] -= PAGEBLOCK_NR_PAGES
+        set_state(mem, pb, PB_FULL, on_type)
+        mem.pb[pb].a = NIL
+        return
     buddy = pb ^ 1
     if _free9(mem, buddy):
         del_free_pageblocks(mem, buddy, zone, list_type(mem, buddy), PAGEBLOCK_ORDER)

@@ -21,6 +21,7 @@ from hostsim.core.units import (
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.mm_types import (
+    LABEL_TYPE,
     MIGRATE_MOVABLE,
     NIL,
     NR_HEADS,
@@ -198,7 +199,7 @@ def scan(mem: Memory) -> Scan:
     return Scan(
         state=state,
         on_type=(raw >> 4) ^ MIGRATE_MOVABLE,
-        label=mem.pb["label"][:nr].astype(np.int64) ^ MIGRATE_MOVABLE,
+        label=(mem.pb["label"][:nr].astype(np.int64) & LABEL_TYPE) ^ MIGRATE_MOVABLE,
         zone=zone,
         partial=partial,
         record=record,

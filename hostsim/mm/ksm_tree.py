@@ -119,6 +119,17 @@ def _drop_node(mem: Memory, node: int) -> None:
 
 
 @kernel
+def ksm_migrate_page(mem: Memory, pfn: int, target: int) -> None:
+    """Let a frame's stable node lead to the frame to which its page moved, if it has a node."""
+    node = int(mem.ksm_frame[pfn])
+    if node == 0:
+        return
+    mem.ksm_frame[pfn] = 0
+    mem.ksm_frame[target] = node
+    mem.ksm_node[node - 1].pfn = target
+
+
+@kernel
 def put_ksm_page(mem: Memory, pfn: int) -> None:
     """Drop one mapping of a merged frame, whose extent is already gone; the last frees it."""
     node = int(mem.ksm_frame[pfn]) - 1

@@ -32,6 +32,9 @@ NR_PCP_TYPES: Final = 3
 NR_TYPES: Final = 4
 TYPE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "HighAtomic")
 
+LABEL_TYPE: Final = 15  # migratetype in a label byte
+LABEL_SKIP: Final = 16  # PB_migrate_skip: compaction found nothing to do here
+
 NIL: Final = -1  # no record
 NR_PCP_LISTS: Final = NR_PCP_TYPES * 4 + 2  # orders 0..3 of 3 types, and two of huge pages
 NR_PCP_LIST_HEADS: Final = NR_ZONES * NR_PCP_LISTS
@@ -46,7 +49,7 @@ PAGEBLOCK_DTYPE: Final = np.dtype(
         ("a", "i4"),  # by state: next, mm, first extent or record
         ("b", "i4"),  # by state: previous, window or flags
         ("state", "i1"),  # PB_* in the low nibble, list type XOR MOVABLE above
-        ("label", "i1"),  # migratetype XOR MOVABLE, so that zero is movable
+        ("label", "i1"),  # migratetype XOR MOVABLE, so that zero is movable; LABEL_SKIP
     ]
 )
 RECORD_DTYPE: Final = np.dtype(
@@ -151,7 +154,15 @@ PCP_FREE_COUNT: Final = 17  # 6.12
 PCP_PREV_HIGH_ORDER: Final = 18  # 6.12, the previous free was of an order 1..3
 PCP_BELOW_HIGH: Final = 19  # 6.12, ZONE_BELOW_HIGH
 Z_LABEL: Final = 20  # + type: pageblocks of each label
-NR_ZONE_FIELDS: Final = Z_LABEL + NR_TYPES
+Z_CACHED_MIGRATE: Final = Z_LABEL + NR_TYPES  # where migrate scanners go on: async, sync
+Z_CACHED_FREE: Final = Z_CACHED_MIGRATE + 2  # where the free scanner goes on
+Z_INIT_MIGRATE: Final = Z_CACHED_FREE + 1  # where a scan of the whole zone began
+Z_INIT_FREE: Final = Z_INIT_MIGRATE + 1
+Z_BLOCKSKIP_FLUSH: Final = Z_INIT_FREE + 1  # 1: skip bits are to be cleared
+Z_COMPACT_CONSIDERED: Final = Z_BLOCKSKIP_FLUSH + 1
+Z_COMPACT_DEFER_SHIFT: Final = Z_COMPACT_CONSIDERED + 1
+Z_COMPACT_ORDER_FAILED: Final = Z_COMPACT_DEFER_SHIFT + 1
+NR_ZONE_FIELDS: Final = Z_COMPACT_ORDER_FAILED + 1
 
 # Columns of Memory.mm
 MAX_PROCESSES: Final = 4096
@@ -235,9 +246,13 @@ P_KSM_FULL_SCANS: Final = 41  # full_scans
 P_KSM_NEXT_NS: Final = 42  # when ksmd wakes next
 P_EPT_USED: Final = 43
 P_EPT_FREE: Final = 44
-NR_POOL: Final = 45
+P_CAPTURE: Final = 45  # zone + 1 in which a direct compactor takes the first free huge page
+P_CAPTURED: Final = 46  # pageblock + 1 that it took
+P_KCOMPACTD_ORDER: Final = 47  # order that kcompactd is asked for, 0 if none
+NR_POOL: Final = 48
 SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
+NR_COMPACT: Final = 4096  # hostsim.mm.compact_control
 MAX_VMAS: Final = 1 << 18  # all processes together; Linux allows 65530 a process
 
 
@@ -266,6 +281,7 @@ class _MemoryArrays(NamedTuple):
     ksm_unstable: NDArray[Any]  # int32 (power of 2,) item + 1 by content
     ept: NDArray[Any]  # int32 (words,) EPT entry of every window: hostsim.mm.mmu_notifier
     ept_table: NDArray[Any]  # (words,) EPT_TABLE_DTYPE, tables of 4 KiB leaves
+    compact: NDArray[Any]  # int64 (NR_COMPACT,) the compaction in progress
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -291,6 +307,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
         Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
         Field("scratch", (SCRATCH,), np.dtype("i8")),
+        Field("compact", (NR_COMPACT,), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
         Field("vma", (MAX_VMAS,), VMA_DTYPE),

@@ -256,7 +256,7 @@ def _bulk_6_1(mem: Memory, zone: int, limit: int) -> int:
     if limit < base:
         return 1
     batch = base << state[PCP_FREE_FACTOR]
-    if batch < limit - base and state[PCP_FREE_FACTOR] < SCALE_MAX:
+    if batch < limit - base:
         state[PCP_FREE_FACTOR] += 1
     return min(max(batch, base), limit - base)
 

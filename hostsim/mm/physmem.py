@@ -20,6 +20,8 @@ import numpy as np
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
+    LABEL_SKIP,
+    LABEL_TYPE,
     MIGRATE_MOVABLE,
     NIL,
     NR_BIG_HEADS,
@@ -33,6 +35,8 @@ from hostsim.mm.mm_types import (
     P_REC_LIVE,
     P_REC_USED,
     WORD_FRAMES,
+    Z_CACHED_FREE,
+    Z_CACHED_MIGRATE,
     Z_END,
     Z_FREE,
     Z_LABEL,
@@ -95,6 +99,9 @@ def init_lists(mem: Memory) -> None:
         mem.zone[zone, Z_VIRGIN] = first
         mem.zone[zone, Z_VIRGIN_END] = end
         mem.zone[zone, Z_FREE] = (end - first) << PAGEBLOCK_ORDER
+        mem.zone[zone, Z_CACHED_MIGRATE] = first << PAGEBLOCK_ORDER
+        mem.zone[zone, Z_CACHED_MIGRATE + 1] = first << PAGEBLOCK_ORDER
+        mem.zone[zone, Z_CACHED_FREE] = (end - 1) << PAGEBLOCK_ORDER
         if end > first:
             big_list_add_tail(mem, virgin_slot(mem, zone), zone, MIGRATE_MOVABLE, 10)
             mem.nr_free[zone, MIGRATE_MOVABLE, 10] = (end - first) >> 1
@@ -121,7 +128,7 @@ def set_state(mem: Memory, pb: int, state: int, on_type: int) -> None:
 @inline_kernel
 def get_pageblock_migratetype(mem: Memory, pb: int) -> int:
     """Return the label of a pageblock."""
-    return mem.pb[pb].label ^ MIGRATE_MOVABLE
+    return (mem.pb[pb].label & LABEL_TYPE) ^ MIGRATE_MOVABLE
 
 
 @kernel
@@ -130,7 +137,8 @@ def set_pageblock_migratetype(mem: Memory, pb: int, migratetype: int) -> None:
     zone = zone_of(mem, pb << PAGEBLOCK_ORDER)
     mem.zone[zone, Z_LABEL + get_pageblock_migratetype(mem, pb)] -= 1
     mem.zone[zone, Z_LABEL + migratetype] += 1
-    mem.pb[pb].label = migratetype ^ MIGRATE_MOVABLE
+    skip = mem.pb[pb].label & LABEL_SKIP
+    mem.pb[pb].label = skip | (migratetype ^ MIGRATE_MOVABLE)
 
 
 @inline_kernel
@@ -194,6 +202,15 @@ def small_list_del(mem: Memory, record: int, order: int) -> None:
     """Unlink a record from its list of an order."""
     mem.rec[mem.rec[record].prev[order]].next[order] = mem.rec[record].next[order]
     mem.rec[mem.rec[record].next[order]].prev[order] = mem.rec[record].prev[order]
+
+
+@kernel
+def list_rotate(mem: Memory, head: int, order: int, last: int) -> None:
+    """Turn the list of an order so that it ends with one of its records (or not, if the head)."""
+    if last == head:
+        return
+    small_list_del(mem, head, order)
+    small_list_add(mem, head, order, last)
 
 
 @kernel
@@ -310,6 +327,21 @@ def lowest_free_block(mem: Memory, record: int, order: int) -> int:
         ):
             return first
     return NIL
+
+
+@kernel
+def free_block_order(mem: Memory, record: int, first: int) -> int:
+    """Return the order of the free block that begins at a frame (0..511), or NIL if none does."""
+    if not is_free_block(mem, record, first, 0):
+        return NIL
+    order = 0
+    while order < NR_SMALL_ORDERS - 1 and first & (1 << order) == 0:
+        if not is_free_block(mem, record, first, order + 1):
+            return order
+        order += 1
+    if order < NR_SMALL_ORDERS - 1 and is_free_block(mem, record, first ^ (1 << order), order):
+        return NIL
+    return order
 
 
 @kernel

@@ -145,6 +145,7 @@ def cut_extent(mem: Memory, x: int, vpn: int) -> int:
         second_pfn = pfn + keep
     mem.ext[x].nr = keep
     y = add_extent(mem, second_pfn, rest, int(mem.ext[x].owner), vpn, flags)
+    mem.ext[y].lru = mem.ext[x].lru
     mem.ext[y].next = mem.ext[x].next
     mem.ext[x].next = y
     return y

@@ -8,17 +8,18 @@ from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
+from hostsim.mm.compact_control import COMPACT_ASYNC, COMPACT_SYNC_LIGHT
 from hostsim.mm.compaction import (
-    COMPACT_ASYNC,
     COMPACT_DEFERRED,
     COMPACT_SKIPPED,
-    COMPACT_SYNC_LIGHT,
+    compaction_defer_reset,
     try_to_compact_pages,
 )
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_ADVICE,
     NR_ZONES,
+    P_CAPTURED,
     Z_MANAGED,
     ZONE_DMA32,
     ZONE_NORMAL,
@@ -27,13 +28,16 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import ADVICE_HUGE
 from hostsim.mm.page_alloc import MARK_LOW, MARK_MIN, get_page_from_freelist
 from hostsim.mm.pcp import drain_zone_pages
-from hostsim.mm.physmem import PB_HUGE, set_state
+from hostsim.mm.physmem import PB_HUGE, set_state, zone_of
 from hostsim.mm.reclaim import try_to_free_pages, wakeup_kswapd
 from hostsim.mm.tunables import DEFRAG, T_DEFRAG
+from hostsim.mm.vmstat import COMPACT_FAIL, COMPACT_STALL
+from hostsim.mm.vmstat import COMPACT_SUCCESS as COMPACTSUCCESS
 
 GFP_DIRECT: Final = 1  # __GFP_DIRECT_RECLAIM: may compact and reclaim itself
 GFP_KSWAPD: Final = 2  # __GFP_KSWAPD_RECLAIM: wakes kswapd
 GFP_NORETRY: Final = 4  # __GFP_NORETRY
+GFP_THISNODE: Final = 8  # __GFP_THISNODE; of the huge page's first attempt: no reclaim
 GFP_KERNEL: Final = GFP_DIRECT | GFP_KSWAPD
 MAX_RECLAIM_RETRIES: Final = 16
 
@@ -91,6 +95,36 @@ def alloc_pages(mem: Memory, order: int, migratetype: int, nr: int) -> tuple[int
 
 
 @kernel
+def _direct_compact(
+    mem: Memory, order: int, migratetype: int, nr: int, mode: int
+) -> tuple[int, int, int, int]:
+    """Compact for an allocation and try it (__alloc_pages_direct_compact).
+
+    Returns
+    -------
+    pfn, taken, step, result
+        As `alloc_pages_gfp`, and the COMPACT_* result.
+    """
+    result = try_to_compact_pages(mem, order, migratetype, mode, ZONE_NORMAL)
+    if result == COMPACT_SKIPPED:
+        return NO_PFN, 0, 0, result
+    mem.vmstat[COMPACT_STALL] += 1
+    if mem.pool[P_CAPTURED] != 0:
+        pfn = (mem.pool[P_CAPTURED] - 1) << PAGEBLOCK_ORDER
+        taken = 1
+        step = 1 << order
+        mem.pool[P_CAPTURED] = 0
+    else:
+        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+    if pfn == NO_PFN:
+        mem.vmstat[COMPACT_FAIL] += 1
+        return NO_PFN, 0, 0, result
+    compaction_defer_reset(mem, zone_of(mem, pfn), order, True)
+    mem.vmstat[COMPACTSUCCESS] += 1
+    return pfn, taken, step, result
+
+
+@kernel
 def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> tuple[int, int, int]:
     """Wake kswapd, go down to the min watermark, compact, reclaim, compact."""
     if gfp & GFP_KSWAPD:
@@ -99,13 +133,13 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
     if pfn != NO_PFN or gfp & GFP_DIRECT == 0:
         return pfn, taken, step
     costly = order > COSTLY_ORDER
-    if costly:
-        result = try_to_compact_pages(mem, order, migratetype, COMPACT_ASYNC)
-        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+    if costly or (order > 0 and migratetype != MIGRATE_MOVABLE):
+        pfn, taken, step, result = _direct_compact(mem, order, migratetype, nr, COMPACT_ASYNC)
         if pfn != NO_PFN:
             return pfn, taken, step
-        if gfp & GFP_NORETRY and result in (COMPACT_SKIPPED, COMPACT_DEFERRED):
-            return NO_PFN, 0, 0
+        if costly and gfp & GFP_NORETRY:
+            if gfp & GFP_THISNODE or result == COMPACT_SKIPPED or result == COMPACT_DEFERRED:
+                return NO_PFN, 0, 0
     mode = COMPACT_ASYNC if gfp & GFP_NORETRY else COMPACT_SYNC_LIGHT
     no_progress = 0
     while no_progress < MAX_RECLAIM_RETRIES:
@@ -116,8 +150,7 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
                 drain_zone_pages(mem, zone)
             pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
         if pfn == NO_PFN and order > 0:
-            try_to_compact_pages(mem, order, migratetype, mode)
-            pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+            pfn, taken, step, _ = _direct_compact(mem, order, migratetype, nr, mode)
         if pfn != NO_PFN or costly or gfp & GFP_NORETRY:
             return pfn, taken, step
         no_progress = no_progress + 1 if reclaimed == 0 else 0
@@ -126,8 +159,15 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
 
 @hot_kernel
 def alloc_huge(mem: Memory, mm: int, window: int, gfp: int) -> int:
-    """Allocate a huge page for a window of a process; return its pageblock or NO_PFN."""
-    pfn, _, _ = alloc_pages_gfp(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1, gfp)
+    """Allocate a huge page for a window of a process; return its pageblock or NO_PFN.
+
+    The first attempt is for the local node and at most compacts a little; only a request that
+    may wait makes a second one without these limits (alloc_pages_vma, alloc_pages_mpol).
+    """
+    local = gfp | GFP_THISNODE | GFP_NORETRY
+    pfn, _, _ = alloc_pages_gfp(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1, local)
+    if pfn == NO_PFN and gfp & GFP_DIRECT:
+        pfn, _, _ = alloc_pages_gfp(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1, gfp)
     if pfn == NO_PFN:
         return NO_PFN
     pb = pfn >> PAGEBLOCK_ORDER

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 FALLBACK_6_1: Final = 0  # one loop, largest block first
 FALLBACK_6_12: Final = 1  # claim phase, then steal phase
+COMPACTION_6_1: Final = 0  # a fast search that finds a source marks it to be skipped
+COMPACTION_6_12: Final = 1  # pageblocks are finished; free blocks are kept whole
 
 T_ENABLED: Final = 0
 T_DEFRAG: Final = 1
@@ -45,7 +47,8 @@ T_KVM_NX_HUGE_PAGES: Final = 29  # 2 MiB leaves are not executable (iTLB multihi
 T_KVM_NX_RATIO: Final = 30
 T_KVM_EAGER_PAGE_SPLIT: Final = 31
 T_KVM_EPT_AD: Final = 32  # EPT entries have accessed and dirty bits (Haswell on)
-NR_TUNABLES: Final = 33
+T_COMPACTION: Final = 33  # COMPACTION_*
+NR_TUNABLES: Final = 34
 
 _NO_LIMIT: Final = (1 << 31) - 1
 # file: index, default, least and most; defaults of v6.1 and v6.12
@@ -85,6 +88,7 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_SPLIT_FREES_ZERO: 0,
         T_KSM_SMART_SCAN: 0,  # since 6.7
         T_FALLBACK: FALLBACK_6_1,
+        T_COMPACTION: COMPACTION_6_1,
         T_PCP_6_12: 0,
         T_REVERSE_ZAP: 1,  # mm/swap.c release_pages builds its list with list_add
     },
@@ -93,6 +97,7 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_SPLIT_FREES_ZERO: 1,  # mm/huge_memory.c remap_page with RMP_USE_SHARED_ZEROPAGE
         T_KSM_SMART_SCAN: 1,
         T_FALLBACK: FALLBACK_6_12,
+        T_COMPACTION: COMPACTION_6_12,
         T_PCP_6_12: 1,
         T_REVERSE_ZAP: 0,  # mm/swap.c folios_put_refs frees a batch in order
     },
