@@ -16,6 +16,7 @@ from hostsim.ept import (
     stop_dirty_log,
 )
 from hostsim.mm.check import check_memory
+from hostsim.mm.compaction import compact_node
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.ksm import ksm_do_scan, madvise_mergeable, unmerge_all
@@ -328,6 +329,10 @@ class EptMachine(RuleBasedStateMachine):
     @rule()
     def unmerge(self):
         unmerge_all(self.mem)
+
+    @rule()
+    def compact(self):
+        compact_node(self.mem)
 
     @precondition(lambda self: 0 < len(self.vms) < 4)
     @rule(n=st.integers(0, 3))
