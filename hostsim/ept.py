@@ -9,6 +9,7 @@ disallowed_hugepage_adjust, kvm_recover_nx_huge_pages; mmu/tdp_mmu.c kvm_tdp_mmu
 kvm_tdp_mmu_try_split_huge_pages, kvm_tdp_mmu_zap_collapsible_sptes.
 Simplified: QEMU's own accesses to guest RAM count as the guest's.
 Simplified: pages for EPT tables are allocated when a table is, not forty ahead.
+Simplified: memory of 1 GiB pages has 512 leaves of 2 MiB, not one of 1 GiB.
 Simplified: a read and a write violation of a page are one.
 """
 
@@ -34,7 +35,7 @@ from hostsim.mm.mm_types import (
     P_ZERO_PB,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, table_head, window_word
+from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
 from hostsim.mm.mmu_notifier import (
     E_DIRECTORY,
     E_LEAF,
@@ -151,7 +152,7 @@ def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
         return False
     word = window_word(mem, mm, window)
     added = 0
-    if word == W_ZERO or word & W_TAG == W_HUGE:
+    if maps_huge(word):
         pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
         pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
         added = add_leaves(mem, table, first, end - first, pfn, 1)
@@ -183,7 +184,7 @@ def ept_access(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
         return False
     word = window_word(mem, mm, window)  # the allocation may have changed the host's mapping
     ept = ept_word(mem, mm, window)
-    huge = word == W_ZERO or word & W_TAG == W_HUGE
+    huge = maps_huge(word)
     table = ept >> E_SHIFT
     by_fetch = ept & E_TAG == E_TABLE and mem.ept_table[table].nx_next != NIL
     if not huge or by_fetch or not large_allowed(mem, mm, window):
@@ -207,10 +208,11 @@ def guest_access(mem: Memory, mm: int, start: int, nr: int, write: bool) -> int:
     Returns
     -------
     int
-        FAULT_OK, or FAULT_OOM as `hostsim.mm.fault.touch_range`.
+        FAULT_OK, FAULT_OOM or FAULT_SIGBUS, as `hostsim.mm.fault.touch_range`.
     """
-    if touch_range(mem, mm, start, nr, 1, 1.0, 0, write, start) != FAULT_OK:
-        return FAULT_OOM
+    status = touch_range(mem, mm, start, nr, 1, 1.0, 0, write, start)
+    if status != FAULT_OK:
+        return status
     if mem.mm[mm, MM_HAS_EPT] == 0:
         return FAULT_OK
     end = min(start + nr, mem.mm[mm, MM_RAM_PAGES])
@@ -227,12 +229,13 @@ def guest_access(mem: Memory, mm: int, start: int, nr: int, write: bool) -> int:
 
 @kernel
 def guest_fetch(mem: Memory, mm: int, page: int) -> int:
-    """Let a guest execute code on a page; return FAULT_OK or FAULT_OOM.
+    """Let a guest execute code on a page; return as `guest_access`.
 
     With the iTLB-multihit mitigation a 2 MiB leaf is not executable, and is split.
     """
-    if guest_access(mem, mm, page, 1, False) != FAULT_OK:
-        return FAULT_OOM
+    status = guest_access(mem, mm, page, 1, False)
+    if status != FAULT_OK:
+        return status
     window = page >> HPAGE_PMD_ORDER
     if mem.tunables[T_KVM_NX_HUGE_PAGES] == 0 or mem.mm[mm, MM_HAS_EPT] == 0:
         return FAULT_OK
@@ -298,7 +301,7 @@ def stop_dirty_log(mem: Memory, mm: int) -> None:
         if (
             word & E_TAG == E_TABLE
             and mem.ept_table[word >> E_SHIFT].nx_next == NIL
-            and (host == W_ZERO or host & W_TAG == W_HUGE)
+            and maps_huge(host)
             and large_allowed(mem, mm, window)
         ):
             _drop_table(mem, mm, window)

@@ -40,6 +40,7 @@ from hostsim.mm.check_free import (
     span_all,
     walk,
 )
+from hostsim.mm.check_hugetlb import check_hugetlb
 from hostsim.mm.check_merge import check_areas, check_ksm, check_written
 from hostsim.mm.mm_types import (
     MM_ANON,
@@ -67,10 +68,11 @@ from hostsim.mm.mm_types import (
     ZONE_NAMES,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_NONE, W_TABLE, W_TAG, W_ZERO
+from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_NONE, W_TABLE, W_TAG, W_ZERO
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_HUGE,
+    PB_HUGETLB,
     PB_PARTIAL,
     PB_PCP,
     PB_RESERVED,
@@ -113,6 +115,7 @@ class FrameKind(IntEnum):
     KERNEL = 9
     BOOT = 10
     UNOWNED = 11  # in use, with nothing on record
+    HUGETLB = 12  # of a hugetlb pool, in use or free
 
 
 class FrameOwner(NamedTuple):
@@ -248,7 +251,7 @@ def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
     window = span_all(np.zeros(mms.size, np.int64), rows[:, MM_WINDOWS])
     word = mem.windows[np.repeat(rows[:, MM_BASE], rows[:, MM_WINDOWS]) + window].astype(np.int64)
     tag, value = word & W_TAG, word >> 2
-    odd = ~np.isin(tag, (W_HUGE, W_TABLE)) & ~np.isin(word, (W_NONE, W_ZERO))
+    odd = ~np.isin(tag, (W_HUGE, W_TABLE, W_HUGETLB)) & ~np.isin(word, (W_NONE, W_ZERO))
     forbid("unknown window word", odd, mm=mm, window=window, word=word)
     forbid(
         "huge zero page mapped that does not exist",
@@ -319,7 +322,7 @@ def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
         ("EPT pages", MM_EPT, per_kind(KIND_EPT)),
     ):
         agree(f"{name} of process", counter=rows[:, field], recomputed=pages)
-    mapped = per_mm(word != W_NONE)
+    mapped = per_mm((word != W_NONE) & (tag != W_HUGETLB))
     tables = rows[:, MM_PGTABLES]
     forbid("windows without a page table", tables < mapped, mm=mms, tables=tables, windows=mapped)
     guests = rows[rows[:, MM_HAS_EPT] != 0, MM_RAM_ANON].sum()
@@ -395,7 +398,8 @@ def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr
     compound = s.state == PB_COMPOUND
     in_compound = compound[x.pfn >> PAGEBLOCK_ORDER]
     for z in range(NR_ZONES):
-        whole = int(((s.state == PB_HUGE) & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
+        is_whole = np.isin(s.state, (PB_HUGE, PB_HUGETLB))
+        whole = int((is_whole & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
         nr_compound = int((compound & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
         partly = _covered(x, in_compound & (s.zone[x.pfn >> PAGEBLOCK_ORDER] == z))
         total = int(mem.zone[z, Z_FREE]) + int(pcp_pages[z]) + whole + int(kernel[z])
@@ -437,6 +441,7 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     check_written(mem, s)
     check_ksm(mem, x.pfn, x.nr, x.flags)
     check_ept(mem)
+    check_hugetlb(mem, s)
 
 
 def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
@@ -452,6 +457,8 @@ def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
         return FrameOwner(
             FrameKind.HUGE, int(mem.pb["a"][pb]), (window << HPAGE_PMD_ORDER) + inside
         )
+    if state == PB_HUGETLB:
+        return FrameOwner(FrameKind.HUGETLB, int(mem.pb["a"][pb]))
     if state in FREE_STATES:
         return FrameOwner(FrameKind.FREE)
     head = int(mem.pb["a"][pb]) if state != PB_PCP else NIL

@@ -27,7 +27,7 @@ from hostsim.mm.mm_types import (
     P_ZERO_PB,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, W_ZERO
+from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_TABLE, W_TAG, W_ZERO
 from hostsim.mm.mmu_notifier import (
     E_DIRECTORY,
     E_LEAF,
@@ -48,7 +48,7 @@ NO_FRAME = -1
 def _host_frames(mem: Memory, word: int, window: int) -> Ints:
     """Return the frame of each page of a window as the host maps it, NO_FRAME if it does not."""
     frames = np.full(HPAGE_PMD_NR, NO_FRAME, np.int64)
-    if word == W_ZERO or word & W_TAG == W_HUGE:
+    if word == W_ZERO or word & W_TAG in (W_HUGE, W_HUGETLB):
         pb = int(mem.pool[P_ZERO_PB]) - 1 if word == W_ZERO else word >> 2
         return (pb << HPAGE_PMD_ORDER) + np.arange(HPAGE_PMD_NR)
     x = (word >> 2) - 1 if word & W_TAG == W_TABLE else NIL
@@ -101,7 +101,7 @@ def check_ept(mem: Memory) -> None:
         host = mem.windows[base : base + nr].astype(np.int64)
         leaf = ept & E_TAG == E_LEAF
         frame = np.where(host == W_ZERO, mem.pool[P_ZERO_PB] - 1, host >> 2)
-        mapped = (host & W_TAG == W_HUGE) | (host == W_ZERO)
+        mapped = np.isin(host & W_TAG, (W_HUGE, W_HUGETLB)) | (host == W_ZERO)
         stale = leaf & (~mapped | (frame != ept >> E_SHIFT))
         forbid("2 MiB EPT leaf without its host PMD", stale, mm=windows * 0 + mm, window=windows)
         flags = int(row[MM_EPT_FLAGS])

@@ -55,6 +55,7 @@ from hostsim.mm.physmem import (
     PB_FREE10,
     PB_FREE10_TAIL,
     PB_FULL,
+    PB_HUGETLB,
     PB_PARTIAL,
     PB_PCP,
     PB_RESERVED,
@@ -217,7 +218,7 @@ def nr_present(mem: Memory, s: Scan, zone: int) -> int:
 def check_pageblocks(mem: Memory, s: Scan) -> None:
     """States, halves of order-10 blocks, virgin regions, labels, unmerged buddies."""
     numbers = np.arange(s.state.size)
-    forbid("unknown state", s.state > PB_PCP, pageblock=numbers, state=s.state)
+    forbid("unknown state", s.state > PB_HUGETLB, pageblock=numbers, state=s.state)
     even, odd = s.state[0::2], s.state[1::2]
     agree(
         "order-10 blocks: second halves",

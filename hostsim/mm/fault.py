@@ -21,10 +21,12 @@ from hostsim.core.units import (
 from hostsim.mm.content import clear_huge, note_written
 from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fork import wp_huge, wp_page
+from hostsim.mm.hugetlb import hugetlb_fault, windows_per_page
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_ADVICE,
     MM_HUGE,
+    MM_HUGETLB,
     MM_RAM_PAGES,
     MM_THP_ALLOC,
     MM_THP_FALLBACK,
@@ -81,6 +83,7 @@ from hostsim.mm.vmstat import (
 ALWAYS: Final = ENABLED["always"]
 MADVISE: Final = ENABLED["madvise"]
 FAULT_OK: Final = 0
+FAULT_SIGBUS: Final = 2  # no hugetlb page for a mapping without a reservation
 FAULT_OOM: Final = 1  # no page above the min watermark: the OOM killer's turn
 
 
@@ -349,7 +352,8 @@ def touch_range(
     Returns
     -------
     int
-        FAULT_OK, or FAULT_OOM when no page could be had; the caller kills and resumes.
+        FAULT_OK, FAULT_OOM when no page could be had: the caller kills and resumes, or
+        FAULT_SIGBUS: the process is killed.
     """
     end = start + nr
     page = resume
@@ -361,6 +365,19 @@ def touch_range(
         if page >= stop:
             continue
         mem.pool[P_RESUME] = page
+        if mem.mm[mm, MM_HUGETLB] != 0 and window << HPAGE_PMD_ORDER < mem.mm[mm, MM_RAM_PAGES]:
+            if window_word(mem, mm, window) == W_NONE:
+                mem.vmstat[PGFAULT] += 1
+                if not hugetlb_fault(mem, mm, window):
+                    return FAULT_SIGBUS
+                charge(mem, C_HUGE_FAULT, 1)
+                charge(
+                    mem,
+                    C_CLEAR_PAGE,
+                    windows_per_page(mem.mm[mm, MM_HUGETLB] - 1) << HPAGE_PMD_ORDER,
+                )
+            page = stop
+            continue
         if window_word(mem, mm, window) == W_NONE:
             if _fault_empty_window(mem, mm, window, write) != FAULT_OK:
                 return FAULT_OOM

@@ -22,6 +22,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import (
     W_HUGE,
+    W_HUGETLB,
     W_NONE,
     W_TAG,
     W_ZERO,
@@ -114,6 +115,8 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
         if word == W_NONE:
             continue
         notify(mem, parent, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
+        if word & W_TAG == W_HUGETLB:
+            continue
         if mem.pool[P_EXT_LIVE] + HPAGE_PMD_NR > mem.ext.size:
             return False
         if not alloc_table(mem, child, KIND_PGTABLE):

@@ -198,7 +198,10 @@ MM_EPT_VIOLATIONS: Final = 28
 MM_NX_SPLITS: Final = 29  # large leaves that an instruction fetch split (nx_lpage_splits)
 MM_NX_FIRST: Final = 30  # the oldest of them + 1
 MM_NX_LAST: Final = 31
-NR_MM_FIELDS: Final = 32
+MM_HUGETLB: Final = 32  # HUGETLB_2M or HUGETLB_1G + 1: its guest RAM is a hugetlbfs file; 0: not
+MM_HUGETLB_RESV: Final = 33  # pages of that size still reserved for it
+MM_HUGETLB_PAGES: Final = 34  # pages of that size that it maps
+NR_MM_FIELDS: Final = 35
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0
@@ -250,6 +253,19 @@ P_CAPTURE: Final = 45  # zone + 1 in which a direct compactor takes the first fr
 P_CAPTURED: Final = 46  # pageblock + 1 that it took
 P_KCOMPACTD_ORDER: Final = 47  # order that kcompactd is asked for, 0 if none
 NR_POOL: Final = 48
+
+# Columns of Memory.hugetlb, a row a page size
+HUGETLB_2M: Final = 0
+HUGETLB_1G: Final = 1
+NR_HUGETLB_SIZES: Final = 2
+H_NR: Final = 0  # nr_hugepages, surplus ones included
+H_FREE: Final = 1  # free_hugepages
+H_RESV: Final = 2  # resv_hugepages: of the free ones, promised to mappings
+H_SURPLUS: Final = 3  # surplus_hugepages
+H_OVERCOMMIT: Final = 4  # nr_overcommit_hugepages
+H_LIST: Final = 5  # first free page: its first pageblock + 1
+NR_HUGETLB_FIELDS: Final = 6
+
 SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
 NR_COMPACT: Final = 4096  # hostsim.mm.compact_control
@@ -279,6 +295,7 @@ class _MemoryArrays(NamedTuple):
     ksm_frame: NDArray[Any]  # int32 (nr_pages,) stable node + 1 of a shared frame
     ksm_stable: NDArray[Any]  # int32 (power of 2,) node + 1 by content
     ksm_unstable: NDArray[Any]  # int32 (power of 2,) item + 1 by content
+    hugetlb: NDArray[Any]  # int64 (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS)
     ept: NDArray[Any]  # int32 (words,) EPT entry of every window: hostsim.mm.mmu_notifier
     ept_table: NDArray[Any]  # (words,) EPT_TABLE_DTYPE, tables of 4 KiB leaves
     compact: NDArray[Any]  # int64 (NR_COMPACT,) the compaction in progress
@@ -317,6 +334,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("ksm_item", (2 * nr_pages,), KSM_ITEM_DTYPE),
         Field("ksm_frame", (nr_pages,), np.dtype("i4")),
         Field("ksm_stable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
+        Field("hugetlb", (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS), np.dtype("i8")),
         Field("ept", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
         Field("ept_table", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), EPT_TABLE_DTYPE),
         Field("ksm_unstable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),

@@ -35,6 +35,7 @@ W_ZERO: Final = 4  # the shared huge zero page
 W_TAG: Final = 3
 W_HUGE: Final = 1  # tag: a huge page, pageblock above
 W_TABLE: Final = 2  # tag: a page table, first extent + 1 above
+W_HUGETLB: Final = 3  # tag: a hugetlb page or 2 MiB of one, pageblock above
 
 
 @kernel
@@ -128,6 +129,12 @@ def window_word(mem: Memory, mm: int, window: int) -> int:
 def set_window(mem: Memory, mm: int, window: int, word: int) -> None:
     """Set the word of a window."""
     mem.windows[mem.mm[mm, MM_BASE] + window] = word
+
+
+@inline_kernel
+def maps_huge(word: int) -> bool:
+    """Tell whether a window's word is a PMD that maps 2 MiB: huge, hugetlb or the zero page."""
+    return word == W_ZERO or (word & W_TAG) % 2 == 1
 
 
 @inline_kernel

@@ -31,7 +31,7 @@ from hostsim.mm.mm_types import (
     WORD_FRAMES,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, table_head, window_word
+from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
 from hostsim.mm.rmap import frame_at
 from hostsim.mm.tunables import T_KVM_EPT_AD
 from hostsim.mm.vmstat import (
@@ -143,7 +143,7 @@ def invalidate_range(mem: Memory, mm: int, window: int, first: int, end: int) ->
     host = window_word(mem, mm, window)
     if host == W_NONE:
         return False
-    if host == W_ZERO or host & W_TAG == W_HUGE:
+    if maps_huge(host):
         pb = mem.pool[P_ZERO_PB] - 1 if host == W_ZERO else host >> 2
         pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
         _drop_leaves(mem, table, first, end - first, pfn, 1)

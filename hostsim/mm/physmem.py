@@ -63,6 +63,7 @@ PB_FULL: Final = 6  # 512 small pages in use: a = extents
 PB_PARTIAL: Final = 7  # some frames free: a = record
 PB_RESERVED: Final = 8  # not managed: kernel image, struct pages, firmware
 PB_PCP: Final = 9  # one free huge page on a per-CPU list
+PB_HUGETLB: Final = 10  # part of a hugetlb page: a = mm, b = window; free: NIL and next + 1
 
 FULL_WORD: Final = (1 << WORD_FRAMES) - 1
 

@@ -8,10 +8,20 @@ Simplified: an exit frees the deposited page tables of huge pages last, with all
 
 from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
+from hostsim.mm.hugetlb import hugetlb_exit, windows_per_page, zap_hugetlb
 from hostsim.mm.ksm_tree import ksm_exit, put_ksm_page
-from hostsim.mm.mm_types import MM_HUGE, MM_WINDOWS, NIL, P_ZERO_USERS, Memory
+from hostsim.mm.mm_types import (
+    MM_HUGE,
+    MM_HUGETLB,
+    MM_RAM_PAGES,
+    MM_WINDOWS,
+    NIL,
+    P_ZERO_USERS,
+    Memory,
+)
 from hostsim.mm.mmap import (
     W_HUGE,
+    W_HUGETLB,
     W_NONE,
     W_TABLE,
     W_TAG,
@@ -155,6 +165,9 @@ def zap_window(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
     word = window_word(mem, mm, window)
     if word == W_NONE:
         return
+    if word & W_TAG == W_HUGETLB:
+        zap_hugetlb(mem, mm, window, first, end)
+        return
     notify(mem, mm, window, first, end)
     whole = end - first == HPAGE_PMD_NR
     if word == W_ZERO:
@@ -177,9 +190,18 @@ def zap_window(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
 
 @kernel
 def discard_range(mem: Memory, mm: int, start: int, nr: int) -> None:
-    """Drop pages of a process (MADV_DONTNEED on one range)."""
+    """Drop pages of a process (MADV_DONTNEED on one range).
+
+    Of hugetlb memory only whole pages go, from one's first page on.
+    """
     page = start
     end = start + nr
+    if mem.mm[mm, MM_HUGETLB] != 0 and start < mem.mm[mm, MM_RAM_PAGES]:
+        step = windows_per_page(mem.mm[mm, MM_HUGETLB] - 1) << HPAGE_PMD_ORDER
+        if start % step != 0:
+            return
+        if end < mem.mm[mm, MM_RAM_PAGES]:
+            end = end // step * step
     while page < end:
         window = page >> HPAGE_PMD_ORDER
         stop = min(end, (window + 1) << HPAGE_PMD_ORDER)
@@ -196,12 +218,15 @@ def exit_mm(mem: Memory, mm: int) -> None:
         if word == W_NONE:
             continue
         first = window << HPAGE_PMD_ORDER
+        if word & W_TAG == W_HUGETLB:
+            continue  # by hugetlb_exit
         if word & W_TAG == W_TABLE:
             zap_table(mem, mm, window, first, first + HPAGE_PMD_NR)
         elif word & W_TAG == W_HUGE:
             zap_huge(mem, mm, window)
         else:
             zap_window(mem, mm, window, first, first + HPAGE_PMD_NR)
+    hugetlb_exit(mem, mm)
     free_all_tables(mem, mm)
     ksm_exit(mem, mm)
     free_vmas(mem, mm)
