@@ -9,58 +9,71 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guestsim.memory_use import (
-    G_BOOT,
-    G_FREED_NR,
-    G_GROWN,
+from fleet.backing import (
+    NR_T_FIELDS,
+    begin_turns,
+    decide_all,
+    decide_one,
+    look_at_guest,
+    run_turns,
+)
+from guestsim.behaviour import (
+    G_ANON,
+    G_BALLOON,
+    G_CLASS,
+    G_EFFECTIVE,
+    G_GUEST_HUGE,
+    G_HEAP_NS,
     G_KEY,
+    G_KILLS,
+    G_LAST_NS,
     G_MM,
+    G_NEXT_TICK,
     G_PAGES,
-    G_PEAK,
-    G_RUNS,
+    G_REPORTED,
+    G_SLOT,
     G_START_NS,
+    G_STATE,
+    G_USED,
     G_VCPUS,
     G_VM,
     NR_G_FIELDS,
-    NR_OP_FIELDS,
+    NR_O_FIELDS,
+    NR_SLOTS,
+    OP_HOST,
     OPS_PER_GUEST,
+    behaviour_table,
     draw_guest,
     guests_key,
-    guests_tick,
-    pages_wanted,
 )
-from guestsim.spec import GuestSpec
+from guestsim.guest import Guest, guest_layout, rounded_pages
+from guestsim.spec import Behaviour, GuestSpec
 from hostsim.core.errors import InvariantError
 from hostsim.core.jit import kernel
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR
-from hostsim.host import (
-    NR_ROW_HEAD,
-    OP_MM,
-    OP_TOUCH,
-    Host,
-    apply_ops,
-    births_per_tick,
-    fill_host_row,
-    kernel_tick,
-)
+from hostsim.host import NR_ROW_HEAD, Host, births_per_tick, fill_host_row, kernel_tick
 from hostsim.mm.mm_types import (
     MM_EPT,
     MM_EPT_2M,
     MM_EPT_4K,
+    MM_EPT_FLAGS,
     MM_EPT_VIOLATIONS,
     MM_HUGE,
     MM_RAM_ANON,
     MM_THP_ALLOC,
     MM_THP_FALLBACK,
     NIL,
+    P_NOW_NS,
     Memory,
 )
+from hostsim.mm.mmu_notifier import EPT_MISALIGNED
 from hostsim.mm.slab import Slab
 from hostsim.spec import HostSpec
 
 STOP = 0
 START = 1
+NR_ROW_TAIL = 4  # columns of ``hosts`` that the guests fill: the last ones
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
 
@@ -87,9 +100,22 @@ class NodeRows(NamedTuple):
 # Columns of the progress of `run_ticks`
 _TICKS_DONE = 0
 _PHASE = 1  # of the tick under way
-_NR_OPS = 2
-_OPS_DONE = 3
-NR_PROGRESS = 4
+NR_PROGRESS = 2
+
+
+@kernel
+def _sum_guests(guests: NDArray[np.int64], row: NDArray[np.int64], first: int) -> None:
+    """Write what the guests of a host add to its row."""
+    for guest in range(guests.shape[0]):
+        if guests[guest, G_VM] < 0:
+            continue
+        row[2] += 1
+        row[3] += guests[guest, G_VCPUS]
+        row[4] += guests[guest, G_PAGES]
+        row[first] += guests[guest, G_USED]
+        row[first + 1] += guests[guest, G_GUEST_HUGE]
+        row[first + 2] += guests[guest, G_EFFECTIVE]
+        row[first + 3] += guests[guest, G_BALLOON]
 
 
 @kernel
@@ -97,15 +123,16 @@ def run_ticks(
     mem: Memory,
     slab: Slab,
     guests: NDArray[np.int64],
+    profiles: NDArray[np.float64],
     ops: NDArray[np.int64],
+    turns: NDArray[np.int64],
+    turn_progress: NDArray[np.int64],
     rows: NDArray[np.int64],
     progress: NDArray[np.int64],
     births: NDArray[np.float64],
     begin_ns: int,
     tick_ns: int,
-    growth_ns: int,
-    reuse_per_tick: float,
-    small_ratio: float,
+    offset: int,
     key: int,
     host_id: int,
 ) -> int:
@@ -117,6 +144,8 @@ def run_ticks(
         Zeros to begin; keeps where it stopped when memory ran out.
     begin_ns
         Time at which the first tick begins.
+    offset
+        Page of QEMU's address space at which guest RAM begins.
 
     Returns
     -------
@@ -127,28 +156,22 @@ def run_ticks(
         end_ns = begin_ns + (progress[_TICKS_DONE] + 1) * tick_ns
         tick = end_ns // tick_ns
         if progress[_PHASE] == 0:
-            progress[_NR_OPS] = guests_tick(
-                guests, ops, tick, end_ns, growth_ns, reuse_per_tick, small_ratio
-            )
-            progress[_OPS_DONE] = 0
+            mem.pool[P_NOW_NS] = end_ns
+            nr = decide_all(mem, guests, profiles, ops, tick_ns, end_ns)
+            begin_turns(ops, nr, turns, turn_progress)
             progress[_PHASE] = 1
         if progress[_PHASE] == 1:
-            progress[_OPS_DONE] = apply_ops(mem, ops, progress[_OPS_DONE], progress[_NR_OPS])
-            if progress[_OPS_DONE] < progress[_NR_OPS]:
+            if not run_turns(mem, guests, ops, turns, turn_progress, offset):
                 return end_ns
             progress[_PHASE] = 2
             if not kernel_tick(mem, slab, tick, tick_ns, births, key):
                 return end_ns
         row = rows[progress[_TICKS_DONE]]
-        for column in range(NR_ROW_HEAD):
+        for column in range(rows.shape[1]):
             row[column] = 0
         row[0] = end_ns
         row[1] = host_id
-        for guest in range(guests.shape[0]):
-            if guests[guest, G_VM] >= 0:
-                row[2] += 1
-                row[3] += guests[guest, G_VCPUS]
-                row[4] += guests[guest, G_PAGES]
+        _sum_guests(guests, row, rows.shape[1] - NR_ROW_TAIL)
         fill_host_row(mem, row, mem.scratch, NR_ROW_HEAD)
         progress[_PHASE] = 0
         progress[_TICKS_DONE] += 1
@@ -182,16 +205,45 @@ class Node:
         self.host = Host(spec, host_id, seed)
         self.guest_spec = guests
         self._guests_key = guests_key(seed)
+        self._profiles = behaviour_table(guests)
         self.host_id = host_id
         self.tick_ns, self.vm_rows_ns = tick_ns, vm_rows_ns
         self.guests: NDArray[np.int64] = np.full((8, NR_G_FIELDS), -1, np.int64)
         self.row_of: dict[int, int] = {}  # VM -> row of guests
-        self._ops: NDArray[np.int64] = np.zeros((8 * OPS_PER_GUEST, NR_OP_FIELDS), np.int64)
-        self._progress = np.zeros(NR_PROGRESS, np.int64)
+        self.states: dict[int, Guest] = {}  # row of guests -> its kernel
+        self._make_work_space()
         self._births = births_per_tick(spec, tick_ns)
-        self._starting: list[tuple[int, int, int, int]] = []  # touches of VMs that start together
+        self._starting: list[tuple[int, int, int, int, int]] = []  # of VMs that start together
         self._vm_rows: list[list[int]] = []
         self._event_rows: list[list[int]] = []
+
+    def _make_work_space(self) -> None:
+        """Make what is empty between two epochs: operations, turns, progress."""
+        rows = len(self.guests)
+        self._ops: NDArray[np.int64] = np.zeros((rows * OPS_PER_GUEST, NR_O_FIELDS), np.int64)
+        self._turns: NDArray[np.int64] = np.zeros((rows, 2), np.int64)
+        self._turn_progress = np.zeros(NR_T_FIELDS, np.int64)
+        self._progress = np.zeros(NR_PROGRESS, np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_ops", "_turns", "_turn_progress", "_progress"):
+            del state[name]
+        state["states"] = {row: guest.save() for row, guest in self.states.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_work_space()
+        for row, parts in state["states"].items():
+            guest = Guest.restore(self._layout(row), parts)
+            self.states[row] = guest
+            self.guests[row, G_STATE] = guest.address
+
+    def _layout(self, row: int) -> Any:
+        """Return the kind of a guest's kernel."""
+        pages, vcpus = int(self.guests[row, G_PAGES]), int(self.guests[row, G_VCPUS])
+        return guest_layout(self.guest_spec, rounded_pages(pages), vcpus)
 
     def advance(self, commands: Commands, t0_ns: int, t1_ns: int) -> NodeRows:
         """Run the node from one barrier to the next and return its rows.
@@ -237,16 +289,23 @@ class Node:
         return max(min(nr, done + to_row_ns // self.tick_ns), done + 1)
 
     def check(self) -> None:
-        """Recompute the host's state from scratch.
+        """Recompute the state of the host and of every guest from scratch.
 
         Raises
         ------
         InvariantError
-            It is inconsistent.
+            One of them is inconsistent, or a frame that a guest uses is not backed.
         """
+        from fleet.check_backing import check_backing
         from hostsim.mm.check import check_memory
 
         check_memory(self.host.mem)
+        for row, state in self.states.items():
+            try:
+                check_memory(state.mem)
+                check_backing(self.host.mem, self.guests[row], state.mem, self._offset)
+            except InvariantError as error:
+                raise InvariantError(f"VM {self.guests[row, G_VM]}: {error}") from error
 
     def _obey(self, commands: Commands, position: int, end_ns: int) -> int:
         """Carry out the commands before a time; return the position of the next."""
@@ -266,35 +325,55 @@ class Node:
         self._finish_starts(end_ns - self.tick_ns)
         return position
 
+    @property
+    def _offset(self) -> int:
+        return self.guest_spec.ram_offset_pages
+
     def _start(self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int) -> None:
-        """Start a VM and let it touch its boot footprint, or all it has if it ran before."""
+        """Start a VM and let it boot, and touch all that it has by now if it ran before."""
         spec = self.guest_spec
-        boot, peak, madvised, key = draw_guest(spec, self._guests_key, vm_id, pages)
-        mm, enough = self.host.start(vm_id, pages, spec.overhead_pages, madvised)
         row = self._new_row()
         guest = self.guests[row]
-        guest[G_VM], guest[G_MM], guest[G_PAGES], guest[G_VCPUS] = vm_id, mm, pages, vcpus
-        guest[G_START_NS], guest[G_BOOT], guest[G_PEAK] = t_ns - age_ns, boot, peak
-        guest[G_KEY], guest[G_FREED_NR], guest[G_RUNS] = key, 0, 0
-        guest[G_GROWN] = pages_wanted(self.guests, row, t_ns, spec.growth_ns)
+        guest[:] = 0
+        madvised = draw_guest(spec, self._guests_key, vm_id, pages, guest)
+        guest[[G_VM, G_PAGES, G_VCPUS, G_START_NS]] = vm_id, pages, vcpus, t_ns - age_ns
+        ram_pages = self._offset + pages
+        guest[G_MM], enough = self.host.start(vm_id, ram_pages, spec.overhead_pages, madvised)
+        if self._offset:
+            self.host.mem.mm[guest[G_MM], MM_EPT_FLAGS] |= EPT_MISALIGNED
+        guest[G_SLOT : G_SLOT + 2 * NR_SLOTS] = NIL, 0, *(NIL, 0) * (NR_SLOTS - 1)
+        guest[[G_LAST_NS, G_HEAP_NS]] = t_ns, t_ns - age_ns
+        layout = self._layout(row)
+        self.states[row] = Guest(layout)
+        guest[G_STATE] = self.states[row].address
         self.row_of[vm_id] = row
         self._note_event(t_ns, row, "start", "")
-        touches = [
-            (mm, OP_TOUCH, self.host.own_first_page(pages), spec.overhead_pages),
-            (mm, OP_TOUCH, 0, int(guest[G_GROWN])),
-        ]
-        if not enough and self._kill(t_ns) == mm:
+        if not enough and self._kill(t_ns) == guest[G_MM]:
             return
-        self._starting += touches
+        own = self.host.own_first_page(ram_pages)
+        self._starting.append((row, OP_HOST, 0, own, spec.overhead_pages))
+        for first, nr in layout.touched:
+            self._starting.append((row, OP_HOST, 0, self._offset + int(first), int(nr)))
+        nr = decide_one(
+            self.host.mem, self.guests, row, self._profiles, self._ops, 0, self.tick_ns, t_ns
+        )
+        self._starting += [tuple(op) for op in self._ops[:nr].tolist()]
+        guest[G_NEXT_TICK] = self._first_tick(row, t_ns)
         if age_ns == 0:
             self._finish_starts(t_ns)
+
+    def _first_tick(self, row: int, t_ns: int) -> int:
+        """Return the tick at which a guest acts first: by its key, so that not all act at once."""
+        behaviour = self.guest_spec.behaviours[int(self.guests[row, G_CLASS])]
+        period = max(behaviour.period_ns // self.tick_ns, 1)
+        return t_ns // self.tick_ns + 1 + int(self.guests[row, G_KEY]) % period
 
     def _finish_starts(self, t_ns: int) -> None:
         """Let the VMs that start together touch what they have from the beginning."""
         if self._starting:
             ops = np.array(self._starting, np.int64)
             self._starting = []
-            self._apply(t_ns, ops, len(ops))
+            self._apply(t_ns, ops)
 
     def _run_ticks(self, rows: NDArray[np.int64], begin_ns: int) -> None:
         """Let guests and the kernel use memory for some ticks, a row of ``hosts`` each."""
@@ -305,31 +384,31 @@ class Node:
                     self.host.mem,
                     self.host.slab,
                     self.guests,
+                    self._profiles,
                     self._ops,
+                    self._turns,
+                    self._turn_progress,
                     rows,
                     self._progress,
                     self._births,
                     begin_ns,
                     self.tick_ns,
-                    self.guest_spec.growth_ns,
-                    self.guest_spec.reuse_per_hour * self.tick_ns / NS_PER_HOUR,
-                    self.guest_spec.small_release_ratio,
+                    self._offset,
                     self.host.key,
                     self.host_id,
                 )
             )
             if now_ns == 0:
                 return
-            victim = self._kill(now_ns)
-            self._ops[self._ops[:, OP_MM] == victim, OP_MM] = NIL
+            self._kill(now_ns)
 
-    def _apply(self, t_ns: int, ops: NDArray[np.int64], nr: int) -> None:
+    def _apply(self, t_ns: int, ops: NDArray[np.int64]) -> None:
         """Carry out operations, killing the largest VM whenever memory runs out."""
-        done = self.host.apply(ops, nr)
-        while done < nr:
-            victim = self._kill(t_ns)
-            ops[ops[:, OP_MM] == victim, OP_MM] = NIL
-            done = self.host.apply(ops, nr, done)
+        begin_turns(ops, len(ops), self._turns, self._turn_progress)
+        while not run_turns(
+            self.host.mem, self.guests, ops, self._turns, self._turn_progress, self._offset
+        ):
+            self._kill(t_ns)
 
     def _kill(self, t_ns: int) -> int:
         """Let the OOM killer take a VM; return its process."""
@@ -346,6 +425,8 @@ class Node:
         self._note_event(t_ns, row, event, reason)
         self.host.stop(int(self.guests[row, G_MM]))
         self.guests[row] = -1
+        del self.states[row]
+        self._starting = [op for op in self._starting if op[0] != row]
 
     def _new_row(self) -> int:
         """Return a free row of the table of guests, which grows as needed."""
@@ -354,11 +435,12 @@ class Node:
             return int(free[0])
         rows = len(self.guests)
         self.guests = np.concatenate([self.guests, np.full_like(self.guests, -1)])
-        self._ops = np.zeros((2 * rows * OPS_PER_GUEST, NR_OP_FIELDS), np.int64)
+        self._make_work_space()
         return rows
 
     def _note_vm(self, t_ns: int, row: int, ended: bool) -> None:
         guest = self.guests[row]
+        look_at_guest(self.host.mem, self.guests, row, self._offset)
         mm = self.host.mem.mm[guest[G_MM]]
         self._vm_rows.append(
             [
@@ -376,6 +458,14 @@ class Node:
                 mm[MM_EPT_4K],
                 mm[MM_EPT_VIOLATIONS],
                 int(ended),
+                guest[G_CLASS],
+                guest[G_USED],
+                guest[G_ANON],
+                guest[G_GUEST_HUGE],
+                guest[G_EFFECTIVE],
+                guest[G_BALLOON],
+                guest[G_REPORTED],
+                guest[G_KILLS],
             ]
         )
 
@@ -405,15 +495,19 @@ def warmup() -> None:
 
     slab = SlabSpec(100.0, NS_PER_HOUR, 0.5, NS_PER_HOUR, 64)
     spec = HostSpec(2, 1 << 19, 0, "6.12", "madvise", "madvise", True, slab)
-    guests = GuestSpec(1 << 12, 0.8, 10.0, NS_PER_HOUR, 0.5, 0.1, 0.5, 512)
     hour = NS_PER_HOUR
+    busy = Behaviour("", 1.0, 0.5, "none", 1.0, 1.0, 0.5, 60.0, 0.1, hour, 1.0, 0.5, hour, 1)
+    guests = GuestSpec(
+        "6.12", "always", "madvise", True, 1 << 12, 0.8, 10.0, hour, 0.5, 0.5, 512, 0, 1.0, 1.0,
+        0.5, (busy,),
+    )  # fmt: skip
     node = Node(spec, guests, 0, 0, hour // 12, hour)
     start: dict[str, Any] = {
         "t_ns": np.array([0, 1, hour // 2], np.int64),
         "kind": np.array([START, START, STOP], np.int8),
         "vm_id": np.array([0, 1, 0], np.int64),
         "vcpus": np.ones(3, np.int32),
-        "memory_pages": np.array([1 << 16, 1 << 14, 1 << 16], np.int64),
+        "memory_pages": np.array([1 << 16, 1 << 15, 1 << 16], np.int64),
         "age_ns": np.array([hour, 0, 0], np.int64),
     }
     node.advance(Commands(**start), 0, hour)

@@ -8,108 +8,25 @@ only those go further down.  Reading files, ``--set`` and error messages are in
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
+from fleet.behaviours import behaviour, behaviour_names
+from fleet.sections import (
+    GIB_PAGES,
+    MIB_PAGES,
+    Count,
+    Duration,
+    HugePages,
+    Pages,
+    Positive,
+    Ratio,
+    Section,
+    duration_text,
+    pages_text,
+)
 from guestsim.spec import GuestSpec
-from hostsim.core.units import (
-    HPAGE_PMD_BYTES,
-    HPAGE_PMD_NR,
-    NS_PER_DAY,
-    NS_PER_HOUR,
-    NS_PER_MIN,
-    NS_PER_MS,
-    NS_PER_S,
-    NS_PER_US,
-    PAGE_SHIFT,
-    parse_duration_ns,
-    parse_pages,
-)
+from hostsim.core.units import HPAGE_PMD_NR, NS_PER_DAY, NS_PER_HOUR, NS_PER_MIN
 from hostsim.spec import HostSpec, SlabSpec
-
-MIB_PAGES = (1 << 20) >> PAGE_SHIFT
-GIB_PAGES = (1 << 30) >> PAGE_SHIFT
-_PAGE_UNITS = (("TiB", GIB_PAGES << 10), ("GiB", GIB_PAGES), ("MiB", MIB_PAGES))
-_TIME_UNITS = (
-    ("d", NS_PER_DAY),
-    ("h", NS_PER_HOUR),
-    ("min", NS_PER_MIN),
-    ("s", NS_PER_S),
-    ("ms", NS_PER_MS),
-    ("us", NS_PER_US),
-)
-
-
-def _exact(value: int, units: tuple[tuple[str, int], ...], smallest: str) -> str:
-    for name, scale in units:
-        if value and value % scale == 0:
-            return f"{value // scale}{name}"
-    return f"{value}{smallest}"
-
-
-def pages_text(pages: int) -> str:
-    """Print base pages exactly, in the largest unit that leaves a whole number."""
-    text = _exact(pages, _PAGE_UNITS, "")
-    return text if text[-1] == "B" else f"{pages << (PAGE_SHIFT - 10)}KiB"
-
-
-def duration_text(duration_ns: int) -> str:
-    """Print nanoseconds exactly, in the largest unit that leaves a whole number."""
-    return _exact(duration_ns, _TIME_UNITS, "ns")
-
-
-def _text(value: object, example: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f'{value!r} has no unit; write text such as "{example}"')
-    return value
-
-
-def _pages(value: object) -> int:
-    text = _text(value, "64GiB")
-    pages = parse_pages(text)
-    if pages < 0:
-        raise ValueError(f"{text} is negative")
-    return pages
-
-
-def _hugepages(value: object) -> int:
-    pages = _pages(value)
-    if pages % HPAGE_PMD_NR:
-        raise ValueError(f"{value} is not a multiple of {HPAGE_PMD_BYTES >> 20}MiB")
-    if pages == 0:
-        raise ValueError(f"{value} is not more than 0")
-    return pages
-
-
-def _duration(value: object) -> int:
-    text = _text(value, "5min")
-    duration_ns = parse_duration_ns(text)
-    if duration_ns <= 0:
-        raise ValueError(f"{text} is not more than 0")
-    return duration_ns
-
-
-_SIZE_SCHEMA = WithJsonSchema({"type": "string", "examples": ["64GiB", "512MiB"]})
-_TIME_SCHEMA = WithJsonSchema({"type": "string", "examples": ["5min", "1.5h"]})
-Pages = Annotated[int, BeforeValidator(_pages), PlainSerializer(pages_text), _SIZE_SCHEMA]
-HugePages = Annotated[int, BeforeValidator(_hugepages), PlainSerializer(pages_text), _SIZE_SCHEMA]
-Duration = Annotated[int, BeforeValidator(_duration), PlainSerializer(duration_text), _TIME_SCHEMA]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """One table of a scenario file: frozen, no unknown keys, no silent conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class RunSection(Section):
@@ -179,17 +96,50 @@ class HostsSection(Section):
         return self
 
 
-class GuestsSection(Section):
-    """``[guests]``: how VMs touch, free and reuse their memory."""
+DEFAULT_MIX = {"build-server": 0.15, "hpc": 0.15, "idle": 0.3, "jvm": 0.2, "key-value": 0.2}
 
+
+class GuestThpSection(Section):
+    """``[guests.thp]``: transparent_hugepage inside the guests."""
+
+    enabled: Literal["always", "madvise", "never"] = "always"
+    defrag: Literal["always", "defer", "defer+madvise", "madvise", "never"] = "madvise"
+    use_zero_page: bool = True
+
+
+class GuestsSection(Section):
+    """``[guests]``: the kernels in the VMs, and how they touch, free and reuse memory."""
+
+    kernel: Literal["6.12", "6.1"] = "6.12"
+    thp: GuestThpSection = GuestThpSection()
     boot: Pages = 256 * MIB_PAGES
     touched_share_mean: Annotated[float, Field(gt=0, le=1)] = 0.85
     touched_share_concentration: Positive = 8.0
     growth: Duration = 2 * NS_PER_HOUR
     reuse_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
-    small_release_ratio: Ratio = 0.05
     madvise_ratio: Ratio = 1.0
     overhead: Pages = 32 * MIB_PAGES
+    ram_offset: Pages = 0
+    free_page_reporting_ratio: Ratio = 0.0
+    balloon_ratio: Ratio = 0.0
+    balloon_below: Ratio = 0.1
+    mix: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = DEFAULT_MIX
+
+    @field_validator("mix")
+    @classmethod
+    def _known_classes(cls, mix: dict[str, float]) -> dict[str, float]:
+        for name in mix:
+            if name not in behaviour_names():
+                raise ValueError(f"{name!r} is not one of {', '.join(behaviour_names())}")
+        if not sum(mix.values()) > 0:
+            raise ValueError("no class of guests has a weight above 0")
+        return dict(sorted(mix.items()))
+
+    @model_validator(mode="after")
+    def _offset_within_a_window(self) -> "GuestsSection":
+        if self.ram_offset >= HPAGE_PMD_NR:
+            raise ValueError(f"ram_offset {pages_text(self.ram_offset)} is not less than 2MiB")
+        return self
 
 
 _VMS_UNREAD = {"azure-v1": {"path"}, "trace": {"scale", "standing"}}
@@ -302,14 +252,22 @@ def _host_spec(section: HostsSection) -> HostSpec:
 
 def _guest_spec(section: GuestsSection) -> GuestSpec:
     return GuestSpec(
+        kernel=section.kernel,
+        thp_enabled=section.thp.enabled,
+        thp_defrag=section.thp.defrag,
+        use_zero_page=section.thp.use_zero_page,
         boot_pages=section.boot,
         touched_share_mean=section.touched_share_mean,
         touched_share_concentration=section.touched_share_concentration,
         growth_ns=section.growth,
         reuse_per_hour=section.reuse_per_hour,
-        small_release_ratio=section.small_release_ratio,
         madvise_ratio=section.madvise_ratio,
         overhead_pages=section.overhead,
+        ram_offset_pages=section.ram_offset,
+        reporting_ratio=section.free_page_reporting_ratio,
+        balloon_ratio=section.balloon_ratio,
+        balloon_below=section.balloon_below,
+        behaviours=tuple(behaviour(name, weight) for name, weight in section.mix.items()),
     )
 
 

@@ -3,14 +3,44 @@
 from typing import NamedTuple
 
 
+class Behaviour(NamedTuple):
+    """What one class of guests does with its memory over time.
+
+    Shares are of the memory that the VM grows to beyond its boot footprint.
+    """
+
+    name: str
+    weight: float  # of the class among the scenario's VMs
+    heap_ratio: float  # share that the main process grows to; page cache takes the rest
+    heap_advice: str  # none, huge or nohuge: what the main process told its kernel
+    growth_ratio: float  # time constant of growth, in units of the scenario's
+    free_ratio: float  # how much of its heap it frees and reuses, in units of the scenario's rate
+    small_ratio: float  # of that, share in runs of 4 KiB pages
+    jobs_per_hour: float  # short-lived processes
+    job_ratio: float  # mean size of one
+    job_life_ns: int  # mean life of one
+    cache_reads_per_hour: float  # share of its page cache that it reads anew
+    cache_drops_per_hour: float  # share of its page cache that goes with deleted files
+    restart_ns: int  # the main process lives so long, 0: as long as the VM
+    period_ns: int  # how often the guest acts
+
+
 class GuestSpec(NamedTuple):
     """How the VMs of a scenario touch, free and reuse memory; the fleet does not know it."""
 
-    boot_pages: int  # touched at start, at most the VM's size
+    kernel: str  # profile name of the guests' kernels
+    thp_enabled: str  # always, madvise, never: inside the guests
+    thp_defrag: str
+    use_zero_page: bool
+    boot_pages: int  # of its kernel, cache and daemons at boot; at most a quarter of the VM
     touched_share_mean: float  # mean of the hidden share of its size a VM grows to, in (0, 1]
     touched_share_concentration: float  # Beta(mean * c, (1 - mean) * c); larger is narrower
     growth_ns: int  # time constant of the exponential growth to that share
-    reuse_per_hour: float  # share of its touched memory a VM frees and touches again an hour
-    small_release_ratio: float  # of what is freed, share returned in 4 KiB pieces (balloon)
-    madvise_ratio: float  # share of VMs whose RAM has MADV_HUGEPAGE
+    reuse_per_hour: float  # share of its heap that a guest frees and touches again an hour
+    madvise_ratio: float  # share of VMs whose RAM has MADV_HUGEPAGE on the host
     overhead_pages: int  # QEMU's own 4 KiB memory, touched at start
+    ram_offset_pages: int  # where guest RAM begins in a 2 MiB window of QEMU's address space
+    reporting_ratio: float  # share of VMs with free page reporting
+    balloon_ratio: float  # share of VMs with a balloon that the host may inflate
+    balloon_below: float  # share of free host memory under which it does
+    behaviours: tuple[Behaviour, ...]

@@ -91,8 +91,8 @@ OP_NR: Final = 3
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
 NR_ROW_HEAD: Final = 5  # t_ns, host_id, nr_vms, committed_vcpus, committed_pages
-TURN_PAGES: Final = 64  # about what a CPU takes from the buddy lists at once (pcp->batch, 63)
 TURN_HUGE_PAGES: Final = 16  # between the 2 huge pages and the 63 page tables it takes at once
+TURN_PAGES: Final = 64  # about what a CPU takes from the buddy lists at once (pcp->batch, 63)
 
 
 @kernel
@@ -121,31 +121,39 @@ def new_process(
 
 
 @kernel
-def _take_turn(mem: Memory, ops: NDArray[np.int64], i: int) -> bool:
-    """Let a process touch the next pages of its range; return whether memory sufficed."""
-    mm = ops[i, OP_MM]
-    start = ops[i, OP_START]
-    nr = 0
+def access_turn(mem: Memory, mm: int, start: int, nr: int) -> tuple[int, bool]:
+    """Let a process's guest write the next pages of a range, as many as a CPU's turn is long.
+
+    Returns
+    -------
+    pages, enough
+        How many of the range are done, and whether memory sufficed.
+    """
+    done = 0
     for _ in range(TURN_HUGE_PAGES):
-        here = min(ops[i, OP_NR] - nr, TURN_PAGES)
+        here = min(nr - done, TURN_PAGES)
         if here <= 0:
             break
-        page = start + nr
+        page = start + done
         if guest_access(mem, mm, page, here, True) != FAULT_OK:
-            nr = mem.pool[P_RESUME] - start
-            ops[i, OP_START] += nr
-            ops[i, OP_NR] -= nr
-            return False
+            return mem.pool[P_RESUME] - start, False
         window = page >> HPAGE_PMD_ORDER
         if ept_word(mem, mm, window) & E_TAG != E_LEAF:
-            nr += here
+            done += here
             break
-        here = min(ops[i, OP_NR] - nr, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
+        here = min(nr - done, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
         note_written(mem, window_word(mem, mm, window) >> 2, page & (HPAGE_PMD_NR - 1), here)
-        nr += here
+        done += here
+    return done, True
+
+
+@kernel
+def _take_turn(mem: Memory, ops: NDArray[np.int64], i: int) -> bool:
+    """Let a process touch the next pages of its range; return whether memory sufficed."""
+    nr, enough = access_turn(mem, ops[i, OP_MM], ops[i, OP_START], ops[i, OP_NR])
     ops[i, OP_START] += nr
     ops[i, OP_NR] -= nr
-    return True
+    return enough
 
 
 @kernel

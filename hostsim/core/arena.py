@@ -24,7 +24,8 @@ class Field(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def _nr_bytes(field: Field) -> int:
+def nr_bytes(field: Field) -> int:
+    """Return what an array takes."""
     return int(np.prod(field.shape, dtype=np.int64)) * field.dtype.itemsize
 
 
@@ -35,7 +36,7 @@ def carve(fields: Iterable[Field]) -> dict[str, NDArray[Any]]:
     end = 0
     for field in fields:
         offsets.append(end)
-        end += -(-_nr_bytes(field) // _ALIGN_BYTES) * _ALIGN_BYTES
+        end += -(-nr_bytes(field) // _ALIGN_BYTES) * _ALIGN_BYTES
     mapping = mmap.mmap(
         -1, max(end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     )

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.extending import NativeValue, models, register_model, typeof_impl, unbox
+from numba.core.extending import (
+    NativeValue,
+    intrinsic,
+    models,
+    register_model,
+    typeof_impl,
+    unbox,
+)
 from numba.core.imputils import impl_ret_borrowed, lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.np.arrayobj import make_array, populate_array
@@ -60,6 +67,7 @@ register_model(StateType)(
     )
 )
 _known: dict[type, StateType] = {}
+_intrinsic: Any = intrinsic
 
 
 def _typeof(value: Any, _context: Any) -> StateType:
@@ -117,3 +125,18 @@ def _unbox(_ty: StateType, value: Any, c: Any) -> NativeValue:
     word = c.pyapi.long_as_longlong(address)
     c.pyapi.decref(address)
     return NativeValue(c.builder.inttoptr(word, _POINTER), is_error=cgutils.false_bit)
+
+
+@_intrinsic
+def state_at(_context: Any, like: Any, address: Any) -> Any:
+    """Return, inside a kernel, the state of the type of ``like`` whose table lies at an address.
+
+    So a kernel can go through any number of states whose addresses stand in an array.
+    """
+    if not isinstance(like, StateType):
+        return None
+
+    def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[1], _POINTER)
+
+    return like(like, types.int64), codegen

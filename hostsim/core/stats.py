@@ -7,7 +7,7 @@ order; ratios are computed when reading.
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Kind = Literal["key", "gauge", "counter", "label"]
 
@@ -258,6 +258,28 @@ HOST_COLUMNS: tuple[Column, ...] = (
         "Guest accesses that had to install an EPT entry.",
         "debugfs kvm/pf_fixed",
     ),
+    Column(
+        "guest_used_pages",
+        "int64",
+        "gauge",
+        "pages",
+        "Frames in use inside the guests, as of each VM's last row in vms.",
+    ),
+    Column(
+        "guest_huge_pages",
+        "int64",
+        "gauge",
+        "huge pages",
+        "Huge pages that the guests' own kernels map, as of each VM's last row in vms.",
+    ),
+    Column(
+        "effective_huge_pages",
+        "int64",
+        "gauge",
+        "huge pages",
+        "Of them, those that the host maps by one EPT leaf: huge on both sides and aligned alike.",
+    ),
+    Column("balloon_pages", "int64", "gauge", "pages", "Pages in the balloons of the guests."),
 )
 
 VM_COLUMNS: tuple[Column, ...] = (
@@ -300,6 +322,42 @@ VM_COLUMNS: tuple[Column, ...] = (
         "Accesses of this VM that had to install an EPT entry.",
     ),
     Column("ended", "int8", "gauge", "0 or 1", "1 in the row written when the VM ends."),
+    Column("behaviour", "int8", "gauge", "number", "Class of the guest: its place in guests.mix."),
+    Column("guest_used_pages", "int64", "gauge", "pages", "Frames in use inside the guest."),
+    Column(
+        "guest_anon_pages",
+        "int64",
+        "gauge",
+        "pages",
+        "Of them, memory of processes and page cache.",
+        "guest vmstat nr_anon_pages",
+    ),
+    Column(
+        "guest_huge_pages",
+        "int64",
+        "gauge",
+        "huge pages",
+        "Huge pages that the guest's own kernel maps.",
+        "guest vmstat nr_anon_transparent_hugepages",
+    ),
+    Column(
+        "effective_huge_pages",
+        "int64",
+        "gauge",
+        "huge pages",
+        "Of them, those that the host maps by one EPT leaf: huge on both sides and aligned alike.",
+    ),
+    Column("balloon_pages", "int64", "gauge", "pages", "Pages in the guest's balloon."),
+    Column(
+        "reported_pages",
+        "int64",
+        "counter",
+        "pages",
+        "Backed memory that the guest reported free and the host took back.",
+    ),
+    Column(
+        "guest_oom_kill", "int64", "counter", "processes", "Kills by the guest's own OOM killer."
+    ),
 )
 
 EVENT_COLUMNS: tuple[Column, ...] = (

@@ -28,7 +28,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import init_pcp
-from hostsim.mm.physmem import PB_RESERVED, init_lists, zone_spans
+from hostsim.mm.physmem import DMA32_END_PFN, PB_RESERVED, init_lists, zone_spans
 from hostsim.mm.tunables import NR_TUNABLES, set_profile, set_tunable
 from hostsim.mm.vmstat import NR_VMSTAT
 from hostsim.mm.watermark import min_free_kbytes, set_watermarks
@@ -38,7 +38,13 @@ KERNEL_IMAGE_PAGES: Final = 8192  # 32 MiB: text, data and early allocations
 PAGETYPEINFO_CAP: Final = 100_000  # mm/vmstat.c: larger counts print as ">100000"
 
 
-def new_memory(nr_pages: int, kernel: str, nr_cpus: int, memmap: bool = False) -> Memory:
+def new_memory(
+    nr_pages: int,
+    kernel: str,
+    nr_cpus: int,
+    memmap: bool = False,
+    dma32_end: int = DMA32_END_PFN,
+) -> Memory:
     """Return the memory of a freshly booted machine, every frame free.
 
     Parameters
@@ -52,6 +58,8 @@ def new_memory(nr_pages: int, kernel: str, nr_cpus: int, memmap: bool = False) -
     memmap
         Whether struct pages (1/64 of memory) and the kernel image are taken out first; they lie
         at the start of the highest zone.
+    dma32_end
+        Frames below the PCI hole: where the DMA32 zone ends.
 
     Raises
     ------
@@ -62,7 +70,7 @@ def new_memory(nr_pages: int, kernel: str, nr_cpus: int, memmap: bool = False) -
     if nr_pages <= 0 or nr_pages % step:
         raise ValueError(f"nr_pages {nr_pages} is not a positive multiple of {step}")
     mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES)
-    for zone, (start, end) in enumerate(zone_spans(nr_pages)):
+    for zone, (start, end) in enumerate(zone_spans(nr_pages, dma32_end)):
         mem.zone[zone, Z_START] = start
         mem.zone[zone, Z_END] = end
         mem.zone[zone, Z_MANAGED] = end - start

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hostsim.core.arena import Field, carve
+from hostsim.core.arena import Field, carve, nr_bytes
 from hostsim.core.byref import ByReference
 from hostsim.core.units import HPAGE_PMD_ORDER, NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 
@@ -252,7 +252,9 @@ P_EPT_FREE: Final = 44
 P_CAPTURE: Final = 45  # zone + 1 in which a direct compactor takes the first free huge page
 P_CAPTURED: Final = 46  # pageblock + 1 that it took
 P_KCOMPACTD_ORDER: Final = 47  # order that kcompactd is asked for, 0 if none
-NR_POOL: Final = 48
+P_TRACED: Final = 48  # 1: `touched` is kept, of a guest's memory
+P_TOUCHED: Final = 49  # entries of `touched`
+NR_POOL: Final = 50
 
 # Columns of Memory.hugetlb, a row a page size
 HUGETLB_2M: Final = 0
@@ -299,6 +301,7 @@ class _MemoryArrays(NamedTuple):
     ept: NDArray[Any]  # int32 (words,) EPT entry of every window: hostsim.mm.mmu_notifier
     ept_table: NDArray[Any]  # (words,) EPT_TABLE_DTYPE, tables of 4 KiB leaves
     compact: NDArray[Any]  # int64 (NR_COMPACT,) the compaction in progress
+    touched: NDArray[Any]  # int64 (entries, 2) runs of frames handed out: first, pages
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -325,6 +328,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
         Field("scratch", (SCRATCH,), np.dtype("i8")),
         Field("compact", (NR_COMPACT,), np.dtype("i8")),
+        Field("touched", (1, 2), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
         Field("vma", (MAX_VMAS,), VMA_DTYPE),
@@ -339,7 +343,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("ept_table", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), EPT_TABLE_DTYPE),
         Field("ksm_unstable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
     ]
-    arrays = carve(fields)
+    arrays = carve(sorted(fields, key=nr_bytes))  # small ones share their pages
     arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
     return Memory(**{name: arrays[name] for name in Memory._fields})
 

@@ -68,9 +68,9 @@ PB_HUGETLB: Final = 10  # part of a hugetlb page: a = mm, b = window; free: NIL 
 FULL_WORD: Final = (1 << WORD_FRAMES) - 1
 
 
-def zone_spans(nr_pages: int) -> list[tuple[int, int]]:
-    """Return first and end pfn of each zone of a host with that many frames."""
-    ends = (min(nr_pages, DMA_END_PFN), min(nr_pages, DMA32_END_PFN), nr_pages)
+def zone_spans(nr_pages: int, dma32_end: int = DMA32_END_PFN) -> list[tuple[int, int]]:
+    """Return first and end pfn of each zone of a machine with that many frames."""
+    ends = (min(nr_pages, DMA_END_PFN), min(nr_pages, dma32_end), nr_pages)
     starts = (0, *ends[:-1])
     return list(zip(starts, ends, strict=True))
 

@@ -2,9 +2,9 @@ import pickle
 
 import numpy as np
 import pytest
+from guests import BUSY, GUESTS
 
 from fleet.node import START, STOP, Commands, Node
-from guestsim.spec import GuestSpec
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
 from hostsim.spec import HostSpec, SlabSpec
@@ -12,7 +12,6 @@ from hostsim.spec import HostSpec, SlabSpec
 GIB = 1 << 18  # pages
 TICK_NS = 5 * NS_PER_MIN
 SLAB = SlabSpec(2.0, NS_PER_MIN, 0.2, NS_PER_HOUR, 4096)
-GUESTS = GuestSpec(16384, 0.8, 10.0, NS_PER_HOUR, 0.2, 0.1, 0.5, 1024)
 HOST = {c.name: i for i, c in enumerate(HOST_COLUMNS)}
 EVENT = {c.name: i for i, c in enumerate(EVENT_COLUMNS)}
 VM = {c.name: i for i, c in enumerate(VM_COLUMNS)}
@@ -138,7 +137,50 @@ def test_counters_are_monotone():
 
 
 def test_eligible_faults_are_huge_or_fall_back():
-    advised = GUESTS._replace(madvise_ratio=1.0, reuse_per_hour=0.0)
+    advised = GUESTS._replace(madvise_ratio=1.0, reporting_ratio=0.0)
     last = run(new_node(guests=advised), (0, START, 0, 2)).hosts[-1]
     windows = -(-last[HOST["nr_guest_pages"]] // 512)
     assert last[HOST["thp_fault_alloc"]] + last[HOST["thp_fault_fallback"]] == windows
+
+
+def last_vm(rows):
+    return dict(zip(VM, rows.vms[-1], strict=True))
+
+
+def test_effective_coverage_is_at_most_that_of_each_side():
+    advised = GUESTS._replace(madvise_ratio=1.0)
+    vm = last_vm(run(new_node(guests=advised), (0, START, 0, 2, 5)))
+    assert 0 < vm["effective_huge_pages"] <= min(vm["guest_huge_pages"], vm["huge_pages"])
+
+
+def test_guest_ram_that_is_not_aligned_on_the_host_has_no_effective_huge_page():
+    shifted = GUESTS._replace(madvise_ratio=1.0, ram_offset_pages=256)
+    node = new_node(guests=shifted)
+    vm = last_vm(run(node, (0, START, 0, 2, 5)))
+    assert vm["effective_huge_pages"] == 0
+    assert min(vm["guest_huge_pages"], vm["huge_pages"]) > 100
+    node.check()
+
+
+def test_reporting_gives_back_what_the_guest_freed():
+    calm = GUESTS._replace(reuse_per_hour=0.0, behaviours=(BUSY._replace(jobs_per_hour=30.0),))
+    rss = []
+    for ratio in (0.0, 1.0):
+        node = new_node(guests=calm._replace(reporting_ratio=ratio))
+        rows = run(node, (0, START, 0, 2, 1), hours=3)
+        node.check()
+        vm = last_vm(rows)
+        rss.append(vm["rss_pages"])
+        assert (vm["reported_pages"] > 0) == (ratio > 0)
+    assert rss[1] < rss[0]
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_every_frame_that_a_guest_uses_is_backed_through_a_life_with_kills(kernel):
+    greedy = GUESTS._replace(touched_share_mean=1.0, growth_ns=NS_PER_MIN, reporting_ratio=1.0)
+    node = new_node(gib=4, kernel=kernel, guests=greedy._replace(kernel=kernel))
+    run(node, (1, START, 0, 1), (2, START, 1, 1), (30, START, 2, 1, 1))
+    node.check()
+    rows = run(node, (70, START, 3, 2), (80, START, 4, 1, 3), (110, STOP, 2, 1), first=1)
+    node.check()
+    assert "kill" in {name for name, _ in events(rows)}

@@ -1,0 +1,315 @@
+"""Where guests meet their host: EPT violations, and memory that comes back.
+
+A frame that a guest hands out and writes to must be backed: the host faults on that page of the
+VM's process.  What a guest reports free or gives to its balloon, QEMU discards.
+
+Source: Linux v6.1 arch/x86/kvm/mmu/mmu.c direct_page_fault; QEMU 8.2
+hw/virtio/virtio-balloon.c (virtio_balloon_handle_output, virtio_balloon_handle_report).
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guestsim.balloon import free_blocks, inflate
+from guestsim.behaviour import (
+    G_ANON,
+    G_EFFECTIVE,
+    G_GUEST_HUGE,
+    G_MM,
+    G_NEXT_TICK,
+    G_PAGES,
+    G_REPORTED,
+    G_STATE,
+    G_USED,
+    G_VM,
+    O_KIND,
+    O_NR,
+    O_ROW,
+    O_START,
+    OP_HOST,
+    OP_INFLATE,
+    OP_REPORT,
+    decide,
+)
+from guestsim.turns import guest_turn
+from hostsim.core.byref import state_at
+from hostsim.core.jit import kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
+from hostsim.ept import ept_access, guest_access
+from hostsim.host import access_turn
+from hostsim.mm.fault import FAULT_OK
+from hostsim.mm.mm_types import (
+    MM_RAM_PAGES,
+    NIL,
+    NR_ZONES,
+    P_RESUME,
+    P_TOUCHED,
+    P_ZERO_PB,
+    PCP_COUNT,
+    Z_FREE,
+    Z_MANAGED,
+    Memory,
+)
+from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, window_word
+from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word
+from hostsim.mm.physmem import PB_HUGE, pageblock_state
+from hostsim.mm.vmstat import NR_ANON_PAGES
+from hostsim.mm.zap import discard_range
+
+# Columns of the progress of `run_turns`
+T_NR: Final = 0  # guests with operations left
+T_AT: Final = 1  # whose turn it is
+T_ROW: Final = 2  # guest whose frames are still to be backed, or NIL
+NR_T_FIELDS: Final = 3
+
+
+@kernel
+def back_frames(
+    host: Memory, guests: NDArray[np.int64], row: int, mem: Memory, offset: int
+) -> bool:
+    """Let the host back all frames that a guest has written; return whether memory sufficed."""
+    mm = guests[row, G_MM]
+    nr = mem.pool[P_TOUCHED]
+    for i in range(nr):
+        page = offset + mem.touched[i, 0]
+        pages = mem.touched[i, 1]
+        if guest_access(host, mm, page, pages, True) != FAULT_OK:
+            done = host.pool[P_RESUME] - page
+            for j in range(i, nr):
+                mem.touched[j - i, 0] = mem.touched[j, 0]
+                mem.touched[j - i, 1] = mem.touched[j, 1]
+            mem.touched[0, 0] += done
+            mem.touched[0, 1] -= done
+            mem.pool[P_TOUCHED] = nr - i
+            return False
+    mem.pool[P_TOUCHED] = 0
+    return True
+
+
+@kernel
+def _is_backed(host: Memory, mm: int, page: int, pages: int) -> bool:
+    """Tell whether any page of a range of a process is there."""
+    first = page >> HPAGE_PMD_ORDER
+    for window in range(first, ((page + pages - 1) >> HPAGE_PMD_ORDER) + 1):
+        if window_word(host, mm, window) != W_NONE:
+            return True
+    return False
+
+
+@kernel
+def report_free(
+    host: Memory, guests: NDArray[np.int64], row: int, mem: Memory, offset: int
+) -> None:
+    """Discard what a guest's kernel reports free."""
+    mm = guests[row, G_MM]
+    for i in range(free_blocks(mem)):
+        page = offset + mem.touched[i, 0]
+        pages = mem.touched[i, 1]
+        if _is_backed(host, mm, page, pages):
+            discard_range(host, mm, page, pages)
+            guests[row, G_REPORTED] += pages
+
+
+@kernel
+def _take_balloon(
+    host: Memory, guests: NDArray[np.int64], row: int, mem: Memory, offset: int, nr: int
+) -> int:
+    """Let a guest inflate its balloon by a batch and discard it; return the batch."""
+    taken = inflate(mem, guests, row, nr)
+    for i in range(mem.pool[P_TOUCHED] if taken > 0 else 0):
+        discard_range(host, guests[row, G_MM], offset + mem.touched[i, 0], mem.touched[i, 1])
+    mem.pool[P_TOUCHED] = 0
+    return taken
+
+
+@kernel
+def _turn(
+    host: Memory, guests: NDArray[np.int64], ops: NDArray[np.int64], i: int, offset: int
+) -> bool:
+    """Carry out the next part of an operation; return whether the host's memory sufficed."""
+    row = ops[i, O_ROW]
+    kind = ops[i, O_KIND]
+    if guests[row, G_VM] < 0 or ops[i, O_NR] <= 0:
+        ops[i, O_NR] = 0
+        return True
+    if kind == OP_HOST:
+        mm = guests[row, G_MM]
+        pages, enough = access_turn(host, mm, ops[i, O_START], ops[i, O_NR])
+        ops[i, O_START] += pages
+        ops[i, O_NR] -= pages
+        return enough
+    mem = state_at(host, guests[row, G_STATE])
+    if kind == OP_REPORT:
+        report_free(host, guests, row, mem, offset)
+        ops[i, O_NR] = 0
+        return True
+    if kind == OP_INFLATE:
+        taken = _take_balloon(host, guests, row, mem, offset, ops[i, O_NR])
+        ops[i, O_NR] = ops[i, O_NR] - taken if taken > 0 else 0
+        return True
+    guest_turn(mem, guests, row, ops, i)
+    return back_frames(host, guests, row, mem, offset)
+
+
+@kernel
+def begin_turns(
+    ops: NDArray[np.int64], nr: int, turns: NDArray[np.int64], progress: NDArray[np.int64]
+) -> None:
+    """Make a queue of each guest's operations, which stand together in ``ops``.
+
+    Parameters
+    ----------
+    turns
+        (guests, 2): next operation, and one past the last.
+    """
+    groups = 0
+    for i in range(nr):
+        if i == 0 or ops[i, O_ROW] != ops[i - 1, O_ROW]:
+            turns[groups, 0] = i
+            groups += 1
+        turns[groups - 1, 1] = i + 1
+    progress[T_NR] = groups
+    progress[T_AT] = 0
+    progress[T_ROW] = NIL
+
+
+@kernel
+def run_turns(
+    host: Memory,
+    guests: NDArray[np.int64],
+    ops: NDArray[np.int64],
+    turns: NDArray[np.int64],
+    progress: NDArray[np.int64],
+    offset: int,
+) -> bool:
+    """Carry out operations, a turn of each guest after the other.
+
+    Returns
+    -------
+    bool
+        False when the host ran out of memory: call again after a kill.
+    """
+    row = progress[T_ROW]
+    if row != NIL:
+        if guests[row, G_VM] >= 0:
+            mem = state_at(host, guests[row, G_STATE])
+            if not back_frames(host, guests, row, mem, offset):
+                return False
+        progress[T_ROW] = NIL
+    while progress[T_NR] > 0:
+        left = 0
+        for group in range(progress[T_NR]):
+            i = turns[group, 0]
+            end = turns[group, 1]
+            if group >= progress[T_AT]:
+                if not _turn(host, guests, ops, i, offset):
+                    _stop_at(turns, progress, group, left)
+                    if ops[i, O_KIND] != OP_HOST:
+                        progress[T_ROW] = ops[i, O_ROW]
+                    return False
+                while i < end and ops[i, O_NR] <= 0:
+                    i += 1
+            if i < end:
+                turns[left, 0] = i
+                turns[left, 1] = end
+                left += 1
+        progress[T_NR] = left
+        progress[T_AT] = 0
+    return True
+
+
+@kernel
+def _stop_at(turns: NDArray[np.int64], progress: NDArray[np.int64], group: int, left: int) -> None:
+    """Close the gap behind the guests that still wait, so that a round can go on at ``group``."""
+    progress[T_AT] = left
+    for other in range(group, progress[T_NR]):
+        turns[left, 0] = turns[other, 0]
+        turns[left, 1] = turns[other, 1]
+        left += 1
+    progress[T_NR] = left
+
+
+@kernel
+def decide_one(
+    host: Memory,
+    guests: NDArray[np.int64],
+    row: int,
+    profiles: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    nr: int,
+    tick_ns: int,
+    now_ns: int,
+) -> int:
+    """Let one guest decide what it does; return the number of operations with its own."""
+    mem = state_at(host, guests[row, G_STATE])
+    return decide(guests, row, mem, profiles, ops, nr, now_ns // tick_ns, tick_ns, now_ns)
+
+
+@kernel
+def decide_all(
+    host: Memory,
+    guests: NDArray[np.int64],
+    profiles: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    tick_ns: int,
+    now_ns: int,
+) -> int:
+    """Let all guests of a host whose turn it is decide; return the number of operations."""
+    nr = 0
+    for row in range(guests.shape[0]):
+        if guests[row, G_VM] >= 0 and guests[row, G_NEXT_TICK] <= now_ns // tick_ns:
+            nr = decide_one(host, guests, row, profiles, ops, nr, tick_ns, now_ns)
+    return nr
+
+
+@kernel
+def reach_all(host: Memory, guests: NDArray[np.int64], row: int) -> None:
+    """Let a guest reach the huge pages of its RAM that its EPT lost.
+
+    A leaf that a notifier zapped comes back when the guest next uses the memory.
+    """
+    mm = guests[row, G_MM]
+    for window in range(host.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER):
+        if window_word(host, mm, window) & W_TAG == W_HUGE:
+            if ept_word(host, mm, window) & E_TAG != E_LEAF:
+                first = window << HPAGE_PMD_ORDER
+                if not ept_access(host, mm, window, first, first + HPAGE_PMD_NR):
+                    return
+
+
+@kernel
+def look_at_guest(host: Memory, guests: NDArray[np.int64], row: int, offset: int) -> None:
+    """Count a guest's huge pages, and those of them that one EPT leaf maps."""
+    mem = state_at(host, guests[row, G_STATE])
+    mm = guests[row, G_MM]
+    reach_all(host, guests, row)
+    huge = 0
+    effective = 0
+    zero = mem.pool[P_ZERO_PB] - 1
+    for window in range(guests[row, G_PAGES] >> HPAGE_PMD_ORDER):
+        if pageblock_state(mem, window) != PB_HUGE or window == zero:
+            continue
+        huge += 1
+        if offset % HPAGE_PMD_NR == 0:
+            word = ept_word(host, mm, window + offset // HPAGE_PMD_NR)
+            if word & E_TAG == E_LEAF:
+                effective += 1
+    free = 0
+    managed = 0
+    for zone in range(NR_ZONES):
+        free += mem.zone[zone, Z_FREE] + mem.zone[zone, PCP_COUNT]
+        managed += mem.zone[zone, Z_MANAGED]
+    guests[row, G_GUEST_HUGE] = huge
+    guests[row, G_EFFECTIVE] = effective
+    guests[row, G_USED] = managed - free
+    guests[row, G_ANON] = mem.vmstat[NR_ANON_PAGES]
+
+
+@kernel
+def look_at_guests(host: Memory, guests: NDArray[np.int64], offset: int) -> None:
+    """Count the huge pages of every guest of a host."""
+    for row in range(guests.shape[0]):
+        if guests[row, G_VM] >= 0:
+            look_at_guest(host, guests, row, offset)

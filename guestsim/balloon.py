@@ -1,0 +1,112 @@
+"""How a guest gives memory back: virtio-balloon, and free page reporting.
+
+The balloon takes single pages, in batches of 256, and only where memory is plenty; it gives
+them back when the guest runs out.  Free page reporting tells the host of free blocks of order 9
+and more; they stay free in the guest, and the next use is a new EPT violation.
+
+Source: Linux v6.1 drivers/virtio/virtio_balloon.c (VIRTIO_BALLOON_ARRAY_PFNS_MAX,
+virtio_balloon_oom_notify), mm/page_reporting.c (page_reporting_order, PAGE_REPORTING_CAPACITY,
+page_reporting_process_zone).
+Simplified: a turn of a guest is longer than the 30 s in which 16 passes of reporting, 2 s apart,
+reach all free blocks, so that all are reported at once.
+Simplified: pages in the balloon are small pages of a process whose tables are never backed.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guestsim.behaviour import G_BALLOON
+from guestsim.guest import MM_BALLOON, free_room
+from hostsim.core.jit import kernel
+from hostsim.core.units import (
+    HPAGE_PMD_ORDER,
+    MAX_PAGE_ORDER,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+)
+from hostsim.mm.fault import touch_range
+from hostsim.mm.mm_types import (
+    NIL,
+    NR_PCP_TYPES,
+    NR_ZONES,
+    P_TOUCHED,
+    P_TRACED,
+    Z_FREE,
+    Z_WMARK_LOW,
+    Memory,
+)
+from hostsim.mm.mmap import table_head, window_word
+from hostsim.mm.physmem import big_head, virgin_slot
+from hostsim.mm.rmap import frame_at
+from hostsim.mm.zap import discard_range
+
+BALLOON_PAGES: Final = 256  # VIRTIO_BALLOON_ARRAY_PFNS_MAX
+REPORTING_CAPACITY: Final = 32  # blocks a batch
+
+
+@kernel
+def free_blocks(mem: Memory) -> int:
+    """Write the free blocks that reporting would tell of to ``mem.touched``; return how many.
+
+    In the order of zones, orders and types; memory never used is not among them, as the host has
+    nothing to take back.
+    """
+    nr = 0
+    for zone in range(NR_ZONES):
+        spare = REPORTING_CAPACITY << PAGEBLOCK_ORDER
+        if mem.zone[zone, Z_FREE] < mem.zone[zone, Z_WMARK_LOW] + spare:
+            continue
+        for order in range(PAGEBLOCK_ORDER, MAX_PAGE_ORDER + 1):
+            for migratetype in range(NR_PCP_TYPES):
+                head = big_head(mem, zone, migratetype, order)
+                pb = int(mem.pb[head].a)
+                while pb != head:
+                    if pb != virgin_slot(mem, zone) and nr < mem.touched.shape[0]:
+                        mem.touched[nr, 0] = pb << PAGEBLOCK_ORDER
+                        mem.touched[nr, 1] = PAGEBLOCK_NR_PAGES << (order - PAGEBLOCK_ORDER)
+                        nr += 1
+                    pb = int(mem.pb[pb].a)
+    return nr
+
+
+@kernel
+def inflate(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> int:
+    """Let the balloon take up to a batch of pages; return how many it took.
+
+    Their frames stand as runs in ``mem.touched``, ``mem.pool[P_TOUCHED]`` of them, for the host
+    to take back.
+    """
+    nr = min(min(nr, BALLOON_PAGES), free_room(mem))
+    if nr <= 0:
+        return 0
+    first = guests[row, G_BALLOON]
+    mem.pool[P_TRACED] = 0
+    touch_range(mem, MM_BALLOON, first, nr, 1, 1.0, 0, True, first)
+    mem.pool[P_TRACED] = 1
+    guests[row, G_BALLOON] = first + nr
+    runs = 0
+    for window in range(first >> HPAGE_PMD_ORDER, ((first + nr - 1) >> HPAGE_PMD_ORDER) + 1):
+        x = table_head(window_word(mem, MM_BALLOON, window))
+        while x != NIL:
+            vpn = int(mem.ext[x].vpn)
+            low = max(vpn, first)
+            high = min(vpn + int(mem.ext[x].nr), first + nr)
+            if low < high:
+                mem.touched[runs, 0] = min(frame_at(mem, x, low), frame_at(mem, x, high - 1))
+                mem.touched[runs, 1] = high - low
+                runs += 1
+            x = int(mem.ext[x].next)
+    mem.pool[P_TOUCHED] = runs
+    return nr
+
+
+@kernel
+def deflate(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> int:
+    """Give pages of the balloon back to the guest, newest first; return how many."""
+    nr = min(nr, guests[row, G_BALLOON])
+    if nr > 0:
+        guests[row, G_BALLOON] -= nr
+        discard_range(mem, MM_BALLOON, guests[row, G_BALLOON], nr)
+    return nr

@@ -1,0 +1,398 @@
+"""What a guest does with its memory, decided at each of its turns.
+
+Every number is a pure function of the VM's key and the tick, so that a VM behaves alike on
+whichever host it lands.
+
+Simplified: a class of guests is a few rates: a main process that grows and reuses its heap,
+short processes, and page cache that is read, grows and goes with deleted files.
+Simplified: at most four short processes start at one turn of a guest.
+"""
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from guestsim.guest import CACHE_SHARE, boot_footprint, free_room
+from guestsim.spec import GuestSpec
+from hostsim.core.counter_rng import hash64, uniform
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.rng import Stream, stream
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_HOUR
+from hostsim.mm.mm_types import NIL, Memory
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, ADVICE_NONE
+
+# Columns of the table of guests
+G_VM: Final = 0  # VM number in the trace, -1 for a free row
+G_MM: Final = 1  # its process on the host
+G_PAGES: Final = 2  # memory size
+G_VCPUS: Final = 3
+G_START_NS: Final = 4  # when it began to run, before the simulation for a standing VM
+G_KEY: Final = 5  # random key
+G_STATE: Final = 6  # address of its kernel's state
+G_CLASS: Final = 7  # row of the table of behaviours
+G_HEAP: Final = 8  # pages that the main process grows to
+G_CACHE: Final = 9  # page cache that it grows to
+G_RING: Final = 10  # pages of the ring in which page cache lies
+G_NEXT_TICK: Final = 11  # when it acts next
+G_LAST_NS: Final = 12  # when it acted last
+G_HEAP_NS: Final = 13  # when the main process began
+G_GROWN: Final = 14  # pages of the heap touched so far
+G_FREED_AT: Final = 15  # windows of the heap freed at the last turn
+G_FREED_NR: Final = 16
+G_RUNS: Final = 17  # small runs freed at the last turn
+G_RUNS_TICK: Final = 18  # that tick
+G_HEAD: Final = 19  # pages of page cache ever read
+G_TAIL: Final = 20  # of them, dropped
+G_BALLOON: Final = 21  # pages in the balloon
+G_REPORTS: Final = 22  # 1: free page reporting
+G_BALLOONED: Final = 23  # 1: has a balloon
+G_KILLS: Final = 24  # processes that its OOM killer took
+G_GUEST_HUGE: Final = 25  # huge pages of its processes, at the last look
+G_EFFECTIVE: Final = 26  # of them, those that one EPT leaf maps too
+G_USED: Final = 27  # frames in use in the guest, at the last look
+G_ANON: Final = 28  # of them, memory of processes
+G_REPORTED: Final = 29  # pages ever given back by free page reporting
+G_SLOT: Final = 30  # per slot: process (NIL: none), tick at which it ends
+NR_SLOTS: Final = 7  # the main process and six short ones
+MAIN: Final = 0
+NR_G_FIELDS: Final = G_SLOT + 2 * NR_SLOTS
+
+# Columns of the table of behaviours
+B_ADVICE: Final = 0
+B_GROWTH: Final = 1
+B_FREE: Final = 2
+B_SMALL: Final = 3
+B_JOBS: Final = 4
+B_JOB: Final = 5
+B_JOB_LIFE: Final = 6  # ns
+B_READS: Final = 7
+B_DROPS: Final = 8
+B_RESTART: Final = 9  # ns
+B_PERIOD: Final = 10  # ns
+NR_B_FIELDS: Final = 11
+
+# Columns of an operation
+O_ROW: Final = 0  # guest
+O_KIND: Final = 1
+O_WHERE: Final = 2  # slot or process
+O_START: Final = 3
+O_NR: Final = 4
+NR_O_FIELDS: Final = 5
+OP_TOUCH_SLOT: Final = 0  # touch pages of the process in a slot
+OP_FREE_SLOT: Final = 1  # the process frees pages
+OP_BEGIN: Final = 2  # a process of O_NR pages begins in a slot; O_START: its advice
+OP_EXIT: Final = 3  # the process in a slot ends
+OP_READ: Final = 4  # page cache is read
+OP_DROP: Final = 5  # page cache is dropped
+OP_HOST: Final = 6  # QEMU or the guest's boot touches pages of the host's process
+OP_REPORT: Final = 7  # free page reporting
+OP_INFLATE: Final = 8  # the balloon takes O_NR pages
+OP_DEFLATE: Final = 9
+
+MAX_JOBS: Final = 4
+MAX_RUNS: Final = 16
+RUN_PAGES: Final = 64  # of a heap, freed together
+OPS_PER_GUEST: Final = 16 + 3 * MAX_JOBS + 2 * NR_SLOTS + 2 * MAX_RUNS
+
+_ADVICE = {"none": ADVICE_NONE, "huge": ADVICE_HUGE, "nohuge": ADVICE_NOHUGE}
+
+
+def guests_key(seed: int) -> int:
+    """Return the key of what a run's guests draw."""
+    return int(stream(seed, Stream.GUEST_MEMORY).integers(1 << 62))
+
+
+def behaviour_table(spec: GuestSpec) -> NDArray[np.float64]:
+    """Return the behaviours as rows that kernels read."""
+    table = np.zeros((len(spec.behaviours), NR_B_FIELDS))
+    for row, b in zip(table, spec.behaviours, strict=True):
+        row[:] = (
+            _ADVICE[b.heap_advice],
+            b.growth_ratio * spec.growth_ns,
+            b.free_ratio * spec.reuse_per_hour,
+            b.small_ratio,
+            b.jobs_per_hour,
+            b.job_ratio,
+            b.job_life_ns,
+            b.cache_reads_per_hour,
+            b.cache_drops_per_hour,
+            b.restart_ns,
+            b.period_ns,
+        )
+    return table
+
+
+def draw_class(spec: GuestSpec, drawn: float) -> int:
+    """Return the behaviour that a number in (0, 1) picks by the scenario's weights."""
+    total = sum(b.weight for b in spec.behaviours)
+    below = 0.0
+    for number, behaviour in enumerate(spec.behaviours):
+        below += behaviour.weight / total
+        if drawn < below:
+            return number
+    return len(spec.behaviours) - 1
+
+
+def draw_guest(spec: GuestSpec, key: int, vm_id: int, pages: int, guest: NDArray[np.int64]) -> bool:
+    """Draw what the fleet does not know of a VM into its row; return whether QEMU advises.
+
+    Parameters
+    ----------
+    key
+        As `guests_key` returns it.
+    guest
+        Row of the table of guests, modified: key, class, targets, devices.
+    """
+    mean, concentration = spec.touched_share_mean, spec.touched_share_concentration
+    share = 1.0
+    if mean < 1.0:
+        drawn = uniform(key, vm_id, 0)
+        share = float(betaincinv(mean * concentration, (1.0 - mean) * concentration, drawn))
+    number = draw_class(spec, uniform(key, vm_id, 3))
+    boot = boot_footprint(spec, pages)
+    room = max(math.ceil(share * pages) - pages // 64 - boot, 0)
+    heap = int(spec.behaviours[number].heap_ratio * room)
+    guest[G_KEY] = hash64(key, vm_id, 2)
+    guest[G_CLASS] = number
+    guest[G_HEAP] = heap
+    guest[G_CACHE] = boot * CACHE_SHARE // 8 + room - heap
+    guest[G_RING] = guest[G_CACHE] + (1 << HPAGE_PMD_ORDER)
+    guest[G_HEAD] = boot * CACHE_SHARE // 8
+    guest[G_REPORTS] = uniform(key, vm_id, 4) < spec.reporting_ratio
+    guest[G_BALLOONED] = uniform(key, vm_id, 5) < spec.balloon_ratio
+    return bool(uniform(key, vm_id, 1) < spec.madvise_ratio)
+
+
+@inline_kernel
+def grown_by(pages: int, age_ns: int, growth_ns: float) -> int:
+    """Return how much of a target is reached: exponential growth."""
+    if growth_ns <= 0.0:
+        return pages
+    return int(float(pages) * (1.0 - math.exp(-float(age_ns) / growth_ns)))
+
+
+@kernel
+def push(
+    ops: NDArray[np.int64], nr: int, row: int, kind: int, where: int, start: int, pages: int
+) -> int:
+    """Append an operation; return the new number of them."""
+    ops[nr, O_ROW] = row
+    ops[nr, O_KIND] = kind
+    ops[nr, O_WHERE] = where
+    ops[nr, O_START] = start
+    ops[nr, O_NR] = pages
+    return nr + 1
+
+
+@kernel
+def push_cache(
+    guests: NDArray[np.int64],
+    ops: NDArray[np.int64],
+    nr: int,
+    row: int,
+    kind: int,
+    first: int,
+    pages: int,
+) -> int:
+    """Append an operation on page cache: one or two ranges of its ring."""
+    ring = guests[row, G_RING]
+    while pages > 0:
+        start = first % ring
+        here = min(pages, ring - start)
+        nr = push(ops, nr, row, kind, 0, start, here)
+        first += here
+        pages -= here
+    return nr
+
+
+@kernel
+def _drop_cache(
+    guests: NDArray[np.int64], ops: NDArray[np.int64], nr: int, row: int, pages: int
+) -> int:
+    """Drop the oldest pages of page cache."""
+    tail = guests[row, G_TAIL]
+    pages = min(pages, guests[row, G_HEAD] - tail)
+    guests[row, G_TAIL] = tail + pages
+    return push_cache(guests, ops, nr, row, OP_DROP, tail, pages)
+
+
+@kernel
+def _turn_over_cache(
+    guests: NDArray[np.int64],
+    mem: Memory,
+    profile: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    nr: int,
+    row: int,
+    hours: float,
+    age_ns: int,
+) -> int:
+    """Let files be deleted and read; the cache gives way when memory is short."""
+    limit = guests[row, G_CACHE]
+    drops = int(profile[B_DROPS] * hours * float(guests[row, G_HEAD] - guests[row, G_TAIL]))
+    nr = _drop_cache(guests, ops, nr, row, drops)
+    have = guests[row, G_HEAD] - guests[row, G_TAIL]
+    wanted = grown_by(limit, age_ns, profile[B_GROWTH])
+    reads = max(wanted - have, 0) + int(profile[B_READS] * hours * float(limit))
+    reads = min(reads, limit)
+    short = max(have + reads - limit, reads - free_room(mem))
+    if short > 0:
+        nr = _drop_cache(guests, ops, nr, row, short)
+    nr = push_cache(guests, ops, nr, row, OP_READ, guests[row, G_HEAD], reads)
+    guests[row, G_HEAD] += reads
+    return nr
+
+
+@kernel
+def _run_jobs(
+    guests: NDArray[np.int64],
+    profile: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    nr: int,
+    row: int,
+    tick: int,
+    tick_ns: int,
+    hours: float,
+) -> int:
+    """End the short processes whose time has come and start others."""
+    for slot in range(1, NR_SLOTS):
+        if guests[row, G_SLOT + 2 * slot] != NIL and guests[row, G_SLOT + 2 * slot + 1] <= tick:
+            nr = push(ops, nr, row, OP_EXIT, slot, 0, 1)
+            guests[row, G_SLOT + 2 * slot + 1] = tick
+    key = guests[row, G_KEY]
+    wanted = profile[B_JOBS] * hours
+    jobs = min(int(wanted + uniform(key, tick, 3)), MAX_JOBS)
+    room = float(guests[row, G_HEAP] + guests[row, G_CACHE])
+    slot = 0
+    for i in range(jobs):
+        mean = max(profile[B_JOB] * room, 64.0)
+        pages = int(min(-math.log(uniform(key, tick, 20 + 2 * i)), 4.0) * mean) + 1
+        life = -math.log(uniform(key, tick, 21 + 2 * i)) * profile[B_JOB_LIFE] / float(tick_ns)
+        slot += 1
+        while slot < NR_SLOTS and (
+            guests[row, G_SLOT + 2 * slot] != NIL and guests[row, G_SLOT + 2 * slot + 1] > tick
+        ):
+            slot += 1
+        if slot >= NR_SLOTS:
+            break
+        nr = push(ops, nr, row, OP_BEGIN, slot, ADVICE_NONE, pages)
+        nr = push(ops, nr, row, OP_TOUCH_SLOT, slot, 0, pages)
+        guests[row, G_SLOT + 2 * slot + 1] = tick + 1 + int(min(life, 1e6))
+        if life < 1.0:
+            nr = push(ops, nr, row, OP_EXIT, slot, 0, 1)
+    return nr
+
+
+@inline_kernel
+def _small_run(guests: NDArray[np.int64], row: int, tick: int, i: int) -> int:
+    """Return where the i-th small run that a heap frees at a turn begins."""
+    return int(uniform(guests[row, G_KEY], tick, 40 + i) * float(guests[row, G_GROWN] - RUN_PAGES))
+
+
+@kernel
+def _use_heap(
+    guests: NDArray[np.int64],
+    profile: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    nr: int,
+    row: int,
+    now_ns: int,
+) -> int:
+    """Touch again what the main process freed at its last turn, and let it grow."""
+    if guests[row, G_FREED_NR] > 0:
+        at = guests[row, G_FREED_AT]
+        nr = push(ops, nr, row, OP_TOUCH_SLOT, MAIN, at, guests[row, G_FREED_NR])
+        guests[row, G_FREED_NR] = 0
+    for i in range(guests[row, G_RUNS]):
+        start = _small_run(guests, row, guests[row, G_RUNS_TICK], i)
+        nr = push(ops, nr, row, OP_TOUCH_SLOT, MAIN, start, RUN_PAGES)
+    guests[row, G_RUNS] = 0
+    age_ns = now_ns - guests[row, G_HEAP_NS]
+    if profile[B_RESTART] > 0.0 and float(age_ns) > profile[B_RESTART]:
+        nr = push(ops, nr, row, OP_EXIT, MAIN, 0, 1)
+        guests[row, G_SLOT] = NIL
+        guests[row, G_HEAP_NS] = now_ns
+        guests[row, G_GROWN] = 0
+        age_ns = 0
+    heap = guests[row, G_HEAP]
+    if guests[row, G_SLOT] == NIL and heap > 0:
+        nr = push(ops, nr, row, OP_BEGIN, MAIN, int(profile[B_ADVICE]), heap)
+        guests[row, G_GROWN] = 0
+    wanted = grown_by(heap, age_ns, profile[B_GROWTH])
+    if wanted > guests[row, G_GROWN]:
+        grown = guests[row, G_GROWN]
+        nr = push(ops, nr, row, OP_TOUCH_SLOT, MAIN, grown, wanted - grown)
+        guests[row, G_GROWN] = wanted
+    return nr
+
+
+@kernel
+def _free_heap(
+    guests: NDArray[np.int64],
+    profile: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    nr: int,
+    row: int,
+    tick: int,
+    hours: float,
+) -> int:
+    """Let the main process free whole windows in a row, and small runs here and there."""
+    grown = guests[row, G_GROWN]
+    key = guests[row, G_KEY]
+    released = profile[B_FREE] * hours * float(grown) * 2.0 * uniform(key, tick, 0)
+    windows = int(released * (1.0 - profile[B_SMALL])) >> HPAGE_PMD_ORDER
+    whole = grown >> HPAGE_PMD_ORDER
+    if 0 < windows < whole:
+        at = int(uniform(key, tick, 2) * float(whole - windows)) << HPAGE_PMD_ORDER
+        nr = push(ops, nr, row, OP_FREE_SLOT, MAIN, at, windows * HPAGE_PMD_NR)
+        guests[row, G_FREED_AT] = at
+        guests[row, G_FREED_NR] = windows * HPAGE_PMD_NR
+    runs = min(int(released * profile[B_SMALL] / RUN_PAGES + uniform(key, tick, 1)), MAX_RUNS)
+    if profile[B_SMALL] > 0.0 and runs > 0 and grown > RUN_PAGES:
+        guests[row, G_RUNS] = runs
+        guests[row, G_RUNS_TICK] = tick
+        for i in range(runs):
+            start = _small_run(guests, row, tick, i)
+            nr = push(ops, nr, row, OP_FREE_SLOT, MAIN, start, RUN_PAGES)
+    return nr
+
+
+@kernel
+def decide(
+    guests: NDArray[np.int64],
+    row: int,
+    mem: Memory,
+    profiles: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    nr: int,
+    tick: int,
+    tick_ns: int,
+    now_ns: int,
+) -> int:
+    """Decide what a guest does now; return the number of operations with its own.
+
+    Parameters
+    ----------
+    guests
+        (rows, NR_G_FIELDS); the guest's row is modified.
+    mem
+        The guest's memory.
+    ops
+        (rows * OPS_PER_GUEST, NR_O_FIELDS); operations are appended at ``nr``.
+    """
+    profile = profiles[guests[row, G_CLASS]]
+    hours = float(now_ns - guests[row, G_LAST_NS]) / float(NS_PER_HOUR)
+    age_ns = now_ns - guests[row, G_START_NS]
+    nr = _use_heap(guests, profile, ops, nr, row, now_ns)
+    nr = _run_jobs(guests, profile, ops, nr, row, tick, tick_ns, hours)
+    nr = _turn_over_cache(guests, mem, profile, ops, nr, row, hours, age_ns)
+    nr = _free_heap(guests, profile, ops, nr, row, tick, hours)
+    if guests[row, G_REPORTS] != 0:
+        nr = push(ops, nr, row, OP_REPORT, 0, 0, 1)
+    guests[row, G_LAST_NS] = now_ns
+    period = max(int(profile[B_PERIOD]) // tick_ns, 1)
+    guests[row, G_NEXT_TICK] = tick + period
+    return nr

@@ -1,0 +1,247 @@
+"""A guest's Linux: a memory manager over guest-physical frames, and the processes in it.
+
+The kernel of a guest is `hostsim.mm`, the same code as the host's, over the frames of one VM.
+What it hands out is written to, and the host sees that: `Memory.touched` lists the frames until
+the host has backed them.
+
+Guests of one size, kernel and number of CPUs boot alike, so that a boot is a copy of a few KiB,
+and a guest's state lies in one mapping of which only what was ever used is resident.
+
+Source: Linux v6.1 init/main.c, mm/page_alloc.c free_area_init (struct pages of all memory are
+written at boot), fs/proc/meminfo.c for the names.
+Simplified: page cache is a process of small pages that nobody else maps, one unmovable page a
+2 MiB of it standing for the tree nodes.
+"""
+
+import ctypes
+import functools
+import mmap
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guestsim.gpa import low_ram_pages
+from guestsim.spec import GuestSpec
+from hostsim.core.jit import kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER, MAX_PAGE_ORDER
+from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.memory import new_memory, set_thp
+from hostsim.mm.mm_types import NIL, NR_ZONES, P_TRACED, Z_FREE, Z_WMARK_HIGH, Memory, used_parts
+from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
+from hostsim.mm.page_alloc import note_touched
+from hostsim.mm.pgtable import alloc_table
+from hostsim.mm.physmem import PB_RESERVED
+from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
+from hostsim.mm.slab import alloc_boot_pages
+
+MM_CACHE: Final = 0  # processes that are there from boot: page cache,
+MM_DAEMONS: Final = 1  # what runs in every system,
+MM_BALLOON: Final = 2  # and pages given to the balloon
+FIRST_MM: Final = 3
+
+CACHE_SHARE: Final = 5  # eighths of the boot footprint: files read while booting (assumed)
+DAEMONS_SHARE: Final = 2  # eighths: processes of the system; the rest is the kernel's own
+PROCESS_KERNEL_PAGES: Final = 16  # stacks (4 pages a thread) and slabs of a process
+CACHE_SLACK_PAGES: Final = 4096  # of the ring of page cache beyond its limit
+TRACE_ENTRIES: Final = 1 << 18
+MIN_PAGES: Final = 1 << 14  # 64 MiB: less does not boot
+
+
+@functools.cache
+def trace_log() -> NDArray[np.int64]:
+    """Return the list of frames handed out that all guests of this process share."""
+    return np.zeros((TRACE_ENTRIES, 2), np.int64)
+
+
+@kernel
+def start_process(mem: Memory, ram_pages: int, own_pages: int, advice: int) -> int:
+    """Start a process of the guest with its kernel pages and upper page tables; NIL if none."""
+    mm = mm_alloc(mem, ram_pages, own_pages, advice, False, 0)
+    if mm == NIL:
+        return NIL
+    for _ in range(PROCESS_KERNEL_PAGES):
+        alloc_table(mem, mm, KIND_KERNEL)
+    for _ in range(upper_tables(ram_pages + own_pages)):
+        alloc_table(mem, mm, KIND_PGTABLE)
+    return mm
+
+
+@kernel
+def upper_tables(nr_pages: int) -> int:
+    """Return how many page tables above those of 2 MiB windows map so many pages."""
+    gib = (nr_pages + (1 << HPAGE_PUD_ORDER) - 1) >> HPAGE_PUD_ORDER
+    return 2 + gib  # the root, one of 512 GiB, and one a GiB
+
+
+@kernel
+def _boot(mem: Memory, nr_pages: int, boot_pages: int) -> bool:
+    """Let a kernel boot: its own memory, the files it reads, its daemons."""
+    cache = boot_pages * CACHE_SHARE // 8
+    daemons = boot_pages * DAEMONS_SHARE // 8
+    if not alloc_boot_pages(mem, boot_pages - cache - daemons):
+        return False
+    mm_alloc(mem, 0, nr_pages + CACHE_SLACK_PAGES, ADVICE_NOHUGE, False, 0)
+    start_process(mem, daemons, 0, ADVICE_NONE)
+    mm_alloc(mem, 0, nr_pages, ADVICE_NOHUGE, False, 0)
+    if touch_range(mem, MM_CACHE, 0, cache, 1, 1.0, 0, True, 0) != FAULT_OK:
+        return False
+    return touch_range(mem, MM_DAEMONS, 0, daemons, 1, 1.0, 0, True, 0) == FAULT_OK
+
+
+@kernel
+def free_room(mem: Memory) -> int:
+    """Return by how many pages free memory exceeds the high watermarks; negative below."""
+    room = 0
+    for zone in range(NR_ZONES):
+        room += mem.zone[zone, Z_FREE] - mem.zone[zone, Z_WMARK_HIGH]
+    return room
+
+
+def rounded_pages(nr_pages: int) -> int:
+    """Return the size of a VM in whole blocks of the largest order."""
+    return nr_pages >> MAX_PAGE_ORDER << MAX_PAGE_ORDER
+
+
+def boot_footprint(spec: GuestSpec, nr_pages: int) -> int:
+    """Return what kernel, files and daemons take at boot, beside struct pages and the image."""
+    return min(spec.boot_pages, nr_pages // 4)
+
+
+def boot_memory(spec: GuestSpec, nr_pages: int, vcpus: int) -> Memory:
+    """Return the memory of a guest that has just booted, what it touched in its log.
+
+    Raises
+    ------
+    ValueError
+        The VM is too small for a kernel.
+    """
+    if nr_pages < MIN_PAGES:
+        raise ValueError(f"nr_pages {nr_pages}: a guest needs {MIN_PAGES} to boot")
+    low = int(low_ram_pages(nr_pages))
+    booted = new_memory(nr_pages, spec.kernel, vcpus, memmap=True, dma32_end=low)
+    set_thp(booted, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
+    mem = Memory(**(booted._asdict() | {"touched": trace_log()}))
+    mem.pool[P_TRACED] = 1
+    reserved = np.flatnonzero((mem.pb["state"][: nr_pages >> HPAGE_PMD_ORDER] & 15) == PB_RESERVED)
+    for pb in reserved:
+        note_touched(mem, int(pb) << HPAGE_PMD_ORDER, HPAGE_PMD_NR, 1, 0)
+    if not _boot(mem, nr_pages, boot_footprint(spec, nr_pages)):
+        raise ValueError(f"nr_pages {nr_pages}: too little memory to boot")
+    return mem
+
+
+class Layout(NamedTuple):
+    """Where the arrays of a guest lie in its mapping, and what stands there after boot."""
+
+    nr_bytes: int
+    table: NDArray[np.int64]  # of `ByReference`, addresses relative to the mapping
+    inside: NDArray[np.bool_]  # rows of the table that lie in the mapping; others are shared
+    booted: Memory  # the first guest of its kind, never changed
+    copies: tuple[tuple[int, int, int], ...]  # offset, source address, bytes
+    touched: NDArray[np.int64]  # (runs, 2) frames that the boot wrote
+
+
+SHARED: Final = ("touched", "scratch", "tunables", "cost")
+_GRANULE: Final = 256  # bytes compared at once when looking for what a boot wrote
+
+
+def _written(mem: Memory) -> list[tuple[str, int, int]]:
+    """Return the parts of arrays that hold anything: name, first byte, bytes."""
+    used = used_parts(mem)
+    parts = []
+    for name in Memory._fields:
+        flat = getattr(mem, name).reshape(-1).view(np.uint8)
+        flat = flat[: used[name].nbytes]
+        edges = np.arange(0, len(flat), _GRANULE)
+        if len(edges) == 0:
+            continue
+        full = np.add.reduceat(flat, edges, dtype=np.int64) > 0
+        change = np.flatnonzero(np.diff(np.concatenate([[False], full, [False]])))
+        for first, end in change.reshape(-1, 2) * _GRANULE:
+            parts.append((name, int(first), int(min(end, len(flat)) - first)))
+    return parts
+
+
+@functools.lru_cache(maxsize=256)
+def guest_layout(spec: GuestSpec, nr_pages: int, vcpus: int) -> Layout:
+    """Boot a guest once and return what every other of its kind starts from."""
+    from hostsim.mm.mm_types import P_TOUCHED
+
+    booted = boot_memory(spec, nr_pages, vcpus)
+    touched = np.array(booted.touched[: booted.pool[P_TOUCHED]])
+    booted.pool[P_TOUCHED] = 0
+    inside = np.array([name not in SHARED for name in Memory._fields])
+    addresses = {name: getattr(booted, name).ctypes.data for name in Memory._fields}
+    table = booted.table.copy()
+    base = int(table[inside, 0].min())
+    end = max(
+        address + getattr(booted, name).nbytes
+        for name, address in addresses.items()
+        if name not in SHARED
+    )
+    table[inside, 0] -= base
+    copies = tuple(
+        (addresses[name] - base + first, addresses[name] + first, nr_bytes)
+        for name, first, nr_bytes in _written(booted)
+        if name not in SHARED
+    )
+    return Layout(end - base, table, inside, booted, copies, touched)
+
+
+class Guest:
+    """The state of one guest's kernel: a mapping, and the table by which kernels find it."""
+
+    def __init__(self, layout: Layout, *, booted: bool = True) -> None:
+        self.layout = layout
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+        self._mapping = mmap.mmap(-1, layout.nr_bytes, flags=flags)
+        self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
+        self._base = np.frombuffer(self._mapping, np.uint8, 1).ctypes.data
+        self.table = layout.table.copy()
+        self.table[layout.inside, 0] += self._base
+        if booted:
+            for offset, source, nr_bytes in layout.copies:
+                ctypes.memmove(self._base + offset, source, nr_bytes)
+
+    @property
+    def address(self) -> int:
+        """Address of the table: what kernels make the state from."""
+        return int(self.table.ctypes.data)
+
+    @property
+    def mem(self) -> Memory:
+        """The memory manager, as arrays."""
+        arrays: dict[str, Any] = {}
+        for row, (name, like) in enumerate(self.layout.booted._asdict().items()):
+            if self.layout.inside[row]:
+                offset = int(self.layout.table[row, 0])
+                flat = np.frombuffer(self._mapping, like.dtype, like.size, offset)
+                arrays[name] = flat.reshape(like.shape)
+            else:
+                arrays[name] = like
+        return Memory(**arrays)
+
+    def resident_bytes(self) -> int:
+        """Return how much of the mapping is backed by memory."""
+        page = mmap.PAGESIZE
+        pages = -(-self.layout.nr_bytes // page)
+        found = (ctypes.c_ubyte * pages)()
+        ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(self._base), ctypes.c_size_t(self.layout.nr_bytes), found
+        )
+        return int((np.frombuffer(found, np.uint8) & 1).sum()) * page
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """Return all that a checkpoint needs."""
+        parts = used_parts(self.mem)
+        return {name: part for name, part in parts.items() if name not in SHARED}
+
+    @classmethod
+    def restore(cls, layout: Layout, parts: dict[str, NDArray[Any]]) -> "Guest":
+        """Return the guest whose state these are."""
+        guest = cls(layout, booted=False)
+        mem = guest.mem
+        for name, part in parts.items():
+            getattr(mem, name)[: len(part)] = part
+        return guest

@@ -1,0 +1,143 @@
+"""Carrying out what guests decide: a turn of one guest's operation at a time.
+
+Source: Linux v6.1 mm/vmscan.c (page cache gives way first), drivers/virtio/virtio_balloon.c
+(the balloon before the OOM killer), mm/oom_kill.c.
+Simplified: a guest that runs out of memory drops its oldest page cache, a sixteenth at a time.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guestsim.balloon import BALLOON_PAGES, deflate
+from guestsim.behaviour import (
+    G_BALLOON,
+    G_HEAD,
+    G_KILLS,
+    G_RING,
+    G_SLOT,
+    G_TAIL,
+    NR_SLOTS,
+    O_KIND,
+    O_NR,
+    O_START,
+    O_WHERE,
+    OP_BEGIN,
+    OP_DEFLATE,
+    OP_DROP,
+    OP_EXIT,
+    OP_FREE_SLOT,
+    OP_READ,
+    OP_TOUCH_SLOT,
+)
+from guestsim.guest import MM_CACHE, start_process
+from hostsim.core.jit import inline_kernel, kernel
+from hostsim.mm.mm_types import MM_ANON, MM_PGTABLES, NIL, Memory
+from hostsim.mm.turn import touch_turn
+from hostsim.mm.zap import discard_range, exit_mm
+
+TURN_PAGES: Final = 256  # small pages that a guest touches before another one runs
+DROP_PAGES: Final = 2048  # of page cache, at least, when memory runs out
+
+
+@kernel
+def drop_oldest(mem: Memory, guests: NDArray[np.int64], row: int, pages: int) -> int:
+    """Drop the oldest page cache; return how many pages of it were still kept."""
+    tail = guests[row, G_TAIL]
+    pages = min(pages, guests[row, G_HEAD] - tail)
+    ring = guests[row, G_RING]
+    left = pages
+    while left > 0:
+        start = tail % ring
+        here = min(left, ring - start)
+        discard_range(mem, MM_CACHE, start, here)
+        tail += here
+        left -= here
+    guests[row, G_TAIL] = tail
+    return pages
+
+
+@kernel
+def _oom_kill(mem: Memory, guests: NDArray[np.int64], row: int) -> bool:
+    """End the guest's largest process; return whether there was one."""
+    worst = NIL
+    points = 0
+    for slot in range(NR_SLOTS):
+        mm = guests[row, G_SLOT + 2 * slot]
+        if mm != NIL and mem.mm[mm, MM_ANON] + mem.mm[mm, MM_PGTABLES] > points:
+            worst = slot
+            points = mem.mm[mm, MM_ANON] + mem.mm[mm, MM_PGTABLES]
+    if worst == NIL:
+        return False
+    exit_mm(mem, guests[row, G_SLOT + 2 * worst])
+    guests[row, G_SLOT + 2 * worst] = NIL
+    guests[row, G_KILLS] += 1
+    return True
+
+
+@kernel
+def make_room(mem: Memory, guests: NDArray[np.int64], row: int) -> bool:
+    """Free memory of a guest that has run out of it; return whether there was any to free."""
+    cache = guests[row, G_HEAD] - guests[row, G_TAIL]
+    if cache > 0:
+        return drop_oldest(mem, guests, row, max(cache >> 4, DROP_PAGES)) > 0
+    if guests[row, G_BALLOON] > 0:
+        return deflate(mem, guests, row, BALLOON_PAGES) > 0
+    return _oom_kill(mem, guests, row)
+
+
+@inline_kernel
+def _process(guests: NDArray[np.int64], row: int, ops: NDArray[np.int64], i: int) -> int:
+    """Return the process that an operation is about, or NIL."""
+    kind = ops[i, O_KIND]
+    if kind == OP_TOUCH_SLOT or kind == OP_FREE_SLOT or kind == OP_EXIT:
+        return guests[row, G_SLOT + 2 * ops[i, O_WHERE]]
+    return MM_CACHE
+
+
+@kernel
+def _touch(
+    mem: Memory, guests: NDArray[np.int64], row: int, ops: NDArray[np.int64], i: int
+) -> None:
+    """Let a process write the next pages of an operation."""
+    mm = _process(guests, row, ops, i)
+    if mm == NIL:
+        ops[i, O_NR] = 0
+        return
+    pages, enough = touch_turn(mem, mm, ops[i, O_START], ops[i, O_NR], TURN_PAGES)
+    ops[i, O_START] += pages
+    ops[i, O_NR] -= pages
+    if not enough and not make_room(mem, guests, row):
+        ops[i, O_NR] = 0
+
+
+@kernel
+def guest_turn(
+    mem: Memory, guests: NDArray[np.int64], row: int, ops: NDArray[np.int64], i: int
+) -> None:
+    """Carry out the next part of an operation of a guest.
+
+    Parameters
+    ----------
+    mem
+        The guest's memory.
+    ops
+        What is done is taken off ``ops[i, O_NR]``; 0 is done.
+    """
+    kind = ops[i, O_KIND]
+    if kind == OP_TOUCH_SLOT or kind == OP_READ:
+        _touch(mem, guests, row, ops, i)
+        return
+    mm = _process(guests, row, ops, i)
+    if kind == OP_BEGIN:
+        slot = G_SLOT + 2 * ops[i, O_WHERE]
+        guests[row, slot] = start_process(mem, ops[i, O_NR], 0, ops[i, O_START])
+    elif kind == OP_DEFLATE:
+        deflate(mem, guests, row, ops[i, O_NR])
+    elif kind == OP_EXIT and mm != NIL:
+        exit_mm(mem, mm)
+        guests[row, G_SLOT + 2 * ops[i, O_WHERE]] = NIL
+    elif (kind == OP_FREE_SLOT or kind == OP_DROP) and mm != NIL:
+        discard_range(mem, mm, ops[i, O_START], ops[i, O_NR])
+    ops[i, O_NR] = 0
