@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from guests import BUSY, GUESTS
+
+from guestsim.behaviour import (
+    G_CACHE,
+    G_HEAD,
+    G_HEAP,
+    G_LAST_NS,
+    G_PAGES,
+    G_RING,
+    G_SLOT,
+    G_TAIL,
+    NR_G_FIELDS,
+    NR_O_FIELDS,
+    NR_SLOTS,
+    O_KIND,
+    O_NR,
+    O_START,
+    OP_BEGIN,
+    OP_DROP,
+    OP_READ,
+    OP_TOUCH_SLOT,
+    OPS_PER_GUEST,
+    behaviour_table,
+    decide,
+    draw_class,
+    draw_guest,
+    guests_key,
+)
+from guestsim.guest import boot_footprint, boot_memory
+from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
+from hostsim.mm.mm_types import NIL
+
+KEY = guests_key(1)
+GIB = 1 << 18
+TICK_NS = 5 * NS_PER_MIN
+
+
+def drawn(vm_id, pages=GIB, spec=GUESTS):
+    guest = np.zeros(NR_G_FIELDS, np.int64)
+    guest[G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
+    guest[G_PAGES] = pages
+    return guest, draw_guest(spec, KEY, vm_id, pages, guest)
+
+
+def test_a_vm_draws_the_same_wherever_it_runs():
+    assert (drawn(17)[0] == drawn(17)[0]).all()
+    assert (drawn(17)[0] != drawn(18)[0]).any()
+
+
+def test_hidden_share_has_the_mean_of_the_scenario():
+    pages = 64 * GIB
+    boot = boot_footprint(GUESTS, pages)
+    shares = []
+    for vm in range(2000):
+        guest, _ = drawn(vm, pages)
+        beyond = guest[G_HEAP] + guest[G_CACHE] - boot * 5 // 8
+        shares.append((beyond + boot + pages // 64) / pages)
+    # Beta(8, 2): standard deviation 0.12, so 4 standard errors of 2,000 draws are 0.011
+    assert np.mean(shares) == pytest.approx(0.8, abs=0.011)
+
+
+def test_share_of_advised_vms_is_the_scenarios():
+    advised = [drawn(vm)[1] for vm in range(2000)]
+    assert np.mean(advised) == pytest.approx(0.5, abs=0.045)  # 4 standard errors
+
+
+def test_classes_come_by_weight():
+    spec = GUESTS._replace(behaviours=(BUSY, BUSY._replace(weight=3.0)))
+    assert [draw_class(spec, x) for x in (0.01, 0.249, 0.251, 0.99)] == [0, 0, 1, 1]
+
+
+def decided(guest, mem, tick, spec=GUESTS):
+    guests = guest.reshape(1, -1)
+    ops = np.zeros((OPS_PER_GUEST, NR_O_FIELDS), np.int64)
+    nr = decide(guests, 0, mem, behaviour_table(spec), ops, 0, tick, TICK_NS, tick * TICK_NS)
+    return ops[:nr]
+
+
+@pytest.fixture(scope="module")
+def mem():
+    return boot_memory(GUESTS, GIB, 2)
+
+
+def test_at_first_the_main_process_begins(mem):
+    guest, _ = drawn(3)
+    ops = decided(guest, mem, 0)
+    assert ops[0, O_KIND] == OP_BEGIN
+    assert ops[0, O_NR] == guest[G_HEAP]
+
+
+def test_a_standing_vm_begins_with_what_it_has_grown_to(mem):
+    guest, _ = drawn(3)
+    guest[G_LAST_NS] = 12 * TICK_NS
+    ops = decided(guest, mem, 12)
+    touched = ops[ops[:, O_KIND] == OP_TOUCH_SLOT][:, O_NR].sum()
+    assert touched == int(guest[G_HEAP] * (1 - np.exp(-1.0)))
+
+
+def test_operations_stay_within_the_ring_and_the_cache_within_its_limit(mem):
+    for vm in range(8):
+        guest, _ = drawn(vm)
+        for tick in range(1, 60):
+            for op in decided(guest, mem, tick):
+                assert op[O_NR] > 0
+                assert op[O_START] >= 0
+                if op[O_KIND] in (OP_READ, OP_DROP):
+                    assert op[O_START] + op[O_NR] <= guest[G_RING]
+            assert 0 <= guest[G_HEAD] - guest[G_TAIL] <= guest[G_CACHE]
+
+
+def test_page_cache_grows_to_its_limit(mem):
+    guest, _ = drawn(5)
+    decided(guest, mem, 12 * 9)
+    assert guest[G_HEAD] - guest[G_TAIL] == guest[G_CACHE]
+    assert guest[G_LAST_NS] == 9 * NS_PER_HOUR

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from guests import GUESTS
+
+from guestsim.guest import Guest, boot_memory, guest_layout, rounded_pages
+from hostsim.core.units import HPAGE_PMD_ORDER
+from hostsim.mm.check import check_memory
+from hostsim.mm.mm_types import P_TOUCHED, PCP_COUNT, Z_END, Z_FREE, Z_MANAGED, Memory, used_parts
+
+GIB = 1 << 18
+
+
+def written(mem, runs):
+    """Return a mask of the frames that runs name."""
+    mask = np.zeros(len(mem.pb) << HPAGE_PMD_ORDER, bool)
+    for first, nr in runs:
+        mask[first : first + nr] = True
+    return mask
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+@pytest.mark.parametrize("pages", [GIB // 4, GIB, 4 * GIB])
+def test_a_boot_is_consistent_and_writes_what_it_uses(kernel, pages):
+    mem = boot_memory(GUESTS._replace(kernel=kernel), pages, 2)
+    check_memory(mem)
+    free = int(mem.zone[:, Z_FREE].sum() + mem.zone[:, PCP_COUNT].sum())
+    reserved = pages - int(mem.zone[:, Z_MANAGED].sum())
+    mask = written(mem, mem.touched[: mem.pool[P_TOUCHED]])
+    assert mask.sum() == pages - free
+    assert reserved >= pages // 64  # struct pages: 64 B a frame
+
+
+def test_the_dma32_zone_ends_at_the_hole():
+    assert list(boot_memory(GUESTS, 4 * GIB, 2).zone[:, Z_END]) == [4096, 2 * GIB, 4 * GIB]
+
+
+def test_a_copied_boot_is_the_boot():
+    layout = guest_layout(GUESTS, GIB, 2)
+    booted, copied = used_parts(boot_memory(GUESTS, GIB, 2)), used_parts(Guest(layout).mem)
+    booted["pool"][P_TOUCHED] = 0
+    for name in Memory._fields:
+        if name not in ("touched", "scratch"):
+            assert (booted[name] == copied[name]).all(), name
+
+
+def test_a_restored_guest_has_the_same_state():
+    guest = Guest(guest_layout(GUESTS, GIB, 2))
+    again = Guest.restore(guest.layout, guest.save())
+    check_memory(again.mem)
+    for name, part in used_parts(guest.mem).items():
+        assert (part == used_parts(again.mem)[name]).all(), name
+
+
+def test_too_small_a_vm_does_not_boot():
+    with pytest.raises(ValueError, match="needs 16384 to boot"):
+        boot_memory(GUESTS, 8192, 1)
+
+
+def test_sizes_are_rounded_down_to_whole_blocks():
+    assert rounded_pages(GIB + 1023) == GIB
