@@ -5,6 +5,7 @@ VM's process.  What a guest reports free or gives to its balloon, QEMU discards.
 
 Source: Linux v6.1 arch/x86/kvm/mmu/mmu.c direct_page_fault; QEMU 8.2
 hw/virtio/virtio-balloon.c (virtio_balloon_handle_output, virtio_balloon_handle_report).
+Simplified: a guest reaches all of its huge pages at least once between two rows of ``vms``.
 """
 
 from typing import Final

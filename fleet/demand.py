@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.placement import Placer
-from fleet.scenario import HostGroup, Scenario, pages_text
+from fleet.scenario import HostGroup, Scenario
+from fleet.sections import pages_text
 from fleet.trace import Trace, read_trace
 from hostsim.core.errors import Problem, ScenarioError
 

@@ -2,6 +2,8 @@
 
 Here the two meet: a guest decides what it touches and releases, the host faults and frees.
 A node knows no Ray and no other node.
+
+Simplified: a VM that ran before the simulation began grows to its size in one step.
 """
 
 from typing import Any, NamedTuple

@@ -230,7 +230,7 @@ class Guest:
         ctypes.CDLL(None).mincore(
             ctypes.c_void_p(self._base), ctypes.c_size_t(self.layout.nr_bytes), found
         )
-        return int((np.frombuffer(found, np.uint8) & 1).sum()) * page
+        return sum(byte & 1 for byte in found) * page
 
     def save(self) -> dict[str, NDArray[Any]]:
         """Return all that a checkpoint needs."""

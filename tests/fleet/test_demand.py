@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fleet.demand import arrivals, offered, open_demand
-from fleet.scenario import GIB_PAGES
+from fleet.sections import GIB_PAGES
 from fleet.trace import NEVER, make_trace, write_trace
 from hostsim.core.errors import ScenarioError
 from hostsim.core.units import NS_PER_HOUR

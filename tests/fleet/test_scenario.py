@@ -3,7 +3,8 @@ from typing import get_args
 import pytest
 
 from fleet.pool import POLICIES
-from fleet.scenario import PlacementSection, duration_text, pages_text
+from fleet.scenario import PlacementSection
+from fleet.sections import duration_text, pages_text
 from hostsim.core.units import NS_PER_HOUR, parse_duration_ns, parse_pages
 
 
