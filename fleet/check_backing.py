@@ -12,7 +12,6 @@ from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import MM_BASE, NIL, P_TOUCHED, P_TRACED, Memory
 from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG
-from hostsim.mm.page_alloc import TRACE_LOST
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_FULL,
@@ -22,6 +21,7 @@ from hostsim.mm.physmem import (
     pageblock_state,
 )
 from hostsim.mm.rmap import extents_of
+from hostsim.mm.touched import TRACE_LOST
 
 
 @kernel

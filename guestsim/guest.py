@@ -29,11 +29,11 @@ from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_types import NIL, NR_ZONES, P_TRACED, Z_FREE, Z_WMARK_HIGH, Memory, used_parts
 from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
-from hostsim.mm.page_alloc import note_touched
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_RESERVED
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.slab import alloc_boot_pages
+from hostsim.mm.touched import note_touched
 
 MM_CACHE: Final = 0  # processes that are there from boot: page cache,
 MM_DAEMONS: Final = 1  # what runs in every system,

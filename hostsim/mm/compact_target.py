@@ -38,6 +38,7 @@ from hostsim.mm.mm_types import (
     NIL,
     NR_SMALL_ORDERS,
     NR_TYPES,
+    P_TRACED,
     WORD_FRAMES,
     Z_CACHED_FREE,
     Z_END,
@@ -63,6 +64,7 @@ from hostsim.mm.physmem import (
     pageblock_state,
     set_pageblock_migratetype,
 )
+from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import COMPACTION_6_12, FALLBACK_6_12, T_COMPACTION, T_FALLBACK
 from hostsim.mm.vmstat import COMPACT_ISOLATED, PGFREE
 
@@ -247,6 +249,8 @@ def compaction_alloc(mem: Memory, want: int) -> tuple[int, int, int]:
     mem.compact[CC_NR_FREE] -= taken
     if mem.tunables[T_COMPACTION] == COMPACTION_6_12:
         mem.compact[CC_NR_WANTED] -= taken
+    if mem.pool[P_TRACED] != 0:
+        note_touched(mem, pfn, taken, step, 0)
     return pfn, taken, step
 
 

@@ -16,7 +16,6 @@ from hostsim.mm.mm_types import (
     MM_RAM_ANON,
     MM_RAM_PAGES,
     NR_PCP_LISTS,
-    P_TOUCHED,
     P_TRACED,
     PCP_BELOW_HIGH,
     PCP_COUNT,
@@ -39,13 +38,13 @@ from hostsim.mm.pcp import (
     pop_head,
     push_tail,
 )
+from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.vmstat import NR_GUEST_PAGES, PGALLOC, PGFREE
 from hostsim.mm.watermark import zone_watermark_ok
 
 MARK_LOW: Final = 0
 MARK_MIN: Final = 1
-TRACE_LOST: Final = 2  # pool[P_TRACED]: more runs than `touched` has room for
 
 
 @inline_kernel
@@ -104,40 +103,6 @@ def rmqueue_pcplist(
     mem.zone[zone, PCP_COUNT] -= taken << order
     note_alloc(mem, zone, taken)
     return pfn, taken, step
-
-
-@kernel
-def _note_run(mem: Memory, first: int, nr: int) -> None:
-    """Add a run of frames to those handed out, joined to the last run where it touches it."""
-    last = mem.pool[P_TOUCHED] - 1
-    if last >= 0:
-        start = mem.touched[last, 0]
-        if first == start + mem.touched[last, 1]:
-            mem.touched[last, 1] += nr
-            return
-        if first + nr == start:
-            mem.touched[last, 0] = first
-            mem.touched[last, 1] += nr
-            return
-    if last + 1 >= mem.touched.shape[0]:
-        mem.pool[P_TRACED] = TRACE_LOST
-        return
-    mem.touched[last + 1, 0] = first
-    mem.touched[last + 1, 1] = nr
-    mem.pool[P_TOUCHED] = last + 2
-
-
-@kernel
-def note_touched(mem: Memory, pfn: int, nr: int, step: int, order: int) -> None:
-    """Note blocks handed out: who gets a frame writes to it, which a hypervisor sees."""
-    block = 1 << order
-    if step == block:
-        _note_run(mem, pfn, nr << order)
-    elif step == -block:
-        _note_run(mem, pfn + (nr - 1) * step, nr << order)
-    else:
-        for i in range(nr):
-            _note_run(mem, pfn + i * step, block)
 
 
 @inline_kernel

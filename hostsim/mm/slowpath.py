@@ -20,6 +20,7 @@ from hostsim.mm.mm_types import (
     MM_ADVICE,
     NR_ZONES,
     P_CAPTURED,
+    P_TRACED,
     Z_MANAGED,
     ZONE_DMA32,
     ZONE_NORMAL,
@@ -30,6 +31,7 @@ from hostsim.mm.page_alloc import MARK_LOW, MARK_MIN, get_page_from_freelist
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_of
 from hostsim.mm.reclaim import try_to_free_pages, wakeup_kswapd
+from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import DEFRAG, T_DEFRAG
 from hostsim.mm.vmstat import COMPACT_FAIL, COMPACT_STALL
 from hostsim.mm.vmstat import COMPACT_SUCCESS as COMPACTSUCCESS
@@ -114,6 +116,8 @@ def _direct_compact(
         taken = 1
         step = 1 << order
         mem.pool[P_CAPTURED] = 0
+        if mem.pool[P_TRACED] != 0:
+            note_touched(mem, pfn, 1, step, order)
     else:
         pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
     if pfn == NO_PFN:
