@@ -26,6 +26,7 @@ from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     MM_ANON,
     MM_HUGE,
+    MM_SWAP,
     NIL,
     P_RESUME,
     Z_FREE,
@@ -132,8 +133,9 @@ class Replay:
 
     def _smaps(self, mm: int) -> dict[str, int]:
         pages = int(self.mem.mm[mm, MM_ANON]) + PROCESS.file_pages
+        swap = int(self.mem.mm[mm, MM_SWAP])
         huge = int(self.mem.mm[mm, MM_HUGE]) << (PAGEBLOCK_ORDER + KB_SHIFT)
-        return {"Rss": pages << KB_SHIFT, "AnonHugePages": huge, "Swap": 0}
+        return {"Rss": pages << KB_SHIFT, "AnonHugePages": huge, "Swap": swap << KB_SHIFT}
 
     def pass_time(self, ms: int) -> None:
         """Let the once-a-second workers run."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fleet.replay_advice import ksm_run_written, op_merge, op_readonly
+from fleet.replay_reclaim import op_pageout, op_swapon
 from fleet.replay_script import ADVICE, Op
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.mm.compaction import compact_node
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from fleet.replay import Replay
 
 PIPE_BUFFERS: Final = 16  # PIPE_DEF_BUFFERS, include/linux/pipe_fs_i.h
-LATER_OPS: Final = ("collapse", "pageout", "swapon")
+LATER_OPS: Final = ("collapse",)
 
 
 def options_of(op: Op) -> tuple[int, float, int]:
@@ -173,4 +174,6 @@ OPS: Final[dict[str, Callable[["Replay", Op], None]]] = {
     "wait": op_wait,
     "merge": op_merge,
     "readonly": op_readonly,
+    "swapon": op_swapon,
+    "pageout": op_pageout,
 }

@@ -54,7 +54,7 @@ from hostsim.mm.mmu_notifier import (
     set_ept,
 )
 from hostsim.mm.pgtable import alloc_table, free_table
-from hostsim.mm.rmap import KIND_EPT, frame_at
+from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_SWAP, frame_at
 from hostsim.mm.tunables import (
     T_KVM_EAGER_PAGE_SPLIT,
     T_KVM_LARGEPAGES,
@@ -161,7 +161,7 @@ def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
         while x != NIL and int(mem.ext[x].vpn) < end:
             start = max(first, int(mem.ext[x].vpn))
             nr = min(end, int(mem.ext[x].vpn) + int(mem.ext[x].nr)) - start
-            if nr > 0:
+            if nr > 0 and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
                 pfn = frame_at(mem, x, start)
                 added += add_leaves(mem, table, start, nr, pfn, frame_at(mem, x, start + 1) - pfn)
             x = int(mem.ext[x].next)

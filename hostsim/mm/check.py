@@ -42,6 +42,7 @@ from hostsim.mm.check_free import (
 )
 from hostsim.mm.check_hugetlb import check_hugetlb
 from hostsim.mm.check_merge import check_areas, check_ksm, check_written
+from hostsim.mm.check_swap import check_swap
 from hostsim.mm.mm_types import (
     MM_ANON,
     MM_BASE,
@@ -53,6 +54,7 @@ from hostsim.mm.mm_types import (
     MM_PGTABLES,
     MM_RAM_ANON,
     MM_RAM_PAGES,
+    MM_SWAP,
     MM_WINDOWS,
     NIL,
     NR_ZONES,
@@ -85,15 +87,19 @@ from hostsim.mm.rmap import (
     KIND_ANON,
     KIND_BOOT,
     KIND_EPT,
+    KIND_FILE,
     KIND_KERNEL,
     KIND_MASK,
     KIND_PGTABLE,
     KIND_RESERVED,
+    KIND_SWAP,
+    KIND_SWAPCACHE,
 )
 from hostsim.mm.vmstat import (
     NR_ANON_PAGES,
     NR_ANON_THPS,
     NR_EPT,
+    NR_FILE_PAGES,
     NR_GUEST_PAGES,
     NR_KERNEL,
     NR_PAGETABLE,
@@ -116,6 +122,8 @@ class FrameKind(IntEnum):
     BOOT = 10
     UNOWNED = 11  # in use, with nothing on record
     HUGETLB = 12  # of a hugetlb pool, in use or free
+    SWAPCACHE = 13  # a page of the swap cache that nobody maps
+    FILE = 14  # page cache
 
 
 class FrameOwner(NamedTuple):
@@ -146,15 +154,18 @@ def _check_extents(mem: Memory, s: Scan) -> _Extents:
     used = int(mem.pool[P_EXT_USED])
     at, which, before = walk("extents of pageblocks", mem.ext["next_b"][:used], heads, used)
     agree("back links of extents in a pageblock", stored=mem.ext["prev_b"][at], walked=before)
-    agree("extents live", counter=mem.pool[P_EXT_LIVE], listed=at.size)
+    swapped = np.flatnonzero(
+        (mem.ext["nr"][:used] > 0) & (mem.ext["flags"][:used] & KIND_MASK == KIND_SWAP)
+    )
     unused = chain(
         "free extents", mem.ext["next"][:used].tolist(), int(mem.pool[P_EXT_FREE]) - 1, used
     )
     agree(
         "extents in use and in the pool",
-        found=np.sort(np.concatenate([at, np.array(unused, np.int64)])),
+        found=np.sort(np.concatenate([at, swapped, np.array(unused, np.int64)])),
         expected=np.arange(used),
     )
+    agree("extents live", counter=mem.pool[P_EXT_LIVE], listed=at.size + swapped.size)
     columns = mem.ext[at]
     pfn, nr, flags, owner = (columns[f].astype(np.int64) for f in ("pfn", "nr", "flags", "owner"))
     agree("pageblock of extents", extent=pfn >> PAGEBLOCK_ORDER, list=pageblock[which])
@@ -166,16 +177,28 @@ def _check_extents(mem: Memory, s: Scan) -> _Extents:
         pages=nr,
     )
     kind = flags & KIND_MASK
-    forbid("unknown kind of extent", kind > KIND_RESERVED, extent=at, flags=flags)
+    forbid("unknown kind of extent", kind > KIND_FILE, extent=at, flags=flags)
     live = mem.mm[:, MM_LIVE] != 0
     orphan = (owner != NIL) & ~live[owner]
     forbid("extent of a process that is gone", orphan, extent=at, pfn=pfn, mm=owner)
+    forbid("swap entry on a pageblock's list", kind == KIND_SWAP, extent=at, pfn=pfn)
     homeless = (owner == NIL) & np.isin(kind, (KIND_ANON, KIND_PGTABLE, KIND_EPT))
     forbid("process memory without a process", homeless, extent=at, pfn=pfn, flags=flags)
     return _Extents(at, pfn, columns["vpn"].astype(np.int64), nr, owner, flags, kind)
 
 
-def _check_frames(s: Scan, x: _Extents, pcp: Ints, unowned: Ints) -> Ints:
+def _with_swap_entries(mem: Memory, x: _Extents) -> _Extents:
+    """Return the extents and the swapped-out ones, which are on windows' lists only."""
+    used = int(mem.pool[P_EXT_USED])
+    flags = mem.ext["flags"][:used]
+    at = np.flatnonzero((mem.ext["nr"][:used] > 0) & (flags & KIND_MASK == KIND_SWAP))
+    columns = mem.ext[at]
+    swap = (at, *(columns[f].astype(np.int64) for f in ("pfn", "vpn", "nr", "owner", "flags")))
+    kind = np.full(at.size, KIND_SWAP)
+    return _Extents(*(np.concatenate(pair) for pair in zip(x, (*swap, kind), strict=True)))
+
+
+def _check_frames(s: Scan, x: _Extents, pcp: Ints, unowned: Ints, cached: Mask) -> Ints:
     """Compare used frames with extents and per-CPU lists.
 
     Returns
@@ -222,7 +245,8 @@ def _check_frames(s: Scan, x: _Extents, pcp: Ints, unowned: Ints) -> Ints:
     wrong = ((used != accounted) & small[:, None]).ravel()
     forbid("used frames", wrong, pfn=pfn, buddy_used=used.ravel(), has_owner=accounted.ravel())
     mapped_in = owned.reshape(used.shape).any(axis=1)
-    forbid("compound page that nobody maps", ~small & ~mapped_in, pageblock=pageblock)
+    nobody = ~small & ~mapped_in & ~cached[pageblock]
+    forbid("compound page that nobody maps", nobody, pageblock=pageblock)
     anon = cover(x.kind == KIND_ANON) > 0
     zone = np.repeat(s.zone[pageblock], PAGEBLOCK_NR_PAGES)
     return np.bincount(zone[anon], minlength=NR_ZONES)
@@ -261,6 +285,7 @@ def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
     )
     mapped_zero = int((word == W_ZERO).sum())
     agree("users of the huge zero page", pool=mem.pool[P_ZERO_USERS], windows=mapped_zero)
+    framed, x = x, _with_swap_entries(mem, x)
     used = int(mem.pool[P_EXT_USED])
     column = np.full(used, NIL)
     column[x.at] = np.arange(x.at.size)
@@ -286,7 +311,7 @@ def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
         pages=x.nr[b],
         next_vpn=x.vpn[i[follows]],
     )
-    wrong = (x.kind[i] != KIND_ANON) | (x.flags[i] & EXT_PMD != 0)
+    wrong = ~np.isin(x.kind[i], (KIND_ANON, KIND_SWAP)) | (x.flags[i] & EXT_PMD != 0)
     forbid("not a small anonymous page in a window", wrong, extent=at, flags=x.flags[i])
 
     kernel_at, which, _ = walk("kernel pages", mem.ext["next"][:used], rows[:, MM_KERNEL] - 1, used)
@@ -301,9 +326,11 @@ def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
     expected = np.sort(x.at[(x.owner != NIL) & ~pmd])
     agree("extents on owners' lists", listed=listed, live=expected)
 
-    _check_huge(mem, s, x, np.flatnonzero(tag == W_HUGE), mm, window, value)
+    _check_huge(mem, s, framed, np.flatnonzero(tag == W_HUGE), mm, window, value)
 
-    small = np.bincount(home, weights=x.nr[i], minlength=word.size).astype(np.int64)
+    here = np.where(x.kind[i] == KIND_ANON, x.nr[i], 0)
+    small = np.bincount(home, weights=here, minlength=word.size).astype(np.int64)
+    out = np.bincount(home, weights=x.nr[i] - here, minlength=word.size).astype(np.int64)
     resident = small + np.where(tag == W_HUGE, HPAGE_PMD_NR, 0)
     in_ram = window << HPAGE_PMD_ORDER < mem.mm[mm, MM_RAM_PAGES]
 
@@ -318,6 +345,7 @@ def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
         ("resident pages", MM_ANON, per_mm(resident)),
         ("resident pages of guest RAM", MM_RAM_ANON, per_mm(np.where(in_ram, resident, 0))),
         ("windows mapped huge", MM_HUGE, per_mm(tag == W_HUGE)),
+        ("pages swapped out", MM_SWAP, per_mm(out)),
         ("page-table pages", MM_PGTABLES, per_kind(KIND_PGTABLE)),
         ("EPT pages", MM_EPT, per_kind(KIND_EPT)),
     ):
@@ -368,7 +396,7 @@ def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr
     alone = (s.state == PB_HUGE) & (np.arange(s.state.size) != mem.pool[P_ZERO_PB] - 1)
     pages = {
         kind: int(x.nr[x.kind == kind].sum())
-        for kind in (KIND_PGTABLE, KIND_EPT, KIND_KERNEL, KIND_BOOT)
+        for kind in (KIND_PGTABLE, KIND_EPT, KIND_KERNEL, KIND_BOOT, KIND_FILE)
     }
     mapped_by_pmd = np.unique(x.pfn[x.flags & EXT_PMD != 0]).size
     anon = int(alone.sum() * HPAGE_PMD_NR + mapped.sum())
@@ -378,6 +406,7 @@ def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr
         ("nr_anon_transparent_hugepages", NR_ANON_THPS, thps),
         ("nr_page_table_pages", NR_PAGETABLE, pages[KIND_PGTABLE]),
         ("nr_secondary_page_table_pages", NR_EPT, pages[KIND_EPT]),
+        ("nr_file_pages", NR_FILE_PAGES, pages[KIND_FILE]),
     ):
         agree(name, vmstat=mem.vmstat[index], recomputed=recomputed)
     # Boot memory is counted only where the model, not a replay, allocated it.
@@ -434,7 +463,8 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     check_free_lists(mem, s)
     pcp = check_pcp(mem, s)
     x = _check_extents(mem, s)
-    mapped = _check_frames(s, x, pcp, extra)
+    cached = check_swap(mem, s.state)
+    mapped = _check_frames(s, x, pcp, extra, cached)
     _check_address_spaces(mem, s, x)
     _check_totals(mem, s, x, pcp, mapped, extra.size)
     check_areas(mem)
@@ -474,7 +504,10 @@ def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
             i = first + nr - 1 - pfn if flags & EXT_DESCENDING else pfn - first
             if flags & KIND_MASK == KIND_RESERVED:
                 return FrameOwner(FrameKind.RESERVED)
-            kind = FrameKind(FrameKind.ANON + (flags & KIND_MASK))
+            kind = {
+                KIND_SWAPCACHE: FrameKind.SWAPCACHE,
+                KIND_FILE: FrameKind.FILE,
+            }.get(flags & KIND_MASK, FrameKind(min(FrameKind.ANON + (flags & KIND_MASK), 11)))
             vpn = int(extent["vpn"]) + i if kind == FrameKind.ANON else NIL
             owners.append((int(extent["owner"]), vpn, kind))
         head = int(extent["next_b"])

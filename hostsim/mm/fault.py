@@ -22,6 +22,7 @@ from hostsim.mm.content import clear_huge, note_written
 from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fork import wp_huge, wp_page
 from hostsim.mm.hugetlb import hugetlb_fault, windows_per_page
+from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_ADVICE,
@@ -32,6 +33,7 @@ from hostsim.mm.mm_types import (
     MM_THP_FALLBACK,
     MM_VMAS,
     NIL,
+    P_MAP_SEQ,
     P_RESUME,
     P_ZERO_PB,
     P_ZERO_USERS,
@@ -60,14 +62,18 @@ from hostsim.mm.rmap import (
     EXT_SHARED,
     EXT_ZERO,
     KIND_ANON,
+    KIND_MASK,
     KIND_PGTABLE,
+    KIND_SWAP,
     add_extent,
     cut_extent,
     frame_at,
     try_extend,
 )
 from hostsim.mm.slowpath import alloc_huge, alloc_pages, vma_thp_gfp_mask
+from hostsim.mm.swap_state import do_swap_page
 from hostsim.mm.tunables import ENABLED, T_ENABLED, T_USE_ZERO_PAGE
+from hostsim.mm.unmap import link_before
 from hostsim.mm.vma import window_in_vma
 from hostsim.mm.vmstat import (
     NR_ANON_PAGES,
@@ -120,6 +126,7 @@ def thp_eligible(mem: Memory, mm: int, window: int) -> bool:
 def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
     """Map a fresh huge page by the window's PMD."""
     set_window(mem, mm, window, huge_word(pb))
+    mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
     mem.mm[mm, MM_HUGE] += 1
     mem.vmstat[NR_ANON_THPS] += 1
     mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
@@ -199,6 +206,7 @@ def map_run(
         ):
             flags = KIND_ANON | (EXT_DESCENDING if step < 0 and here > 1 else 0)
             x = add_extent(mem, low, here, mm, vpn, flags)
+            mem.ext[x].lru = fresh_stamp(mem, LRU_YOUNG)
             if before == NIL:
                 mem.ext[x].next = table_head(window_word(mem, mm, window))
                 set_window(mem, mm, window, table_word(x))
@@ -223,9 +231,12 @@ def _fill_gap(mem: Memory, mm: int, window: int, before: int, vpn: int, nr: int)
     """
     done = 0
     while done < nr:
+        seq = mem.pool[P_MAP_SEQ]
         pfn, taken, step = alloc_pages(mem, 0, MIGRATE_MOVABLE, nr - done)
         if pfn == NO_PFN:
             return NIL - 1 - done
+        if mem.pool[P_MAP_SEQ] != seq:
+            before = link_before(mem, mm, window, vpn + done)
         before = map_run(mem, mm, window, before, vpn + done, pfn, taken, step)
         account_rss(mem, mm, window, taken)
         mem.vmstat[NR_ANON_PAGES] += taken
@@ -280,8 +291,9 @@ def _touch_table(
     fraction: float,
     seed: int,
     first: int,
+    write: bool,
 ) -> int:
-    """Write pages ``start .. end - 1`` of a window with a page table; see `touch_range`."""
+    """Access pages ``start .. end - 1`` of a window with a page table; see `touch_range`."""
     before = NIL
     x = table_head(window_word(mem, mm, window))
     page = start
@@ -291,17 +303,32 @@ def _touch_table(
             x = int(mem.ext[x].next)
         absent_end = min(end, int(mem.ext[x].vpn)) if x != NIL else end
         if page >= absent_end:  # inside extent x
-            pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
-            if mem.ext[x].flags & (EXT_SHARED | EXT_ZERO) or mem.written[pb] != 0:
-                if (page - first) % step == 0 and chosen(seed, page, fraction):
-                    if not _write_mapped(mem, mm, window, x, page):
-                        mem.pool[P_RESUME] = page
-                        return FAULT_OOM
-                    before = NIL
-                    x = table_head(window_word(mem, mm, window))
+            flags = int(mem.ext[x].flags)
+            swapped = flags & KIND_MASK == KIND_SWAP
+            alone = flags & (EXT_SHARED | EXT_ZERO) == 0
+            if alone and not swapped:
+                alone = mem.written[int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER] == 0
+            if not swapped and (alone or not write):
+                mem.ext[x].lru |= LRU_YOUNG
+                page = int(mem.ext[x].vpn) + int(mem.ext[x].nr)
+            elif (page - first) % step != 0 or not chosen(seed, page, fraction):
                 page += 1
             else:
-                page = int(mem.ext[x].vpn) + int(mem.ext[x].nr)
+                seq = mem.pool[P_MAP_SEQ]
+                if swapped:
+                    enough = do_swap_page(mem, mm, window, page)
+                else:
+                    enough = _write_mapped(mem, mm, window, x, page)
+                if not enough:
+                    mem.pool[P_RESUME] = page
+                    return FAULT_OOM
+                if not swapped and mem.pool[P_MAP_SEQ] == seq:
+                    page += 1
+                before = NIL
+                x = table_head(window_word(mem, mm, window))
+            continue
+        if not write:  # a read leaves the hole
+            page = absent_end
             continue
         if step == 1 and fraction >= 1.0:
             run = absent_end - page
@@ -321,6 +348,7 @@ def _touch_table(
                 mem.pool[P_RESUME] = page + (NIL - 1 - last)
                 return FAULT_OOM
             before = last
+            x = int(mem.ext[last].next)
             page += run
     return FAULT_OK
 
@@ -390,10 +418,12 @@ def touch_range(
         elif write and word & W_TAG == W_HUGE and pageblock_state(mem, word >> 2) != PB_HUGE:
             wp_huge(mem, mm, window)
         word = window_word(mem, mm, window)
-        if write and word & W_TAG == W_HUGE:
-            note_access(mem, word >> 2, page, stop, step, fraction, seed, start)
-        if write and word & W_TAG == W_TABLE:
-            status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start)
+        if word & W_TAG == W_HUGE:
+            mem.lru[word >> 2] |= LRU_YOUNG
+            if write:
+                note_access(mem, word >> 2, page, stop, step, fraction, seed, start)
+        elif word & W_TAG == W_TABLE:
+            status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start, write)
             if status != FAULT_OK:
                 return status
         page = stop

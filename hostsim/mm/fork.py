@@ -9,14 +9,17 @@ from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_
 from hostsim.mm.content import note_written
 from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge
 from hostsim.mm.ksm_tree import ksm_enter, put_ksm_page
+from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_CONTENT,
     MM_HUGE,
     MM_MERGEABLE,
+    MM_SWAP,
     MM_WINDOWS,
     NIL,
     P_EXT_LIVE,
+    P_MAP_SEQ,
     P_ZERO_USERS,
     Memory,
 )
@@ -32,7 +35,7 @@ from hostsim.mm.mmap import (
     window_word,
 )
 from hostsim.mm.mmu_notifier import notify
-from hostsim.mm.page_alloc import account_rss
+from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
@@ -40,19 +43,21 @@ from hostsim.mm.rmap import (
     EXT_PMD,
     EXT_SHARED,
     KIND_ANON,
+    KIND_MASK,
     KIND_PGTABLE,
+    KIND_SWAP,
     add_extent,
-    cut_extent,
     del_extent,
     extents_of,
     frame_at,
+    new_extent,
     try_extend,
 )
 from hostsim.mm.slowpath import alloc_pages
-from hostsim.mm.split import make_compound, nr_pmd_mappings, pmd_mapping, split_pmd
+from hostsim.mm.split import make_compound, nr_pmd_mappings, pmd_mapping, split_pmd, undo_deferred
+from hostsim.mm.unmap import isolate_page, link_extent, put_frames, unlink_from_window
 from hostsim.mm.vma import copy_vmas
 from hostsim.mm.vmstat import COW_KSM, NR_ANON_PAGES, PGFAULT
-from hostsim.mm.zap import put_frames
 
 
 @kernel
@@ -81,24 +86,26 @@ def _copy_table(mem: Memory, parent: int, child: int, window: int) -> None:
     set_window(mem, child, window, table_word(NIL))
     x = table_head(window_word(mem, parent, window))
     while x != NIL:
-        mem.ext[x].flags |= EXT_SHARED
         if mem.ext[x].flags & EXT_KSM:
             mem.ksm_node[mem.ksm_frame[mem.ext[x].pfn] - 1].maps += 1
         nr = int(mem.ext[x].nr)
-        y = add_extent(
-            mem,
-            int(mem.ext[x].pfn),
-            nr,
-            child,
-            int(mem.ext[x].vpn),
-            int(mem.ext[x].flags),
-        )
+        pfn = int(mem.ext[x].pfn)
+        vpn = int(mem.ext[x].vpn)
+        if mem.ext[x].flags & KIND_MASK == KIND_SWAP:
+            y = new_extent(mem, pfn, nr, child, vpn, int(mem.ext[x].flags))
+            for slot in range(pfn, pfn + nr):
+                mem.swap_map[slot] += 1
+            mem.mm[child, MM_SWAP] += nr
+        else:
+            mem.ext[x].flags |= EXT_SHARED
+            y = add_extent(mem, pfn, nr, child, vpn, int(mem.ext[x].flags))
+            mem.ext[y].lru = mem.ext[x].lru
+            account_rss(mem, child, window, nr)
         if last == NIL:
             set_window(mem, child, window, table_word(y))
         else:
             mem.ext[last].next = y
         last = y
-        account_rss(mem, child, window, nr)
         x = int(mem.ext[x].next)
 
 
@@ -121,6 +128,7 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
             return False
         if not alloc_table(mem, child, KIND_PGTABLE):
             return False
+        word = window_word(mem, parent, window)  # reclaim may have changed it
         if word == W_ZERO:
             mem.pool[P_ZERO_USERS] += 1
             set_window(mem, child, window, W_ZERO)
@@ -139,6 +147,7 @@ def wp_huge(mem: Memory, mm: int, window: int) -> None:
     notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
     x = pmd_mapping(mem, pb, mm, window)
     if mem.pb[pb].a == x and mem.ext[x].next_b == NIL:
+        undo_deferred(mem, pb)
         del_extent(mem, x)
         set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
         mem.pb[pb].a = mm
@@ -164,39 +173,43 @@ def _mapped_elsewhere(mem: Memory, x: int, frame: int) -> bool:
 
 
 @kernel
+def _extent_of(mem: Memory, mm: int, window: int, page: int) -> int:
+    """Return the extent that covers a page of a window."""
+    x = table_head(window_word(mem, mm, window))
+    while int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
+        x = int(mem.ext[x].next)
+    return x
+
+
+@kernel
 def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
     """Write to a shared small page: reuse it if it is the last mapping, else copy it.
+
+    If reclaim changed the window meanwhile, nothing is done: the caller looks at the page again.
 
     Returns
     -------
     bool
         Whether there was a page to copy to.
     """
-    before = NIL
-    x = table_head(window_word(mem, mm, window))
-    while int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
-        before = x
-        x = int(mem.ext[x].next)
+    x = _extent_of(mem, mm, window, page)
     frame = frame_at(mem, x, page)
     merged = mem.ext[x].flags & EXT_KSM != 0
     copy = merged or _mapped_elsewhere(mem, x, frame)
     pfn = frame
     if copy:
+        seq = mem.pool[P_MAP_SEQ]
         pfn, _, _ = alloc_pages(mem, 0, MIGRATE_MOVABLE, 1)
         if pfn == NO_PFN:
             return False
+        if mem.pool[P_MAP_SEQ] != seq:
+            free_pages(mem, pfn, 1, 1)  # reclaim changed the window: look again
+            return True
     notify(mem, mm, window, page, page + 1)
-    if int(mem.ext[x].vpn) < page:
-        before = x
-        x = cut_extent(mem, x, page)
-    if mem.ext[x].nr > 1:
-        cut_extent(mem, x, page + 1)
-    after = int(mem.ext[x].next)
+    x = isolate_page(mem, x, page)
+    before = unlink_from_window(mem, mm, window, x)
+    stamp = int(mem.ext[x].lru) | LRU_YOUNG
     del_extent(mem, x)
-    if before != NIL:
-        mem.ext[before].next = after
-    else:
-        set_window(mem, mm, window, table_word(after))
     mem.vmstat[PGFAULT] += 1
     if merged:
         put_ksm_page(mem, frame)
@@ -207,6 +220,7 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
         mem.vmstat[NR_ANON_PAGES] += 1
         charge(mem, C_FAULT, 1)
         charge(mem, C_COPY_PAGE, 1)
+        stamp = fresh_stamp(mem, LRU_YOUNG)
     else:
         note_written(mem, frame >> PAGEBLOCK_ORDER, frame & (HPAGE_PMD_NR - 1), 1)
     if (
@@ -216,9 +230,6 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
     ):
         return True
     y = add_extent(mem, pfn, 1, mm, page, KIND_ANON)
-    mem.ext[y].next = after
-    if before != NIL:
-        mem.ext[before].next = y
-    else:
-        set_window(mem, mm, window, table_word(y))
+    mem.ext[y].lru = stamp
+    link_extent(mem, mm, window, before, y)
     return True

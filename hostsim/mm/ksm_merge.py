@@ -37,6 +37,8 @@ from hostsim.mm.rmap import (
     EXT_SHARED,
     EXT_ZERO,
     KIND_ANON,
+    KIND_MASK,
+    KIND_SWAP,
     add_extent,
     cut_extent,
     del_extent,
@@ -44,8 +46,8 @@ from hostsim.mm.rmap import (
     frame_at,
 )
 from hostsim.mm.split import split_huge_page, unlink_extent
+from hostsim.mm.unmap import put_frames
 from hostsim.mm.vmstat import THP_SPLIT_PAGE_FAILED
-from hostsim.mm.zap import put_frames
 
 MERGED: Final = 0
 NOT_MERGED: Final = 1
@@ -70,7 +72,10 @@ def find_page(mem: Memory, mm: int, window: int, page: int, hint: int) -> int:
         and mem.ext[hint].vpn <= page
     ):
         x = hint
-    while x != NIL and int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
+    while x != NIL and (
+        int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page
+        or mem.ext[x].flags & KIND_MASK == KIND_SWAP
+    ):
         x = int(mem.ext[x].next)
     return x
 

@@ -13,7 +13,7 @@ from hostsim.mm.compact_control import CC_MAP, CC_NR_MIGRATE, CC_NR_WANTED, CC_S
 from hostsim.mm.compact_target import compaction_alloc
 from hostsim.mm.cost import C_MIGRATE_PAGE, charge
 from hostsim.mm.ksm_tree import ksm_migrate_page
-from hostsim.mm.mm_types import MM_PINNED, NIL, Memory
+from hostsim.mm.mm_types import MM_PINNED, NIL, P_MAP_SEQ, Memory
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.rmap import (
@@ -44,6 +44,7 @@ def is_migratable(mem: Memory, x: int) -> bool:
 def _remap(mem: Memory, x: int, pfn: int, descending: bool) -> None:
     """Let an extent map other frames, ``pfn`` the lowest; every moved page passes here."""
     vpn = int(mem.ext[x].vpn)
+    mem.pool[P_MAP_SEQ] += 1
     notify(mem, int(mem.ext[x].owner), vpn >> HPAGE_PMD_ORDER, vpn, vpn + int(mem.ext[x].nr))
     before = int(mem.ext[x].prev_b)
     after = int(mem.ext[x].next_b)

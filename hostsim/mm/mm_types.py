@@ -75,6 +75,15 @@ EXTENT_DTYPE: Final = np.dtype(
         ("lru", "i4"),  # place on the LRU lists: hostsim.mm.lru
     ]
 )
+CLUSTER_DTYPE: Final = np.dtype(
+    [
+        ("count", "i4"),  # slots in use
+        ("state", "i4"),  # CLUSTER_*: hostsim.mm.swapfile
+        ("next", "i4"),  # next cluster + 1 on its list
+        ("prev", "i4"),
+    ]
+)
+QUEUE_DTYPE: Final = np.dtype([("next", "i4"), ("prev", "i4")])  # pageblock + 1, 0 at the ends
 RUN_DTYPE: Final = np.dtype(
     [
         ("first", "i4"),  # first frame of the block nearest the list's head
@@ -162,7 +171,8 @@ Z_BLOCKSKIP_FLUSH: Final = Z_INIT_FREE + 1  # 1: skip bits are to be cleared
 Z_COMPACT_CONSIDERED: Final = Z_BLOCKSKIP_FLUSH + 1
 Z_COMPACT_DEFER_SHIFT: Final = Z_COMPACT_CONSIDERED + 1
 Z_COMPACT_ORDER_FAILED: Final = Z_COMPACT_DEFER_SHIFT + 1
-NR_ZONE_FIELDS: Final = Z_COMPACT_ORDER_FAILED + 1
+Z_BOOST: Final = Z_COMPACT_ORDER_FAILED + 1  # watermark_boost
+NR_ZONE_FIELDS: Final = Z_BOOST + 1
 
 # Columns of Memory.mm
 MAX_PROCESSES: Final = 4096
@@ -201,7 +211,8 @@ MM_NX_LAST: Final = 31
 MM_HUGETLB: Final = 32  # HUGETLB_2M or HUGETLB_1G + 1: its guest RAM is a hugetlbfs file; 0: not
 MM_HUGETLB_RESV: Final = 33  # pages of that size still reserved for it
 MM_HUGETLB_PAGES: Final = 34  # pages of that size that it maps
-NR_MM_FIELDS: Final = 35
+MM_SWAP_RA: Final = 35  # last page read from swap << 16 | window << 8 | hits
+NR_MM_FIELDS: Final = 36
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0
@@ -254,7 +265,25 @@ P_CAPTURED: Final = 46  # pageblock + 1 that it took
 P_KCOMPACTD_ORDER: Final = 47  # order that kcompactd is asked for, 0 if none
 P_TRACED: Final = 48  # 1: `touched` is kept, of a guest's memory
 P_TOUCHED: Final = 49  # entries of `touched`
-NR_POOL: Final = 50
+P_MAP_SEQ: Final = 50  # counts changes of windows other than by their own fault: hostsim.mm.rmap
+P_LRU_TAIL: Final = 51  # the latest generation put at a list's tail
+P_LRU_FIRST: Final = 52  # + list: next key of its queue (hostsim.mm.lru)
+P_LRU_END: Final = 56  # + list: one past its queue's last key
+P_LRU_ACTIVE: Final = 60  # + 0 anon, 1 file: pages on the active list
+P_SWAP_SLOTS: Final = 62  # slots of the swap area, 0 without one
+P_SWAP_FREE: Final = 63  # slots that nothing uses
+P_SWAP_NEXT: Final = 64  # slot after the last single one given out
+P_SWAP_CLUSTER: Final = 65  # cluster + 1 from which single slots come
+P_SPLIT_FIRST: Final = 66  # pageblock + 1 at the head of the deferred split queue
+P_SPLIT_LAST: Final = 67
+P_SPLIT_LEN: Final = 68
+P_SPLIT_LEFT: Final = 69  # what shrinker rounds were too small to scan
+P_KSWAPD_FAILURES: Final = 70  # runs of kswapd without any progress
+P_BOOSTED: Final = 71  # 1: a watermark was boosted since kswapd was last woken for it
+P_COST_ANON: Final = 72  # what reclaim of anonymous pages has cost lately (lru_note_cost)
+P_COST_FILE: Final = 73
+P_RECLAIM_ACTIVE: Final = 74  # 1: kswapd runs, per-CPU lists stay short (ZONE_RECLAIM_ACTIVE)
+NR_POOL: Final = 75
 
 # Columns of Memory.hugetlb, a row a page size
 HUGETLB_2M: Final = 0
@@ -272,6 +301,10 @@ SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
 NR_COMPACT: Final = 4096  # hostsim.mm.compact_control
 MAX_VMAS: Final = 1 << 18  # all processes together; Linux allows 65530 a process
+NR_SCAN_CONTROL: Final = 16
+NR_CLUSTER_HEADS: Final = 3  # rows of `swap_cluster` before the clusters: list heads, by state
+LRU_FIRST_GENERATION: Final = 1 << 20  # below: pages put at a list's tail
+NR_LRU_LISTS: Final = 4  # inactive anon, active anon, inactive file, active file
 
 
 class _MemoryArrays(NamedTuple):
@@ -302,6 +335,12 @@ class _MemoryArrays(NamedTuple):
     ept_table: NDArray[Any]  # (words,) EPT_TABLE_DTYPE, tables of 4 KiB leaves
     compact: NDArray[Any]  # int64 (NR_COMPACT,) the compaction in progress
     touched: NDArray[Any]  # int64 (entries, 2) runs of frames handed out: first, pages
+    lru_queue: NDArray[Any]  # int64 (4 * keys,) lists in order, as reclaim found them
+    scan: NDArray[Any]  # int64 (NR_SCAN_CONTROL,) what a reclaim is after: hostsim.mm.shrink
+    swap_map: NDArray[Any]  # int16 (slots,) entries in page tables that name a slot
+    swap_cache: NDArray[Any]  # int32 (slots,) frame + 1 that holds a slot's page
+    swap_cluster: NDArray[Any]  # (clusters,) CLUSTER_DTYPE
+    split_queue: NDArray[Any]  # (nr_pageblocks,) QUEUE_DTYPE, deferred split queue
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -309,6 +348,16 @@ class Memory(ByReference, _MemoryArrays):
 
     Pageblock ``i`` covers pfn ``512 * i .. 512 * i + 511``.  Invariants: `hostsim.mm.check`.
     """
+
+
+def max_swap_slots(nr_pages: int) -> int:
+    """Return how many slots a host's swap area may have."""
+    return max(4 * nr_pages, 1 << 20)
+
+
+def nr_cluster_rows(slots: int) -> int:
+    """Return how many rows the clusters of so many slots take, list heads included."""
+    return (slots >> HPAGE_PMD_ORDER) + NR_CLUSTER_HEADS
 
 
 def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
@@ -330,6 +379,12 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("compact", (NR_COMPACT,), np.dtype("i8")),
         Field("touched", (1, 2), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
+        Field("scan", (NR_SCAN_CONTROL,), np.dtype("i8")),
+        Field("lru_queue", (NR_LRU_LISTS * (2 * nr_pages + nr_pageblocks),), np.dtype("i8")),
+        Field("swap_map", (max_swap_slots(nr_pages),), np.dtype("i2")),
+        Field("swap_cache", (max_swap_slots(nr_pages),), np.dtype("i4")),
+        Field("swap_cluster", (nr_cluster_rows(max_swap_slots(nr_pages)),), CLUSTER_DTYPE),
+        Field("split_queue", (nr_pageblocks,), QUEUE_DTYPE),
         Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
         Field("vma", (MAX_VMAS,), VMA_DTYPE),
         Field("written", (nr_pageblocks,), np.dtype("i4")),
@@ -345,6 +400,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
     ]
     arrays = carve(sorted(fields, key=nr_bytes))  # small ones share their pages
     arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
+    arrays["pool"][P_LRU_SEQ] = arrays["pool"][P_LRU_TAIL] = LRU_FIRST_GENERATION
     return Memory(**{name: arrays[name] for name in Memory._fields})
 
 
@@ -365,6 +421,10 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
         "ksm_frame": len(mem.ksm_frame) if mem.pool[P_KSM_NODE_USED] else 0,
         "ksm_stable": len(mem.ksm_stable) if mem.pool[P_KSM_NODE_USED] else 0,
         "ksm_unstable": len(mem.ksm_unstable) if mem.pool[P_KSM_ITEM_USED] else 0,
+        "lru_queue": 0,  # found anew
+        "swap_map": int(mem.pool[P_SWAP_SLOTS]),
+        "swap_cache": int(mem.pool[P_SWAP_SLOTS]),
+        "swap_cluster": nr_cluster_rows(int(mem.pool[P_SWAP_SLOTS])),
     }
     return {
         name: np.array(array[: used.get(name, len(array))])
@@ -377,4 +437,5 @@ def restore_parts(parts: dict[str, NDArray[Any]], nr_pages: int) -> Memory:
     mem = carve_memory(nr_pages, len(parts["vmstat"]), len(parts["tunables"]))
     for name, part in parts.items():
         getattr(mem, name)[: len(part)] = part
+    mem.pool[P_LRU_FIRST : P_LRU_FIRST + 2 * NR_LRU_LISTS] = 0
     return mem

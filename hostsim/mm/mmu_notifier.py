@@ -32,7 +32,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
-from hostsim.mm.rmap import frame_at
+from hostsim.mm.rmap import KIND_MASK, KIND_SWAP, frame_at
 from hostsim.mm.tunables import T_KVM_EPT_AD
 from hostsim.mm.vmstat import (
     EPT_LEAVES_ZAPPED,
@@ -152,7 +152,7 @@ def invalidate_range(mem: Memory, mm: int, window: int, first: int, end: int) ->
     while x != NIL and int(mem.ext[x].vpn) < end:
         start = max(first, int(mem.ext[x].vpn))
         nr = min(end, int(mem.ext[x].vpn) + int(mem.ext[x].nr)) - start
-        if nr > 0:
+        if nr > 0 and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
             pfn = frame_at(mem, x, start)
             step = frame_at(mem, x, start + 1) - pfn
             _drop_leaves(mem, table, start, nr, pfn, step)

@@ -1,11 +1,12 @@
 """The OOM killer's choice.
 
-Source: Linux v6.1 mm/oom_kill.c oom_badness: resident pages plus page tables.
+Source: Linux v6.1 mm/oom_kill.c oom_badness: resident pages, swap
+entries and page tables.
 Simplified: no oom_score_adj; the kernel's own memory is never chosen.
 """
 
 from hostsim.core.jit import kernel
-from hostsim.mm.mm_types import MM_ANON, MM_LIVE, MM_PGTABLES, NIL, P_MM_USED, Memory
+from hostsim.mm.mm_types import MM_ANON, MM_LIVE, MM_PGTABLES, MM_SWAP, NIL, P_MM_USED, Memory
 
 
 @kernel
@@ -16,7 +17,7 @@ def select_bad_process(mem: Memory) -> int:
     for mm in range(mem.pool[P_MM_USED]):
         if mem.mm[mm, MM_LIVE] == 0:
             continue
-        badness = mem.mm[mm, MM_ANON] + mem.mm[mm, MM_PGTABLES]
+        badness = mem.mm[mm, MM_ANON] + mem.mm[mm, MM_SWAP] + mem.mm[mm, MM_PGTABLES]
         if badness > points:
             worst = mm
             points = badness

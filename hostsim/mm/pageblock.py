@@ -6,7 +6,6 @@ labels: the mechanism by which unmovable pages pollute memory.
 Source: Linux v6.1.192 mm/page_alloc.c __rmqueue_fallback, steal_suitable_fallback; v6.12.117
 mm/page_alloc.c __rmqueue_claim, __rmqueue_steal; mm/vmstat.c fragmentation_index,
 unusable_free_index.
-Simplified: watermark boosting is left out while no kswapd acts on it.
 Simplified: a block taken from a pageblock that cannot be claimed leaves its rest on the
 foreign lists also in 6.1, which moves the whole block to the requester's lists first.
 """
@@ -50,6 +49,7 @@ from hostsim.mm.physmem import (
 from hostsim.mm.rmap import movable_pages_in
 from hostsim.mm.tunables import FALLBACK_6_1, FALLBACK_6_12, T_FALLBACK
 from hostsim.mm.vmstat import EXTFRAG_EVENTS
+from hostsim.mm.watermark import boost_watermark
 
 
 @inline_kernel
@@ -120,6 +120,7 @@ def claim_partial(
     bool
         Whether the requester's lists have gained the block's free pages.
     """
+    boost_watermark(mem, zone)
     record = int(mem.rec[zone * NR_TYPES + old_type].next[order])
     pb = int(mem.rec[record].pb)
     free = pages_free_in(mem, record)

@@ -6,7 +6,6 @@ much as one page.
 Source: Linux v6.1 and v6.12 mm/page_alloc.c: rmqueue_bulk, __rmqueue_pcplist, nr_pcp_alloc,
 nr_pcp_high, nr_pcp_free, free_unref_page_commit, free_pcppages_bulk, decay_pcp_high.
 Simplified: the lists of all CPUs of a node are one set with the limits times the CPUs.
-Simplified: reclaim being active does not limit the lists while there is no reclaim.
 """
 
 from typing import Final
@@ -21,6 +20,7 @@ from hostsim.mm.mm_types import (
     NR_PCP_LISTS,
     NR_PCP_TYPES,
     NR_ZONES,
+    P_RECLAIM_ACTIVE,
     P_RUN_FREE,
     P_RUN_USED,
     PCP_ALLOC_FACTOR,
@@ -243,7 +243,10 @@ def _limit_6_1(mem: Memory, zone: int, order: int) -> int:
     """Return the page count at which a free of an order empties the lists (nr_pcp_high, 6.1)."""
     if 0 < order <= COSTLY_ORDER and mem.zone[zone, PCP_FREE_FACTOR] > 0:
         return 0
-    return mem.zone[zone, Z_PCP_HIGH_MIN]
+    high = mem.zone[zone, Z_PCP_HIGH_MIN]
+    if mem.pool[P_RECLAIM_ACTIVE] != 0:
+        return min(mem.zone[zone, Z_PCP_BATCH] << 2, high)
+    return high
 
 
 @hot_kernel
@@ -273,6 +276,9 @@ def _limit_6_12(mem: Memory, zone: int, free_high: bool) -> int:
     if free_high:
         state[PCP_HIGH] = max(high - (base << SCALE_MAX), high_min)
         return 0
+    if mem.pool[P_RECLAIM_ACTIVE] != 0:
+        state[PCP_HIGH] = max(high - max(state[PCP_FREE_COUNT], base), high_min)
+        return min(base << 2, state[PCP_HIGH])
     if high_min == high_max:
         return high
     if state[PCP_BELOW_HIGH] != 0:
@@ -340,7 +346,9 @@ def free_unref_run(mem: Memory, pfn: int, nr: int, step: int, era_6_12: bool) ->
     if migratetype >= NR_PCP_TYPES:
         index = list_index(0, MIGRATE_MOVABLE, era_6_12)
     while nr > 0:
-        if not era_6_12:
+        if mem.pool[P_RECLAIM_ACTIVE] != 0:
+            limit = 0
+        elif not era_6_12:
             limit = mem.zone[zone, Z_PCP_HIGH_MIN]
         elif mem.zone[zone, PCP_BELOW_HIGH] != 0:
             limit = 0

@@ -4,6 +4,9 @@ An extent is a run of small pages that is contiguous in the owner's address spac
 physical memory, inside one 2 MiB window and one pageblock.  The window's list leads from a page
 to its frame, the pageblock's list from a frame to its owner.
 
+Who changes windows but for their own fault (reclaim, compaction, khugepaged, splits of huge
+pages) counts ``pool[P_MAP_SEQ]`` up: a fault that had to allocate looks at its window again.
+
 Source: the job of Linux mm/rmap.c and of struct page; the representation is our own.
 """
 
@@ -12,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, Memory
 from hostsim.mm.physmem import PB_PARTIAL, pageblock_state
@@ -23,12 +26,16 @@ KIND_EPT: Final = 2  # EPT table page of a VM
 KIND_KERNEL: Final = 3  # slab and other kernel memory
 KIND_BOOT: Final = 4  # in use since before the simulation began
 KIND_RESERVED: Final = 5  # never given to the buddy allocator: kernel image, struct pages
-KIND_MASK: Final = 7
+KIND_SWAP: Final = 6  # swapped out: on a window's list only, pfn is the slot
+KIND_SWAPCACHE: Final = 7  # page in the swap cache that no page table maps: vpn is the slot
+KIND_FILE: Final = 8  # page cache: vpn is the page of the file
+KIND_MASK: Final = 15
 EXT_DESCENDING: Final = 0x80  # page vpn + i lies in frame pfn + nr - 1 - i
 EXT_SHARED: Final = 0x40  # mapped by another process too: copy on write
 EXT_PMD: Final = 0x20  # one PMD maps the whole pageblock
 EXT_KSM: Final = 0x100  # one page of a frame that ksmd merged; such extents have one page
 EXT_ZERO: Final = 0x200  # pages of zeros, never written: hostsim.mm.content
+EXT_READAHEAD: Final = 0x10  # KIND_SWAPCACHE: read ahead, not asked for yet
 
 
 @inline_kernel
@@ -48,9 +55,9 @@ def set_extents_of(mem: Memory, pb: int, x: int) -> None:
         mem.pb[pb].a = x
 
 
-@kernel
-def add_extent(mem: Memory, pfn: int, nr: int, owner: int, vpn: int, flags: int) -> int:
-    """Record the owner of a run of used frames in one pageblock; return the extent."""
+@hot_kernel
+def new_extent(mem: Memory, pfn: int, nr: int, owner: int, vpn: int, flags: int) -> int:
+    """Take an extent from the pool, on no list yet (swap entries stay on their window's only)."""
     x = mem.pool[P_EXT_FREE] - 1
     if x != NIL:
         mem.pool[P_EXT_FREE] = mem.ext[x].next + 1
@@ -64,6 +71,23 @@ def add_extent(mem: Memory, pfn: int, nr: int, owner: int, vpn: int, flags: int)
     mem.ext[x].flags = flags
     mem.ext[x].owner = owner
     mem.ext[x].next = NIL
+    mem.ext[x].lru = 0
+    return x
+
+
+@hot_kernel
+def drop_extent(mem: Memory, x: int) -> None:
+    """Return an extent that is on no list to the pool; a free one has no pages."""
+    mem.ext[x].nr = 0
+    mem.ext[x].next = mem.pool[P_EXT_FREE] - 1
+    mem.pool[P_EXT_FREE] = x + 1
+    mem.pool[P_EXT_LIVE] -= 1
+
+
+@kernel
+def add_extent(mem: Memory, pfn: int, nr: int, owner: int, vpn: int, flags: int) -> int:
+    """Record the owner of a run of used frames in one pageblock; return the extent."""
+    x = new_extent(mem, pfn, nr, owner, vpn, flags)
     pb = pfn >> PAGEBLOCK_ORDER
     head = extents_of(mem, pb)
     mem.ext[x].next_b = head
@@ -80,6 +104,9 @@ def del_extent(mem: Memory, x: int) -> None:
 
     The caller has taken it off its window's or owner's list.
     """
+    if mem.ext[x].flags & KIND_MASK == KIND_SWAP:
+        drop_extent(mem, x)
+        return
     after = mem.ext[x].next_b
     before = mem.ext[x].prev_b
     if after != NIL:
@@ -88,9 +115,7 @@ def del_extent(mem: Memory, x: int) -> None:
         mem.ext[before].next_b = after
     else:
         set_extents_of(mem, int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER, after)
-    mem.ext[x].next = mem.pool[P_EXT_FREE] - 1
-    mem.pool[P_EXT_FREE] = x + 1
-    mem.pool[P_EXT_LIVE] -= 1
+    drop_extent(mem, x)
 
 
 @inline_kernel
@@ -144,11 +169,21 @@ def cut_extent(mem: Memory, x: int, vpn: int) -> int:
     else:
         second_pfn = pfn + keep
     mem.ext[x].nr = keep
-    y = add_extent(mem, second_pfn, rest, int(mem.ext[x].owner), vpn, flags)
+    owner = int(mem.ext[x].owner)
+    if flags & KIND_MASK == KIND_SWAP:
+        y = new_extent(mem, second_pfn, rest, owner, vpn, flags)
+    else:
+        y = add_extent(mem, second_pfn, rest, owner, vpn, flags)
     mem.ext[y].lru = mem.ext[x].lru
     mem.ext[y].next = mem.ext[x].next
     mem.ext[x].next = y
     return y
+
+
+@inline_kernel
+def is_movable(kind: int) -> bool:
+    """Tell whether pages of a kind are on the LRU lists, and so movable."""
+    return kind == KIND_ANON or kind == KIND_SWAPCACHE or kind == KIND_FILE
 
 
 @kernel
@@ -157,7 +192,7 @@ def movable_pages_in(mem: Memory, head: int) -> int:
     nr = 0
     x = head
     while x != NIL:
-        if mem.ext[x].flags & KIND_MASK == KIND_ANON:
+        if is_movable(int(mem.ext[x].flags) & KIND_MASK):
             nr += int(mem.ext[x].nr)
         x = int(mem.ext[x].next_b)
     return nr

@@ -19,6 +19,7 @@ from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_ADVICE,
     NR_ZONES,
+    P_BOOSTED,
     P_CAPTURED,
     P_TRACED,
     Z_MANAGED,
@@ -30,7 +31,7 @@ from hostsim.mm.mmap import ADVICE_HUGE
 from hostsim.mm.page_alloc import MARK_LOW, MARK_MIN, get_page_from_freelist
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_of
-from hostsim.mm.reclaim import try_to_free_pages, wakeup_kswapd
+from hostsim.mm.reclaim import MAX_RECLAIM_RETRIES, try_to_free_pages, wakeup_kswapd
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import DEFRAG, T_DEFRAG
 from hostsim.mm.vmstat import COMPACT_FAIL, COMPACT_STALL
@@ -41,7 +42,6 @@ GFP_KSWAPD: Final = 2  # __GFP_KSWAPD_RECLAIM: wakes kswapd
 GFP_NORETRY: Final = 4  # __GFP_NORETRY
 GFP_THISNODE: Final = 8  # __GFP_THISNODE; of the huge page's first attempt: no reclaim
 GFP_KERNEL: Final = GFP_DIRECT | GFP_KSWAPD
-MAX_RECLAIM_RETRIES: Final = 16
 
 DEFRAG_ALWAYS: Final = DEFRAG["always"]
 DEFRAG_DEFER: Final = DEFRAG["defer"]
@@ -86,6 +86,9 @@ def alloc_pages_gfp(
             mem, order, migratetype, nr, MARK_LOW, attempt == 0
         )
         if pfn != NO_PFN:
+            if mem.pool[P_BOOSTED] != 0 and gfp & GFP_KSWAPD:
+                mem.pool[P_BOOSTED] = 0
+                wakeup_kswapd(mem, 0, True)
             return pfn, taken, step
     return _slowpath(mem, order, migratetype, nr, gfp)
 
@@ -146,7 +149,7 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
                 return NO_PFN, 0, 0
     mode = COMPACT_ASYNC if gfp & GFP_NORETRY else COMPACT_SYNC_LIGHT
     no_progress = 0
-    while no_progress < MAX_RECLAIM_RETRIES:
+    while no_progress <= MAX_RECLAIM_RETRIES:
         reclaimed = try_to_free_pages(mem, order)
         pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
         if pfn == NO_PFN and reclaimed > 0:

@@ -2,8 +2,7 @@
 
 Source: Linux v6.1 mm/huge_memory.c __split_huge_pmd, split_huge_page_to_list,
 deferred_split_huge_page; v6.12 try_to_map_unused_to_zeropage.
-Simplified: nothing drains the deferred split queue while there is no reclaim; a partly mapped
-huge page is freed when its last page is unmapped.
+The page itself can be split only while nobody holds further references.
 """
 
 from typing import Final
@@ -17,10 +16,21 @@ from hostsim.core.units import (
 )
 from hostsim.mm.content import forget_huge, is_written
 from hostsim.mm.cost import C_SPLIT, charge
-from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, NIL, Memory
+from hostsim.mm.lru import LRU_YOUNG
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MM_HUGE,
+    MM_PINNED,
+    NIL,
+    P_MAP_SEQ,
+    P_SPLIT_FIRST,
+    P_SPLIT_LAST,
+    P_SPLIT_LEN,
+    Memory,
+)
 from hostsim.mm.mmap import set_window, table_head, table_word, window_word
 from hostsim.mm.mmu_notifier import notify
-from hostsim.mm.page_alloc import account_rss, free_pages
+from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
 from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -39,10 +49,14 @@ from hostsim.mm.vmstat import (
     NR_ANON_THPS,
     THP_DEFERRED_SPLIT_PAGE,
     THP_SPLIT_PAGE,
+    THP_SPLIT_PAGE_FAILED,
     THP_SPLIT_PMD,
 )
 
-COMPOUND_DEFERRED: Final = 1  # link_b of PB_COMPOUND: on the deferred split queue
+# `Memory.pb[].b` of PB_COMPOUND
+COMPOUND_DEFERRED: Final = 1  # on the deferred split queue
+COMPOUND_SWAPCACHE: Final = 2  # in the swap cache; its cluster of slots above
+COMPOUND_SHIFT: Final = 2
 
 
 @kernel
@@ -78,7 +92,7 @@ def make_compound(mem: Memory, pb: int, mm: int, window: int, flags: int) -> int
     set_state(mem, pb, PB_COMPOUND, MIGRATE_MOVABLE)
     mem.pb[pb].a = NIL
     mem.pb[pb].b = 0
-    return add_extent(
+    x = add_extent(
         mem,
         pb << PAGEBLOCK_ORDER,
         HPAGE_PMD_NR,
@@ -86,6 +100,8 @@ def make_compound(mem: Memory, pb: int, mm: int, window: int, flags: int) -> int
         window << HPAGE_PMD_ORDER,
         flags,
     )
+    mem.ext[x].lru = mem.lru[pb]
+    return x
 
 
 @kernel
@@ -110,9 +126,58 @@ def split_pmd(mem: Memory, mm: int, window: int) -> None:
 @kernel
 def deferred_split(mem: Memory, pb: int) -> None:
     """Queue a huge page of which a part is no longer mapped, once."""
+    if mem.pb[pb].b & (COMPOUND_DEFERRED | COMPOUND_SWAPCACHE) != 0:
+        return
+    mem.pb[pb].b |= COMPOUND_DEFERRED
+    mem.vmstat[THP_DEFERRED_SPLIT_PAGE] += 1
+    last = mem.pool[P_SPLIT_LAST]
+    mem.split_queue[pb].next = 0
+    mem.split_queue[pb].prev = last
+    if last != 0:
+        mem.split_queue[last - 1].next = pb + 1
+    else:
+        mem.pool[P_SPLIT_FIRST] = pb + 1
+    mem.pool[P_SPLIT_LAST] = pb + 1
+    mem.pool[P_SPLIT_LEN] += 1
+
+
+@kernel
+def undo_deferred(mem: Memory, pb: int) -> None:
+    """Take a huge page off the deferred split queue, if it is there."""
     if mem.pb[pb].b & COMPOUND_DEFERRED == 0:
-        mem.pb[pb].b = COMPOUND_DEFERRED
-        mem.vmstat[THP_DEFERRED_SPLIT_PAGE] += 1
+        return
+    mem.pb[pb].b &= ~COMPOUND_DEFERRED
+    after = int(mem.split_queue[pb].next)
+    before = int(mem.split_queue[pb].prev)
+    if after != 0:
+        mem.split_queue[after - 1].prev = before
+    else:
+        mem.pool[P_SPLIT_LAST] = before
+    if before != 0:
+        mem.split_queue[before - 1].next = after
+    else:
+        mem.pool[P_SPLIT_FIRST] = after
+    mem.pool[P_SPLIT_LEN] -= 1
+
+
+@kernel
+def free_unmapped_compound(mem: Memory, pb: int) -> None:
+    """Free a compound page that nobody maps, and that is not in the swap cache."""
+    undo_deferred(mem, pb)
+    free_compound(mem, pb)
+
+
+@kernel
+def is_pinned(mem: Memory, pb: int) -> bool:
+    """Tell whether a process that maps a huge page has its memory pinned."""
+    if pageblock_state(mem, pb) == PB_HUGE:
+        return mem.mm[mem.pb[pb].a, MM_PINNED] != 0
+    x = int(mem.pb[pb].a)
+    while x != NIL:
+        if mem.ext[x].owner != NIL and mem.mm[mem.ext[x].owner, MM_PINNED] != 0:
+            return True
+        x = int(mem.ext[x].next_b)
+    return False
 
 
 @kernel
@@ -176,9 +241,14 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
     Returns
     -------
     bool
-        Whether it could be split.
+        False, with nothing changed, if somebody holds further references: pins, or the swap
+        cache.
     """
-    if pageblock_state(mem, pb) == PB_HUGE:
+    alone = pageblock_state(mem, pb) == PB_HUGE
+    if is_pinned(mem, pb) or (not alone and mem.pb[pb].b & COMPOUND_SWAPCACHE != 0):
+        mem.vmstat[THP_SPLIT_PAGE_FAILED] += 1
+        return False
+    if alone:
         split_pmd(mem, int(mem.pb[pb].a), int(mem.pb[pb].b))
     else:
         x = int(mem.pb[pb].a)
@@ -188,6 +258,12 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
             x = int(mem.ext[x].next_b)
     if mem.tunables[T_UNMAP_DEFERS] != 0:
         deferred_split(mem, pb)
+    undo_deferred(mem, pb)
+    x = int(mem.pb[pb].a)
+    while x != NIL:
+        mem.ext[x].lru = mem.lru[pb] | (int(mem.ext[x].lru) & LRU_YOUNG)
+        x = int(mem.ext[x].next_b)
+    mem.pool[P_MAP_SEQ] += 1
     mem.vmstat[THP_SPLIT_PAGE] += 1
     charge(mem, C_SPLIT, 1)
     first = pb << PAGEBLOCK_ORDER

@@ -14,6 +14,11 @@ FALLBACK_6_12: Final = 1  # claim phase, then steal phase
 COMPACTION_6_1: Final = 0  # a fast search that finds a source marks it to be skipped
 COMPACTION_6_12: Final = 1  # pageblocks are finished; free blocks are kept whole
 
+SWAPIN_6_1: Final = 0  # tail pages of a huge page in the swap cache are copied
+SWAPIN_6_12: Final = 1  # a huge page in the swap cache is mapped as a whole
+SPLIT_BEFORE_SWAP_TABLE: Final = 0  # huge pages that no PMD maps
+SPLIT_BEFORE_SWAP_PARTIAL: Final = 1  # huge pages of which a part is not mapped
+
 T_ENABLED: Final = 0
 T_DEFRAG: Final = 1
 T_USE_ZERO_PAGE: Final = 2
@@ -48,7 +53,10 @@ T_KVM_NX_RATIO: Final = 30
 T_KVM_EAGER_PAGE_SPLIT: Final = 31
 T_KVM_EPT_AD: Final = 32  # EPT entries have accessed and dirty bits (Haswell on)
 T_COMPACTION: Final = 33  # COMPACTION_*
-NR_TUNABLES: Final = 34
+T_SWAPIN: Final = 34  # SWAPIN_*
+T_THP_SWAP: Final = 35  # 1: a huge page is swapped out whole if there is a free cluster
+T_SPLIT_BEFORE_SWAP: Final = 36  # SPLIT_BEFORE_SWAP_*
+NR_TUNABLES: Final = 37
 
 _NO_LIMIT: Final = (1 << 31) - 1
 # file: index, default, least and most; defaults of v6.1 and v6.12
@@ -91,6 +99,9 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_COMPACTION: COMPACTION_6_1,
         T_PCP_6_12: 0,
         T_REVERSE_ZAP: 1,  # mm/swap.c release_pages builds its list with list_add
+        T_SWAPIN: SWAPIN_6_1,
+        T_THP_SWAP: 1,
+        T_SPLIT_BEFORE_SWAP: SPLIT_BEFORE_SWAP_TABLE,
     },
     "6.12": {
         T_UNMAP_DEFERS: 0,  # __folio_remove_rmap looks at what stays mapped
@@ -100,6 +111,9 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_COMPACTION: COMPACTION_6_12,
         T_PCP_6_12: 1,
         T_REVERSE_ZAP: 0,  # mm/swap.c folios_put_refs frees a batch in order
+        T_SWAPIN: SWAPIN_6_12,
+        T_THP_SWAP: 1,
+        T_SPLIT_BEFORE_SWAP: SPLIT_BEFORE_SWAP_PARTIAL,
     },
 }
 

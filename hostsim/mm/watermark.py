@@ -11,11 +11,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hostsim.core.jit import inline_kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import NR_PAGE_ORDERS, PAGE_SHIFT, PAGEBLOCK_NR_PAGES
 from hostsim.mm.mm_types import (
     NR_PCP_TYPES,
     NR_ZONES,
+    P_BOOSTED,
+    Z_BOOST,
     Z_FREE,
     Z_MANAGED,
     Z_PCP_BATCH,
@@ -27,7 +29,9 @@ from hostsim.mm.mm_types import (
     Z_WMARK_MIN,
     Memory,
 )
+from hostsim.mm.tunables import T_WATERMARK_BOOST_FACTOR
 
+BOOST_SCALE: Final = 10000  # vm.watermark_boost_factor is in 1/10000 of the high watermark
 MIN_FREE_KB_FLOOR: Final = 128
 MIN_FREE_KB_CAP: Final = 262144
 WATERMARK_SCALE_FACTOR: Final = 10  # vm.watermark_scale_factor, per 10000
@@ -91,9 +95,12 @@ def set_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int) -> N
 
 @inline_kernel
 def zone_watermark_ok(mem: Memory, zone: int, order: int, mark: int) -> bool:
-    """Tell whether an allocation would leave a zone above a mark (__zone_watermark_ok)."""
+    """Tell whether an allocation would leave a zone above a mark, boost added.
+
+    Source: Linux v6.1 mm/page_alloc.c __zone_watermark_ok; wmark_pages.
+    """
     free = mem.zone[zone, Z_FREE] - ((1 << order) - 1)
-    if free <= mark + mem.zone[zone, Z_RESERVE]:
+    if free <= mark + mem.zone[zone, Z_BOOST] + mem.zone[zone, Z_RESERVE]:
         return False
     if order == 0:
         return True
@@ -102,3 +109,20 @@ def zone_watermark_ok(mem: Memory, zone: int, order: int, mark: int) -> bool:
             if mem.nr_free[zone, migratetype, current] > 0:
                 return True
     return False
+
+
+@kernel
+def boost_watermark(mem: Memory, zone: int) -> None:
+    """Raise a zone's watermarks because a request is about to mix types in a pageblock.
+
+    kswapd, which brings them down again, is woken by the next allocation that may wake it.
+
+    Source: Linux v6.1 mm/page_alloc.c boost_watermark.
+    """
+    factor = mem.tunables[T_WATERMARK_BOOST_FACTOR]
+    if factor == 0 or mem.zone[zone, Z_MANAGED] < PAGEBLOCK_NR_PAGES * 4:
+        return
+    high = mem.zone[zone, Z_WMARK_HIGH]
+    most = max(high * factor // BOOST_SCALE, PAGEBLOCK_NR_PAGES)
+    mem.zone[zone, Z_BOOST] = min(mem.zone[zone, Z_BOOST] + PAGEBLOCK_NR_PAGES, most)
+    mem.pool[P_BOOSTED] = 1

@@ -1,7 +1,7 @@
 """Unmapping: MADV_DONTNEED and the exit of a process.
 
 Source: Linux v6.1 mm/memory.c zap_pte_range, mm/huge_memory.c zap_huge_pmd, mm/mmap.c
-exit_mmap, mm/rmap.c page_remove_rmap.
+exit_mmap.
 Simplified: the pages of one window are one gather batch (the kernel's holds about 510).
 Simplified: an exit frees the deposited page tables of huge pages last, with all other tables.
 """
@@ -14,6 +14,7 @@ from hostsim.mm.mm_types import (
     MM_HUGE,
     MM_HUGETLB,
     MM_RAM_PAGES,
+    MM_SWAP,
     MM_WINDOWS,
     NIL,
     P_ZERO_USERS,
@@ -28,97 +29,27 @@ from hostsim.mm.mmap import (
     W_ZERO,
     mm_free,
     set_window,
-    table_head,
     table_word,
     window_word,
 )
 from hostsim.mm.mmu_notifier import notifier_release, notify
-from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
+from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.pgtable import free_all_tables, free_table
-from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
+from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_KSM,
     EXT_SHARED,
+    KIND_MASK,
     KIND_PGTABLE,
-    cut_extent,
+    KIND_SWAP,
     del_extent,
-    owner_of,
 )
-from hostsim.mm.split import deferred_split, nr_pmd_mappings, pmd_mapping, split_pmd
-from hostsim.mm.tunables import T_REVERSE_ZAP, T_UNMAP_DEFERS
+from hostsim.mm.split import nr_pmd_mappings, pmd_mapping, split_pmd
+from hostsim.mm.tunables import T_REVERSE_ZAP
+from hostsim.mm.unmap import free_swap_and_cache, isolate_extents, put_frames
 from hostsim.mm.vma import free_vmas
 from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS, THP_SPLIT_PMD
-
-
-@kernel
-def put_frames(
-    mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool, by_page: bool = True
-) -> None:
-    """Drop one mapping of frames of one pageblock and free what nobody maps any more.
-
-    The extent that mapped them is already gone; ``by_page`` tells whether page-table entries
-    mapped them, not one PMD.
-    """
-    pb = pfn >> PAGEBLOCK_ORDER
-    if pageblock_state(mem, pb) == PB_COMPOUND:
-        unmapped = nr
-        if shared:
-            unmapped = 0
-            for frame in range(pfn, pfn + nr):
-                unmapped += owner_of(mem, frame) == NIL
-        mem.vmstat[NR_ANON_PAGES] -= unmapped
-        gone = mem.pb[pb].a == NIL
-        if unmapped > 0 and (not gone or (by_page and mem.tunables[T_UNMAP_DEFERS] != 0)):
-            deferred_split(mem, pb)
-        if gone:
-            free_compound(mem, pb)
-        return
-    if not shared:
-        mem.vmstat[NR_ANON_PAGES] -= nr
-        free_pages(mem, pfn + nr - 1 if reverse else pfn, nr, -1 if reverse else 1)
-        return
-    for i in range(nr):
-        frame = pfn + (nr - 1 - i if reverse else i)
-        if owner_of(mem, frame) == NIL:
-            mem.vmstat[NR_ANON_PAGES] -= 1
-            free_pages(mem, frame, 1, 1)
-
-
-@kernel
-def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> int:
-    """Take the extents of pages ``first .. end - 1`` off a window's list, cut at the edges.
-
-    Returns
-    -------
-    int
-        How many; they stand in ``mem.scratch`` in page order.
-    """
-    nr = 0
-    before = NIL
-    x = table_head(window_word(mem, mm, window))
-    while x != NIL and int(mem.ext[x].vpn) < end:
-        vpn = int(mem.ext[x].vpn)
-        last = vpn + int(mem.ext[x].nr)
-        if last <= first:
-            before = x
-            x = int(mem.ext[x].next)
-            continue
-        if vpn < first:
-            before = x
-            x = cut_extent(mem, x, first)
-            continue
-        if last > end:
-            cut_extent(mem, x, end)
-        after = int(mem.ext[x].next)
-        if before == NIL:
-            set_window(mem, mm, window, table_word(after))
-        else:
-            mem.ext[before].next = after
-        mem.scratch[nr] = x
-        nr += 1
-        x = after
-    return nr
 
 
 @kernel
@@ -131,6 +62,11 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
         flags = int(mem.ext[x].flags)
         pfn = int(mem.ext[x].pfn)
         pages = int(mem.ext[x].nr)
+        if flags & KIND_MASK == KIND_SWAP:
+            mem.mm[mm, MM_SWAP] -= pages
+            free_swap_and_cache(mem, x)
+            del_extent(mem, x)
+            continue
         del_extent(mem, x)
         account_rss(mem, mm, window, -pages)
         if flags & EXT_KSM:

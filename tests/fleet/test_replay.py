@@ -206,7 +206,9 @@ def test_half_of_the_unaccounted_pages_lie_on_per_cpu_lists(tmp_path, start):
 
 def test_script_with_an_op_of_a_later_model_is_left_out(tmp_path):
     (tmp_path / "ops").mkdir()
-    (tmp_path / "ops" / "a.ops").write_text("# memory_mb=64\nsnapshot s\ncompact\n")
+    (tmp_path / "ops" / "a.ops").write_text(
+        "# memory_mb=64\nsnapshot s\nvm a 1024\ncollapse a 0 512\n"
+    )
     (tmp_path / "ops" / "b.ops").write_text("# memory_mb=64\nsnapshot s\n")
     argv = [sys.executable, "-m", "fleet", "replay", "ops", "-o", "out"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
