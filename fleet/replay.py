@@ -8,6 +8,7 @@ Simplified: a process costs the kernel a stated number of pages beside its page 
 (`PROCESS`), the figures of a small static program.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -15,34 +16,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.replay_ops import LATER_OPS, OPS
-from fleet.replay_script import KB_SHIFT, Script, Start, unaccounted_pages, zones_of
+from fleet.replay_script import KB_SHIFT, Op, Script, Start, unaccounted_pages, zones_of
 from hostsim.core.errors import Problem, ScenarioError
-from hostsim.core.units import PAGE_SHIFT, PAGEBLOCK_ORDER
-from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.core.units import NS_PER_MS, PAGE_SHIFT, PAGEBLOCK_ORDER
+from hostsim.daemons import access_range, run_daemons, settle, start_vmstat_worker
+from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.kalloc import alloc_blocks, free_blocks
-from hostsim.mm.ksm import NS_PER_MS, run_ksmd
 from hostsim.mm.memory import buddyinfo, extfrag_index, new_memory, pagetypeinfo, unusable_index
+from hostsim.mm.mm_slot import hold_mm
 from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     MM_ANON,
     MM_HUGE,
+    MM_KHUGEPAGED,
     MM_SWAP,
     NIL,
+    P_COST_NS,
+    P_DAEMON_NS,
+    P_DAEMON_SCALE,
+    P_NOW_NS,
+    P_PAGEBLOCKS,
     P_RESUME,
+    P_SETTLED_NS,
+    P_TIME_SCALE,
+    TIME_SCALE_ONE,
     Z_FREE,
     Z_MANAGED,
+    restore_parts,
+    used_parts,
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.oom import select_bad_process
-from hostsim.mm.pcp import decay_pcp
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.snapshot import memory_from
-from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.vmstat import NAMES, OOM_KILL
 from hostsim.mm.zap import exit_mm
 
-MS_PER_S: Final = 1000
+# What the recorder itself costs, in the terms of hostsim.mm.cost: medians of the recordings
+SNAPSHOT_NS: Final = 2_000_000  # printing a snapshot on a serial console
+VM_NS: Final = 2_500_000  # starting a process
+REQUEST_NS: Final = 15_000  # a request to a process and its answer, two context switches
 
 
 class Process(NamedTuple):
@@ -73,38 +87,92 @@ class Replay:
 
     def __init__(self, script: Script, kernel: str, start: Start | None = None) -> None:
         self.script, self.start = script, start
-        self.t_ms = 0
         if start is None:
             nr_pages = script.memory_mb << (20 - PAGE_SHIFT)
             self.mem = new_memory(nr_pages, kernel, nr_cpus=1, memmap=True)
             self.total_pages = int(self.mem.zone[:, Z_MANAGED].sum())
             self.base: dict[str, int] = {}
+            self.t_ms_of: dict[str, int] = {}
         else:
             self.total_pages = start.first["meminfo_kb"]["MemTotal"] >> KB_SHIFT
             zones = zones_of(start.first["pagetypeinfo"])
             pcp_pages = unaccounted_pages(start.first) // 2
             self.mem = memory_from(zones, self.total_pages, pcp_pages, kernel, nr_cpus=1)
             self.base = start.first["vmstat"]
-            self.t_ms = start.first["t_ms"]
+            self.mem.pool[P_NOW_NS] = start.first["t_ms"] * NS_PER_MS
+            self.t_ms_of = start.t_ms
+        start_vmstat_worker(self.mem)
         self.mm_of: dict[str, int] = {}  # VM -> process, NIL once the OOM killer took it
         self.slab_of: dict[int, NDArray[np.int64]] = {}  # process -> extent of its slab
+        self.paced_ns = np.zeros(2, np.int64)  # time and model cost of all intervals so far
         self.pipes: list[NDArray[np.int64] | None] = []
         self.later: list[str] = []  # what the model cannot do yet
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Run the script; yield its snapshots."""
+        interval: list[Op] = []
         for op in self.script.ops:
             if op.name == "snapshot":
+                self._run_interval(interval, self.t_ms_of.get(op.words[0]))
                 yield self.snapshot(op.words[0])
-            elif op.name in LATER_OPS:
+                self.charge(SNAPSHOT_NS)
+                interval = []
+            else:
+                interval.append(op)
+        self._run_interval(interval, None)
+
+    def _run_interval(self, ops: list[Op], end_ms: int | None) -> None:
+        """Run the ops up to a snapshot so that they end at its time, if that is known."""
+        mem = self.mem
+        if end_ms is None:
+            self._run_ops(ops)
+            return
+        end_ns = end_ms * NS_PER_MS
+        waits_ns = sum(int(op.words[0]) for op in ops if op.name == "wait") * NS_PER_MS
+        rest_ns = max(end_ns - int(mem.pool[P_NOW_NS]) - waits_ns, 0)
+        cost_ns = self._trial_cost_ns(ops)
+        mem.pool[P_TIME_SCALE] = rest_ns * TIME_SCALE_ONE // max(cost_ns, 1)
+        self.paced_ns += np.array([rest_ns, cost_ns])
+        paced_ns, priced_ns = (int(ns) for ns in self.paced_ns)
+        mem.pool[P_DAEMON_SCALE] = paced_ns * TIME_SCALE_ONE // max(priced_ns, 1)
+        self._run_ops(ops)
+        run_daemons(mem, end_ns)
+        mem.pool[P_NOW_NS] = end_ns
+
+    def _trial_cost_ns(self, ops: list[Op]) -> int:
+        """Return what ops would cost, from a run on a copy of the machine."""
+        trial = self._copy()
+        trial._run_ops(ops)
+        before, after = self.mem.pool, trial.mem.pool
+        by_daemons_ns = int(after[P_DAEMON_NS] - before[P_DAEMON_NS])
+        return int(after[P_COST_NS] - before[P_SETTLED_NS]) - by_daemons_ns
+
+    def charge(self, ns: int) -> None:
+        """Let something that is no memory operation take its time."""
+        self.mem.pool[P_COST_NS] += ns
+
+    def _copy(self) -> "Replay":
+        """Return a machine in the same state."""
+        other = copy.copy(self)
+        nr_pages = int(self.mem.pool[P_PAGEBLOCKS]) << PAGEBLOCK_ORDER
+        other.mem = restore_parts(used_parts(self.mem), nr_pages)
+        for name, value in vars(self).items():
+            if isinstance(value, dict | list):
+                setattr(other, name, copy.copy(value))
+        return other
+
+    def _run_ops(self, ops: list[Op]) -> None:
+        """Run ops one after the other; time passes as they cost it."""
+        settle(self.mem)
+        for op in ops:
+            if op.name in LATER_OPS:
                 self.later.append(f"line {op.line}: {op.name}")
             else:
                 OPS[op.name](self, op)
+                settle(self.mem)
 
     def snapshot(self, label: str) -> dict[str, Any]:
         """Return the state as the recorder prints it."""
-        if self.start is not None and label in self.start.t_ms:
-            self.pass_time(self.start.t_ms[label] - self.t_ms)
         mem = self.mem
         vmstat = {**self.base, "nr_free_pages": int(mem.zone[:, Z_FREE].sum())}
         for name, value in zip(NAMES, mem.vmstat, strict=True):
@@ -114,7 +182,7 @@ class Replay:
             vms[name] = {} if mm == NIL else self._smaps(mm)
         return {
             "snapshot": label,
-            "t_ms": self.t_ms,
+            "t_ms": int(mem.pool[P_NOW_NS]) // NS_PER_MS,
             "vmstat": vmstat,
             "meminfo_kb": {
                 "MemTotal": self.total_pages << KB_SHIFT,
@@ -128,6 +196,8 @@ class Replay:
             "pagetypeinfo": pagetypeinfo(mem),
             "unusable_index": unusable_index(mem),
             "extfrag_index": extfrag_index(mem),
+            "pages_collapsed": [str(vmstat["pages_collapsed"])],
+            "full_scans": [str(vmstat["full_scans"])],
             "vms": vms,
         }
 
@@ -136,14 +206,6 @@ class Replay:
         swap = int(self.mem.mm[mm, MM_SWAP])
         huge = int(self.mem.mm[mm, MM_HUGE]) << (PAGEBLOCK_ORDER + KB_SHIFT)
         return {"Rss": pages << KB_SHIFT, "AnonHugePages": huge, "Swap": swap << KB_SHIFT}
-
-    def pass_time(self, ms: int) -> None:
-        """Let the once-a-second workers run."""
-        seconds = (self.t_ms + ms) // MS_PER_S - self.t_ms // MS_PER_S
-        if self.mem.tunables[T_PCP_6_12] and seconds > 0:
-            decay_pcp(self.mem, seconds)
-        run_ksmd(self.mem, self.t_ms * NS_PER_MS, (self.t_ms + max(ms, 0)) * NS_PER_MS)
-        self.t_ms += max(ms, 0)
 
     def alive(self, name: str) -> int:
         """Return a VM's process, or NIL; a VM found dead is forgotten."""
@@ -167,29 +229,31 @@ class Replay:
 
     def end(self, mm: int) -> None:
         """End a process."""
+        place = int(self.mem.mm[mm, MM_KHUGEPAGED])
         exit_mm(self.mem, mm)
         slab = self.slab_of.pop(mm, None)
-        if slab is not None:
+        if slab is not None and not hold_mm(self.mem, place, int(slab[0])):
             free_blocks(self.mem, PROCESS.slab_order, slab)
 
     def new_process(self, name: str, pages: int, advice: int) -> int:
         """Start a process with the kernel's pages for it, as a VM."""
         mem = self.mem
+        self.charge(VM_NS)
+        slab = np.zeros(1, np.int64)
+        nr_slabs = alloc_blocks(mem, PROCESS.slab_order, MIGRATE_UNMOVABLE, 1, slab)
         mm = int(mm_alloc(mem, pages, PROCESS.anon_pages, advice, False, len(self.mm_of)))
         for _ in range(PROCESS.kernel_pages):
             alloc_table(mem, mm, KIND_KERNEL)
         for _ in range(PROCESS.pgtable_pages):
             alloc_table(mem, mm, KIND_PGTABLE)
         self.mm_of[name] = mm
+        if nr_slabs:
+            self.slab_of[mm] = slab
         return mm
 
     def spawn(self, name: str, pages: int, advice: int) -> None:
         """Start a VM with the memory that any process has."""
-        slab = np.zeros(1, np.int64)
-        nr_slabs = alloc_blocks(self.mem, PROCESS.slab_order, MIGRATE_UNMOVABLE, 1, slab)
-        mm = self.new_process(name, pages, advice)
-        if nr_slabs:
-            self.slab_of[mm] = slab
+        self.new_process(name, pages, advice)
         own = -(-pages >> PAGEBLOCK_ORDER) << PAGEBLOCK_ORDER
         self.access(name, own, PROCESS.anon_pages, 1, 1.0, 0, True)
 
@@ -199,8 +263,9 @@ class Replay:
         """Let a VM access pages, killing while memory is short and the VM lives."""
         mm = self.alive(name)
         at = start
+        self.charge(REQUEST_NS)
         while mm != NIL:
-            if touch_range(self.mem, mm, start, nr, step, fraction, seed, write, at) == FAULT_OK:
+            if access_range(self.mem, mm, start, nr, step, fraction, seed, write, at) == FAULT_OK:
                 return
             at = int(self.mem.pool[P_RESUME])
             if self.kill() == mm:

@@ -13,10 +13,14 @@ from fleet.replay_advice import ksm_run_written, op_merge, op_readonly
 from fleet.replay_reclaim import op_pageout, op_swapon
 from fleet.replay_script import ADVICE, Op
 from hostsim.core.errors import Problem, ScenarioError
+from hostsim.core.units import HPAGE_PMD_NR, NS_PER_MS
+from hostsim.daemons import settle, wait
+from hostsim.mm.collapse import madvise_collapse
 from hostsim.mm.compaction import compact_node
 from hostsim.mm.fault import chosen
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.kalloc import alloc_blocks, free_blocks
+from hostsim.mm.mm_slot import khugepaged_enter
 from hostsim.mm.mm_types import (
     MIGRATE_RECLAIMABLE,
     MIGRATE_UNMOVABLE,
@@ -24,15 +28,15 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     NIL,
 )
-from hostsim.mm.mmap import ADVICE_NONE
-from hostsim.mm.tunables import set_tunable
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE
+from hostsim.mm.settings import write_setting
 from hostsim.mm.zap import discard_range
 
 if TYPE_CHECKING:
     from fleet.replay import Replay
 
 PIPE_BUFFERS: Final = 16  # PIPE_DEF_BUFFERS, include/linux/pipe_fs_i.h
-LATER_OPS: Final = ("collapse",)
+LATER_OPS: Final[tuple[str, ...]] = ()
 
 
 def options_of(op: Op) -> tuple[int, float, int]:
@@ -49,7 +53,7 @@ def op_set(replay: "Replay", op: Op) -> None:
     """Write a setting."""
     key, value = op.words
     try:
-        set_tunable(replay.mem.tunables, key, value)
+        write_setting(replay.mem, key, value)
     except ValueError as error:
         place = f"{replay.script.path}: line {op.line}"
         raise ScenarioError([Problem(place, str(error))]) from error
@@ -61,6 +65,9 @@ def op_vm(replay: "Replay", op: Op) -> None:
     """Start a VM."""
     advice = ADVICE[op.words[2]] if len(op.words) > 2 else ADVICE_NONE
     replay.spawn(op.words[0], int(op.words[1]), advice)
+    mm = replay.alive(op.words[0])
+    if advice == ADVICE_HUGE and mm != NIL:
+        khugepaged_enter(replay.mem, mm)
 
 
 def op_touch(replay: "Replay", op: Op) -> None:
@@ -154,9 +161,20 @@ def op_compact(replay: "Replay", op: Op) -> None:
     compact_node(replay.mem)
 
 
+def op_collapse(replay: "Replay", op: Op) -> None:
+    """Collapse pages into huge pages, a call each 2 MiB so that a failure stops nothing."""
+    mm = replay.alive(op.words[0])
+    if mm == NIL:
+        return
+    start, nr = int(op.words[1]), int(op.words[2])
+    for page in range(start, start + nr, HPAGE_PMD_NR):
+        madvise_collapse(replay.mem, mm, page, HPAGE_PMD_NR)
+        settle(replay.mem)
+
+
 def op_wait(replay: "Replay", op: Op) -> None:
     """Let time pass."""
-    replay.pass_time(int(op.words[0]))
+    wait(replay.mem, int(op.words[0]) * NS_PER_MS)
 
 
 OPS: Final[dict[str, Callable[["Replay", Op], None]]] = {
@@ -176,4 +194,5 @@ OPS: Final[dict[str, Callable[["Replay", Op], None]]] = {
     "readonly": op_readonly,
     "swapon": op_swapon,
     "pageout": op_pageout,
+    "collapse": op_collapse,
 }

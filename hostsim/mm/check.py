@@ -19,6 +19,7 @@ from hostsim.core.units import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
 )
+from hostsim.mm.check_daemons import check_daemons
 from hostsim.mm.check_ept import check_ept
 from hostsim.mm.check_free import (
     FREE_STATES,
@@ -467,6 +468,7 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     mapped = _check_frames(s, x, pcp, extra, cached)
     _check_address_spaces(mem, s, x)
     _check_totals(mem, s, x, pcp, mapped, extra.size)
+    check_daemons(mem)
     check_areas(mem)
     check_written(mem, s)
     check_ksm(mem, x.pfn, x.nr, x.flags)

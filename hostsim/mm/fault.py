@@ -23,9 +23,9 @@ from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fork import wp_huge, wp_page
 from hostsim.mm.hugetlb import hugetlb_fault, windows_per_page
 from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
-    MM_ADVICE,
     MM_HUGE,
     MM_HUGETLB,
     MM_RAM_PAGES,
@@ -40,8 +40,6 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import (
-    ADVICE_HUGE,
-    ADVICE_NOHUGE,
     W_HUGE,
     W_NONE,
     W_TABLE,
@@ -72,7 +70,7 @@ from hostsim.mm.rmap import (
 )
 from hostsim.mm.slowpath import alloc_huge, alloc_pages, vma_thp_gfp_mask
 from hostsim.mm.swap_state import do_swap_page
-from hostsim.mm.tunables import ENABLED, T_ENABLED, T_USE_ZERO_PAGE
+from hostsim.mm.tunables import T_USE_ZERO_PAGE
 from hostsim.mm.unmap import link_before
 from hostsim.mm.vma import window_in_vma
 from hostsim.mm.vmstat import (
@@ -86,8 +84,6 @@ from hostsim.mm.vmstat import (
     THP_ZERO_PAGE_ALLOC_FAILED,
 )
 
-ALWAYS: Final = ENABLED["always"]
-MADVISE: Final = ENABLED["madvise"]
 FAULT_OK: Final = 0
 FAULT_SIGBUS: Final = 2  # no hugetlb page for a mapping without a reservation
 FAULT_OOM: Final = 1  # no page above the min watermark: the OOM killer's turn
@@ -111,11 +107,7 @@ def chosen(seed: int, page: int, fraction: float) -> bool:
 @inline_kernel
 def thp_eligible(mem: Memory, mm: int, window: int) -> bool:
     """Tell whether a fault in an empty window may install a huge page."""
-    enabled = mem.tunables[T_ENABLED]
-    advice = mem.mm[mm, MM_ADVICE]
-    if advice == ADVICE_NOHUGE:
-        return False
-    if not (enabled == ALWAYS or (enabled == MADVISE and advice == ADVICE_HUGE)):
+    if not thp_enabled(mem, mm):
         return False
     if mem.mm[mm, MM_VMAS] != 0:
         return window_in_vma(mem, mm, window)
@@ -160,6 +152,7 @@ def _make_table(mem: Memory, mm: int, window: int) -> bool:
 def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
     """Serve the first fault of a window: huge if possible, else leave an empty page table."""
     if thp_eligible(mem, mm, window):
+        khugepaged_enter(mem, mm)
         if not write and mem.tunables[T_USE_ZERO_PAGE] != 0:
             if _huge_zero_page(mem, mm):
                 if not alloc_table(mem, mm, KIND_PGTABLE):

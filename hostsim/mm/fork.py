@@ -10,6 +10,7 @@ from hostsim.mm.content import note_written
 from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge
 from hostsim.mm.ksm_tree import ksm_enter, put_ksm_page
 from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.mm_slot import khugepaged_fork
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_CONTENT,
@@ -117,6 +118,7 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
     mem.mm[child, MM_CONTENT] = mem.mm[parent, MM_CONTENT]
     if mem.mm[parent, MM_MERGEABLE] != 0:
         ksm_enter(mem, child)
+    khugepaged_fork(mem, parent, child)
     for window in range(mem.mm[parent, MM_WINDOWS]):
         word = window_word(mem, parent, window)
         if word == W_NONE:

@@ -33,9 +33,12 @@ from hostsim.mm.compaction import (
     proactive_high,
 )
 from hostsim.mm.mm_types import (
+    D_WAKE,
+    DAEMON_KCOMPACTD,
     MIGRATE_UNMOVABLE,
     NR_ZONES,
     P_KCOMPACTD_ORDER,
+    P_NOW_NS,
     Z_MANAGED,
     Z_WMARK_MIN,
     Memory,
@@ -63,6 +66,7 @@ def wakeup_kcompactd(mem: Memory, order: int) -> None:
             continue
         if compaction_suitable(mem, zone, wanted, 0):
             mem.pool[P_KCOMPACTD_ORDER] = wanted
+            mem.daemon[DAEMON_KCOMPACTD, D_WAKE] = mem.pool[P_NOW_NS] + 1
             return
 
 
@@ -122,3 +126,29 @@ def proactive_check(mem: Memory) -> int:
     if should_proactive_compact_node(mem) and not proactive_compact_node(mem):
         return BACKED_OFF_NS
     return CHECK_NS
+
+
+@kernel
+def arm_kcompactd(mem: Memory) -> None:
+    """Set kcompactd's timer if the next check would find something to do.
+
+    A check that finds nothing changes nothing, so that the timer need not run for it.
+    """
+    if mem.daemon[DAEMON_KCOMPACTD, D_WAKE] == 0 and should_proactive_compact_node(mem):
+        mem.daemon[DAEMON_KCOMPACTD, D_WAKE] = (mem.pool[P_NOW_NS] // CHECK_NS + 1) * CHECK_NS + 1
+
+
+@kernel
+def kcompactd_step(mem: Memory) -> int:
+    """Do what was asked for, or judge the node.
+
+    Returns
+    -------
+    int
+        Nanoseconds until the next check, or -1 if nothing calls for one (`arm_kcompactd`).
+    """
+    if mem.pool[P_KCOMPACTD_ORDER] > 0:
+        kcompactd_do_work(mem)
+        return -1
+    sleep_ns = proactive_check(mem)
+    return -1 if sleep_ns == CHECK_NS else sleep_ns

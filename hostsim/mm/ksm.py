@@ -40,22 +40,23 @@ from hostsim.mm.ksm_tree import (
     unstable_insert,
 )
 from hostsim.mm.mm_types import (
+    D_WAKE,
+    DAEMON_KSMD,
     MIGRATE_UNMOVABLE,
     MM_KSM_ITEMS,
     MM_KSM_NEXT,
     MM_RAM_PAGES,
     NIL,
-    P_COST_NS,
     P_KSM_FIRST,
     P_KSM_FULL_SCANS,
     P_KSM_MM,
-    P_KSM_NEXT_NS,
     P_KSM_PAGE,
     P_KSM_PREV_ITEM,
     P_KSM_SEQ,
     P_KSM_SKIPPED,
     P_KSM_SLAB,
     P_KSM_SLAB_PAGES,
+    P_NOW_NS,
     Memory,
 )
 from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, window_word
@@ -78,11 +79,19 @@ MAX_AGE: Final = 255
 
 
 @kernel
+def wake_ksmd(mem: Memory) -> None:
+    """Wake ksmd after a write to ksm/run or when the first process asks for merging."""
+    if mem.tunables[T_KSM_RUN] == KSM_RUN_MERGE and mem.daemon[DAEMON_KSMD, D_WAKE] == 0:
+        mem.daemon[DAEMON_KSMD, D_WAKE] = mem.pool[P_NOW_NS] + 1
+
+
+@kernel
 def madvise_mergeable(mem: Memory, mm: int, start: int, nr: int) -> bool:
     """Let ksmd merge pages of guest RAM (MADV_MERGEABLE); False if there is no room for areas."""
     if not change_flags(mem, mm, start, start + nr, VM_MERGEABLE, 0):
         return False
     ksm_enter(mem, mm)
+    wake_ksmd(mem)
     return True
 
 
@@ -323,14 +332,15 @@ def unmerge_all(mem: Memory) -> bool:
 
 
 @kernel
-def run_ksmd(mem: Memory, now_ns: int, until_ns: int) -> None:
-    """Let ksmd scan and sleep from one moment to another, if it is switched on."""
+def ksmd_step(mem: Memory) -> int:
+    """Let ksmd scan once if it is switched on and has a process.
+
+    Returns
+    -------
+    int
+        Nanoseconds to sleep before the next scan, or -1 for until woken.
+    """
     if mem.tunables[T_KSM_RUN] != KSM_RUN_MERGE or mem.pool[P_KSM_FIRST] == 0:
-        return
-    mem.pool[P_KSM_NEXT_NS] = max(mem.pool[P_KSM_NEXT_NS], now_ns)
-    while mem.pool[P_KSM_NEXT_NS] < until_ns:
-        before = mem.pool[P_COST_NS]
-        ksm_do_scan(mem, mem.tunables[T_KSM_PAGES_TO_SCAN])
-        spent = mem.pool[P_COST_NS] - before
-        sleep = mem.tunables[T_KSM_SLEEP_MILLISECS] * NS_PER_MS
-        mem.pool[P_KSM_NEXT_NS] += max(spent + sleep, 1)
+        return -1
+    ksm_do_scan(mem, mem.tunables[T_KSM_PAGES_TO_SCAN])
+    return mem.tunables[T_KSM_SLEEP_MILLISECS] * NS_PER_MS

@@ -14,11 +14,14 @@ from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     NR_TYPES,
     NR_ZONES,
+    P_NR_CPUS,
+    PCP_HIGH,
     TYPE_NAMES,
     Z_END,
     Z_FREE,
     Z_LABEL,
     Z_MANAGED,
+    Z_PCP_HIGH_MIN,
     Z_START,
     Z_VIRGIN,
     Z_VIRGIN_END,
@@ -29,7 +32,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import init_pcp
 from hostsim.mm.physmem import DMA32_END_PFN, PB_RESERVED, init_lists, zone_spans
-from hostsim.mm.tunables import NR_TUNABLES, set_profile, set_tunable
+from hostsim.mm.tunables import ENABLED, NR_TUNABLES, T_ENABLED, set_profile, set_tunable
 from hostsim.mm.vmstat import NR_VMSTAT
 from hostsim.mm.watermark import min_free_kbytes, set_watermarks
 
@@ -82,7 +85,8 @@ def new_memory(
     set_thp(mem, "always", "madvise", True)
     if memmap:
         _reserve_memmap(mem, nr_pages)
-    setup_watermarks(mem, nr_cpus)
+    mem.pool[P_NR_CPUS] = nr_cpus
+    setup_watermarks(mem)
     return mem
 
 
@@ -114,11 +118,13 @@ def set_thp(mem: Memory, enabled: str, defrag: str, use_zero_page: bool) -> None
     set_tunable(mem.tunables, "use_zero_page", "1" if use_zero_page else "0")
 
 
-def setup_watermarks(mem: Memory, nr_cpus: int) -> None:
+def setup_watermarks(mem: Memory) -> None:
     """Compute watermarks, reserves and per-CPU limits from the zones' managed pages."""
     managed = mem.zone[:, Z_MANAGED]
-    kbytes = min_free_kbytes(int(managed.sum()), int((managed > 0).sum()), thp=True)
-    set_watermarks(mem.zone, kbytes, nr_cpus)
+    thp = mem.tunables[T_ENABLED] != ENABLED["never"]
+    kbytes = min_free_kbytes(int(managed.sum()), int((managed > 0).sum()), thp)
+    set_watermarks(mem.zone, kbytes, int(mem.pool[P_NR_CPUS]))
+    mem.zone[:, PCP_HIGH] = np.maximum(mem.zone[:, PCP_HIGH], mem.zone[:, Z_PCP_HIGH_MIN])
 
 
 def _populated(mem: Memory) -> list[int]:

@@ -191,7 +191,7 @@ MM_KERNEL: Final = 11  # first extent + 1 of its page tables and EPT pages
 MM_THP_ALLOC: Final = 12
 MM_THP_FALLBACK: Final = 13
 MM_VM: Final = 14  # VM number in the trace
-MM_KHUGEPAGED: Final = 15  # place in khugepaged's list of processes, 0 if not registered
+MM_KHUGEPAGED: Final = 15  # place in khugepaged's list (rising), 0 if not registered
 MM_SWAP: Final = 16  # pages swapped out
 MM_PINNED: Final = 17  # 1: all its pages are pinned for DMA (VFIO)
 MM_MERGEABLE: Final = 18  # 1: MADV_MERGEABLE
@@ -257,7 +257,6 @@ P_KSM_UNSHARED: Final = 38  # pages_unshared: items in the unstable tree
 P_KSM_ZERO: Final = 39  # ksm_zero_pages: mappings given to the zero page
 P_KSM_SKIPPED: Final = 40  # pages_skipped
 P_KSM_FULL_SCANS: Final = 41  # full_scans
-P_KSM_NEXT_NS: Final = 42  # when ksmd wakes next
 P_EPT_USED: Final = 43
 P_EPT_FREE: Final = 44
 P_CAPTURE: Final = 45  # zone + 1 in which a direct compactor takes the first free huge page
@@ -283,7 +282,14 @@ P_BOOSTED: Final = 71  # 1: a watermark was boosted since kswapd was last woken 
 P_COST_ANON: Final = 72  # what reclaim of anonymous pages has cost lately (lru_note_cost)
 P_COST_FILE: Final = 73
 P_RECLAIM_ACTIVE: Final = 74  # 1: kswapd runs, per-CPU lists stay short (ZONE_RECLAIM_ACTIVE)
-NR_POOL: Final = 75
+P_NR_CPUS: Final = 75  # CPUs of the machine
+P_SETTLED_NS: Final = 76  # of P_COST_NS, what has become simulated time: hostsim.daemons
+P_TIME_SCALE: Final = 77  # simulated time for one nanosecond of cost, in 1/2**16
+P_DAEMON_NS: Final = 78  # of P_COST_NS, what daemons spent
+P_DAEMON_SCALE: Final = 79  # the same for what daemons do
+P_BUSY: Final = 80  # 1: a process runs on the machine's only CPU, and daemons get what is left
+NR_POOL: Final = 81
+TIME_SCALE_ONE: Final = 1 << 16
 
 # Columns of Memory.hugetlb, a row a page size
 HUGETLB_2M: Final = 0
@@ -305,6 +311,21 @@ NR_SCAN_CONTROL: Final = 16
 NR_CLUSTER_HEADS: Final = 3  # rows of `swap_cluster` before the clusters: list heads, by state
 LRU_FIRST_GENERATION: Final = 1 << 20  # below: pages put at a list's tail
 NR_LRU_LISTS: Final = 4  # inactive anon, active anon, inactive file, active file
+
+
+# Rows of Memory.daemon, the kernel threads; columns 0 and 28 on are common
+DAEMON_KHUGEPAGED: Final = 0
+DAEMON_KSWAPD: Final = 1
+DAEMON_KCOMPACTD: Final = 2
+DAEMON_KSMD: Final = 3
+DAEMON_VMSTAT: Final = 4  # the worker that runs once a second
+NR_DAEMONS: Final = 5
+D_WAKE: Final = 0  # when it runs next, in ns + 1; 0 while it sleeps until woken
+D_WORK: Final = 31  # what is left to do of its last step, in ns of CPU time
+D_SINCE: Final = 30  # the time of which that was said
+D_CREDIT: Final = 29  # CPU time that it gets at once though a process runs
+D_SAVED: Final = 28  # work space of hostsim.daemons
+NR_DAEMON_FIELDS: Final = 32
 
 
 class _MemoryArrays(NamedTuple):
@@ -341,6 +362,7 @@ class _MemoryArrays(NamedTuple):
     swap_cache: NDArray[Any]  # int32 (slots,) frame + 1 that holds a slot's page
     swap_cluster: NDArray[Any]  # (clusters,) CLUSTER_DTYPE
     split_queue: NDArray[Any]  # (nr_pageblocks,) QUEUE_DTYPE, deferred split queue
+    daemon: NDArray[Any]  # int64 (NR_DAEMONS, NR_DAEMON_FIELDS): hostsim.daemons
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -378,6 +400,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("scratch", (SCRATCH,), np.dtype("i8")),
         Field("compact", (NR_COMPACT,), np.dtype("i8")),
         Field("touched", (1, 2), np.dtype("i8")),
+        Field("daemon", (NR_DAEMONS, NR_DAEMON_FIELDS), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("scan", (NR_SCAN_CONTROL,), np.dtype("i8")),
         Field("lru_queue", (NR_LRU_LISTS * (2 * nr_pages + nr_pageblocks),), np.dtype("i8")),
@@ -401,6 +424,8 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
     arrays = carve(sorted(fields, key=nr_bytes))  # small ones share their pages
     arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
     arrays["pool"][P_LRU_SEQ] = arrays["pool"][P_LRU_TAIL] = LRU_FIRST_GENERATION
+    arrays["pool"][P_TIME_SCALE] = TIME_SCALE_ONE
+    arrays["pool"][P_DAEMON_SCALE] = TIME_SCALE_ONE
     return Memory(**{name: arrays[name] for name in Memory._fields})
 
 

@@ -6,10 +6,12 @@ Unmovable, Reclaimable, Movable in turn; of a type's pageblocks first those with
 then those with small free blocks, then whole free ones.  A pageblock holds at most one small
 free block of an order, at the offset equal to its size, so that it merges with nothing.
 
-Pages on the per-CPU lists are in no /proc file.  They are placed in used movable pageblocks,
-highest first, two frames of which (the first of each half) stay in use.
+Pages on the per-CPU lists are in no /proc file.  They are placed in used pageblocks of their
+type, highest first, two frames of which (the first of each half) stay in use.
 
-Simplified: all memory in use counts as unmovable; the per-CPU lists hold only movable pages.
+Simplified: all memory in use counts as unmovable.
+Simplified: a kernel's per-CPU lists begin with a stated share of each type (`PCP_SHARES`), as
+the recorded kernels' allocations after boot show it.
 """
 
 from typing import Final, NamedTuple
@@ -26,6 +28,7 @@ from hostsim.core.units import (
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.buddy import HEAD, TAIL, add_free_block, add_free_pageblocks
+from hostsim.mm.cost import set_costs
 from hostsim.mm.memory import setup_watermarks
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -35,6 +38,7 @@ from hostsim.mm.mm_types import (
     NR_PCP_LISTS,
     NR_SMALL_ORDERS,
     NR_ZONES,
+    P_NR_CPUS,
     P_PAGEBLOCKS,
     PCP_COUNT,
     Z_END,
@@ -62,10 +66,14 @@ from hostsim.mm.physmem import (
     set_state,
 )
 from hostsim.mm.rmap import KIND_BOOT, KIND_RESERVED, add_extent, del_extent, extents_of
-from hostsim.mm.tunables import NR_TUNABLES, set_profile
+from hostsim.mm.tunables import NR_TUNABLES, T_PCP_6_12, set_profile
 from hostsim.mm.vmstat import NR_VMSTAT
 
 LAYOUT_TYPES: Final = (MIGRATE_UNMOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_MOVABLE)
+PCP_SHARES: Final = {  # per-CPU pages of each migratetype after boot, in 1/16: T_PCP_6_12 ->
+    0: {MIGRATE_UNMOVABLE: 1, MIGRATE_MOVABLE: 15},
+    1: {MIGRATE_UNMOVABLE: 5, MIGRATE_RECLAIMABLE: 2, MIGRATE_MOVABLE: 9},
+}
 DMA_MANAGED_PAGES: Final = 3840  # zoneinfo managed of the DMA zone of a PC
 
 
@@ -119,20 +127,26 @@ def memory_from(
     mem.pb["state"][: mem.pool[P_PAGEBLOCKS]] = PB_RESERVED
     init_pcp(mem)
     set_profile(mem.tunables, kernel)
+    set_costs(mem.cost)
     for zone, state in zones.items():
         _lay_zone(mem, zone, spans[zone][0], state)
     dma = min(DMA_MANAGED_PAGES, int(mem.zone[0, Z_END]))
     mem.zone[0, Z_MANAGED] = dma
     rest = mem.zone[1:, Z_END] - mem.zone[1:, Z_START]
     mem.zone[1:, Z_MANAGED] = rest * (managed_pages - dma) // max(int(rest.sum()), 1)
-    setup_watermarks(mem, nr_cpus)
+    mem.pool[P_NR_CPUS] = nr_cpus
+    setup_watermarks(mem)
+    top = max(zones)
+    left = pcp_pages
+    for migratetype, share in PCP_SHARES[int(mem.tunables[T_PCP_6_12])].items():
+        here = left if migratetype == MIGRATE_MOVABLE else pcp_pages * share // 16
+        left -= here
+        fill_pcp(mem, top, migratetype, spans[top][0], spans[top][1], here)
     for zone in zones:
         first, last = spans[zone]
         frames = (last - first) << PAGEBLOCK_ORDER
         left = reserve_frames(mem, first, last, frames - int(mem.zone[zone, Z_MANAGED]))
         mem.zone[zone, Z_MANAGED] += left
-    top = max(zones)
-    fill_pcp(mem, top, spans[top][0], spans[top][1], pcp_pages)
     return mem
 
 
@@ -163,15 +177,15 @@ def is_listed(mem: Memory, pb: int) -> bool:
 
 
 @kernel
-def fill_pcp(mem: Memory, zone: int, first: int, end: int, nr: int) -> None:
-    """Move pages in use since boot to the movable order-0 list of a zone."""
+def fill_pcp(mem: Memory, zone: int, migratetype: int, first: int, end: int, nr: int) -> None:
+    """Move pages in use since boot to a type's order-0 list of a zone."""
     half = PAGEBLOCK_NR_PAGES // 2
-    head = zone * NR_PCP_LISTS + list_index(0, MIGRATE_MOVABLE, False)
+    head = zone * NR_PCP_LISTS + list_index(0, migratetype, False)
     for i in range(end - first):
         pb = end - 1 - i
         if pageblock_state(mem, pb) != PB_FULL:
             continue
-        if get_pageblock_migratetype(mem, pb) != MIGRATE_MOVABLE:
+        if get_pageblock_migratetype(mem, pb) != migratetype:
             continue
         if mem.ext[mem.pb[pb].a].nr < PAGEBLOCK_NR_PAGES:
             continue

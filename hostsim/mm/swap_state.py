@@ -67,7 +67,7 @@ RA_MAX_HITS: Final = 255  # SWAP_RA_HITS_MASK: bits below the window's
 
 
 @kernel
-def _swapped_at(mem: Memory, mm: int, window: int, vpn: int) -> int:
+def swapped_at(mem: Memory, mm: int, window: int, vpn: int) -> int:
     """Return the extent by which a page is swapped out, or NIL."""
     x = table_head(window_word(mem, mm, window))
     while x != NIL and int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= vpn:
@@ -122,13 +122,13 @@ def _readahead_range(mem: Memory, mm: int, vpn: int) -> tuple[int, int]:
 @kernel
 def _read_page(mem: Memory, mm: int, window: int, vpn: int, ahead: bool) -> bool:
     """Read a swapped-out page into the swap cache, if it is not there; False without memory."""
-    x = _swapped_at(mem, mm, window, vpn)
+    x = swapped_at(mem, mm, window, vpn)
     if x == NIL or mem.swap_cache[slot_at(mem, x, vpn)] != 0:
         return True
     pfn, _, _ = alloc_pages(mem, 0, MIGRATE_MOVABLE, 1)
     if pfn == NO_PFN:
         return False
-    x = _swapped_at(mem, mm, window, vpn)  # reclaim may have come between
+    x = swapped_at(mem, mm, window, vpn)  # reclaim may have come between
     slot = slot_at(mem, x, vpn)
     mem.swap_cache[slot] = pfn + 1
     y = add_extent(mem, pfn, 1, NIL, slot, KIND_SWAPCACHE | (EXT_READAHEAD if ahead else 0))
@@ -154,7 +154,7 @@ def _swapin_readahead(mem: Memory, mm: int, window: int, vpn: int) -> bool:
 @kernel
 def _map_page(mem: Memory, mm: int, window: int, vpn: int, pfn: int) -> None:
     """Map a frame in the place of a swapped-out page, whose slot entry goes."""
-    x = isolate_page(mem, _swapped_at(mem, mm, window, vpn), vpn)
+    x = isolate_page(mem, swapped_at(mem, mm, window, vpn), vpn)
     before = unlink_from_window(mem, mm, window, x)
     del_extent(mem, x)
     mem.mm[mm, MM_SWAP] -= 1
@@ -178,7 +178,7 @@ def _map_from_huge(mem: Memory, mm: int, window: int, vpn: int, slot: int, pb: i
 
     6.12 maps all 512 if the whole window is its entries; 6.1 copies every page but the first.
     """
-    x = _swapped_at(mem, mm, window, vpn)
+    x = swapped_at(mem, mm, window, vpn)
     first = slot & ~(HPAGE_PMD_NR - 1)
     shared = int(mem.swap_map[slot]) > 1
     whole = mem.ext[x].nr == HPAGE_PMD_NR and slot_at(mem, x, vpn) == first + (
@@ -254,7 +254,7 @@ def do_swap_page(mem: Memory, mm: int, window: int, vpn: int) -> bool:
 
     If reclaim took the page away again meanwhile, nothing is done: the caller looks again.
     """
-    slot = slot_at(mem, _swapped_at(mem, mm, window, vpn), vpn)
+    slot = slot_at(mem, swapped_at(mem, mm, window, vpn), vpn)
     if mem.swap_cache[slot] == 0:
         if not _swapin_readahead(mem, mm, window, vpn):
             return False

@@ -56,7 +56,13 @@ T_COMPACTION: Final = 33  # COMPACTION_*
 T_SWAPIN: Final = 34  # SWAPIN_*
 T_THP_SWAP: Final = 35  # 1: a huge page is swapped out whole if there is a free cluster
 T_SPLIT_BEFORE_SWAP: Final = 36  # SPLIT_BEFORE_SWAP_*
-NR_TUNABLES: Final = 37
+T_ALLOC_RETRIES: Final = 37  # failed huge allocations that a pass of khugepaged sleeps off
+T_COLLAPSE_WRITABLE: Final = 38  # WRITABLE_*
+NR_TUNABLES: Final = 39
+
+WRITABLE_ONE: Final = 0  # khugepaged wants at least one writable page in a window
+WRITABLE_NOT_NEEDED: Final = 1  # since 6.18
+WRITABLE_ALL: Final = 2  # 2.6.38
 
 _NO_LIMIT: Final = (1 << 31) - 1
 # file: index, default, least and most; defaults of v6.1 and v6.12
@@ -98,6 +104,8 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_FALLBACK: FALLBACK_6_1,
         T_COMPACTION: COMPACTION_6_1,
         T_PCP_6_12: 0,
+        T_ALLOC_RETRIES: 1,
+        T_COLLAPSE_WRITABLE: WRITABLE_ONE,
         T_REVERSE_ZAP: 1,  # mm/swap.c release_pages builds its list with list_add
         T_SWAPIN: SWAPIN_6_1,
         T_THP_SWAP: 1,
@@ -110,6 +118,8 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_FALLBACK: FALLBACK_6_12,
         T_COMPACTION: COMPACTION_6_12,
         T_PCP_6_12: 1,
+        T_ALLOC_RETRIES: 1,
+        T_COLLAPSE_WRITABLE: WRITABLE_ONE,
         T_REVERSE_ZAP: 0,  # mm/swap.c folios_put_refs frees a batch in order
         T_SWAPIN: SWAPIN_6_12,
         T_THP_SWAP: 1,

@@ -8,8 +8,10 @@ Simplified: an exit frees the deposited page tables of huge pages last, with all
 
 from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
+from hostsim.mm.cost import C_FREE_PAGE, charge
 from hostsim.mm.hugetlb import hugetlb_exit, windows_per_page, zap_hugetlb
 from hostsim.mm.ksm_tree import ksm_exit, put_ksm_page
+from hostsim.mm.mm_slot import khugepaged_exit
 from hostsim.mm.mm_types import (
     MM_HUGE,
     MM_HUGETLB,
@@ -69,6 +71,7 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
             continue
         del_extent(mem, x)
         account_rss(mem, mm, window, -pages)
+        charge(mem, C_FREE_PAGE, pages)
         if flags & EXT_KSM:
             put_ksm_page(mem, pfn)
             continue
@@ -83,6 +86,7 @@ def zap_huge(mem: Memory, mm: int, window: int) -> None:
     set_window(mem, mm, window, W_NONE)
     mem.mm[mm, MM_HUGE] -= 1
     account_rss(mem, mm, window, -HPAGE_PMD_NR)
+    charge(mem, C_FREE_PAGE, 1)
     if pageblock_state(mem, pb) == PB_HUGE:
         mem.vmstat[NR_ANON_THPS] -= 1
         mem.vmstat[NR_ANON_PAGES] -= HPAGE_PMD_NR
@@ -166,4 +170,5 @@ def exit_mm(mem: Memory, mm: int) -> None:
     free_all_tables(mem, mm)
     ksm_exit(mem, mm)
     free_vmas(mem, mm)
+    khugepaged_exit(mem, mm)
     mm_free(mem, mm)

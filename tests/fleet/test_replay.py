@@ -1,10 +1,10 @@
-import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from fleet.replay import Replay
+from fleet.replay import REQUEST_NS, SNAPSHOT_NS, VM_NS, Replay
 from fleet.replay_script import Start, read_script, unaccounted_pages, zones_of
 from hostsim.core.errors import ScenarioError
 from hostsim.mm.check import check_memory
@@ -204,18 +204,11 @@ def test_half_of_the_unaccounted_pages_lie_on_per_cpu_lists(tmp_path, start):
     assert replay.mem.zone[:, Z_FREE].sum() * 4 == start.first["meminfo_kb"]["MemFree"]
 
 
-def test_script_with_an_op_of_a_later_model_is_left_out(tmp_path):
-    (tmp_path / "ops").mkdir()
-    (tmp_path / "ops" / "a.ops").write_text(
-        "# memory_mb=64\nsnapshot s\nvm a 1024\ncollapse a 0 512\n"
-    )
-    (tmp_path / "ops" / "b.ops").write_text("# memory_mb=64\nsnapshot s\n")
-    argv = [sys.executable, "-m", "fleet", "replay", "ops", "-o", "out"]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert "a.ops: left out" in done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.jsonl"]
-    assert json.loads((tmp_path / "out" / "b.jsonl").read_text())["snapshot"] == "s"
+def test_op_of_a_later_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("fleet.replay.LATER_OPS", ("kalloc",))
+    replay = Replay(script(tmp_path, "# memory_mb=64\nsnapshot s\nkalloc 3\n"), "6.1")
+    assert [s["snapshot"] for s in replay.run()] == ["s"]
+    assert replay.later == ["line 3: kalloc"]
 
 
 def test_unknown_kernel_is_refused(tmp_path):
@@ -224,3 +217,61 @@ def test_unknown_kernel_is_refused(tmp_path):
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "'5.10' is not one of 6.1, 6.12" in done.stderr
+
+
+def test_wait_takes_its_time_and_operations_share_the_rest(tmp_path, start):
+    text = "set enabled never\nsnapshot start\nvm a 3000\ntouch a 0 3000\nwait 700\nsnapshot end\n"
+    replay = Replay(script(tmp_path, "# memory_mb=256\n" + text), "6.1", start)
+    times = [s["t_ms"] for s in replay.run()]
+    assert times == [1000, 2500]
+    paced_ns, priced_ns = (int(ns) for ns in replay.paced_ns)
+    assert paced_ns == (1500 - 700) * 10**6
+    touched_ns = 3013 * (778 + 1412)
+    assert priced_ns == touched_ns + 2 * REQUEST_NS + VM_NS + SNAPSHOT_NS
+
+
+def test_without_recorded_times_costs_are_the_time(tmp_path):
+    text = "set enabled never\nvm a 3000\nsnapshot s\ntouch a 0 3000\nwait 700\nsnapshot t\n"
+    found = snapshots(tmp_path, text)
+    took_ns = 3000 * (778 + 1412) + REQUEST_NS + SNAPSHOT_NS + 700 * 10**6
+    assert found["t"]["t_ms"] - found["s"]["t_ms"] in (took_ns // 10**6, took_ns // 10**6 + 1)
+
+
+def test_trial_leaves_the_machine_alone(tmp_path, start):
+    text = "set enabled always\nsnapshot start\nvm a 3000\ntouch a 0 3000\nkalloc 40\n"
+    replay = Replay(script(tmp_path, "# memory_mb=256\n" + text), "6.1", start)
+    before = [np.array(part) for part in replay.mem]
+    assert replay._trial_cost_ns(list(replay.script.ops[2:])) > 0
+    assert all((a == b).all() for a, b in zip(before, replay.mem, strict=True))
+    assert replay.mm_of == {}
+    assert replay.pipes == []
+
+
+def test_khugepaged_works_while_the_script_waits(tmp_path):
+    text = (
+        "set enabled always\nvm a 8192\ntouch a 0 1\nset enabled never\ntouch a 0 8192\n"
+        "snapshot s\nset enabled always\nwait 9000\nsnapshot t\nwait 20000\nsnapshot u\nexit a\n"
+    )
+    found = snapshots(tmp_path, text)
+    assert [found[k]["vms"]["a"]["AnonHugePages"] // 2048 for k in "stu"] == [1, 8, 16]
+    assert found["u"]["pages_collapsed"] == ["15"]
+
+
+def test_collapse_op_collapses_at_once_whatever_enabled_says(tmp_path):
+    text = "set enabled never\nvm a 1100\ntouch a 0 1100 step=5\ncollapse a 0 1100\nsnapshot s\n"
+    s = snapshots(tmp_path, text)["s"]
+    assert s["vms"]["a"]["AnonHugePages"] == 2 * 2048
+    assert s["vmstat"]["thp_collapse_alloc"] == 2
+
+
+def test_mm_under_khugepageds_cursor_is_freed_when_the_cursor_moves_on(tmp_path):
+    text = "set enabled always\nvm a 8192\ntouch a 0 8192\nwait 1\nsnapshot s\nexit a\nsnapshot t\n"
+    replay = Replay(
+        script(tmp_path, "# memory_mb=256\n" + text + "wait 11000\nsnapshot u\n"), "6.1"
+    )
+    kernel_pages = {}
+    for s in replay.run():
+        kernel_pages[s["snapshot"]] = s["vmstat"]["nr_kernel_pages"]
+        check_memory(replay.mem)
+    assert kernel_pages["t"] == 4
+    assert kernel_pages["u"] == 0

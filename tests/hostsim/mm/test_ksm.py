@@ -9,11 +9,12 @@ from pagemap import page_frames
 
 from hostsim.core.errors import InvariantError
 from hostsim.core.units import NO_PFN
+from hostsim.daemons import run_daemons
 from hostsim.mm.check import check_memory
 from hostsim.mm.content import KEY_ONE, KEY_ZERO
 from hostsim.mm.fault import FAULT_OK, chosen, touch_range
 from hostsim.mm.fork import copy_mm
-from hostsim.mm.ksm import ksm_do_scan, madvise_mergeable, run_ksmd, unmerge_all
+from hostsim.mm.ksm import ksm_do_scan, madvise_mergeable, unmerge_all
 from hostsim.mm.ksm_merge import NO_KEY, page_key
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
@@ -30,6 +31,7 @@ from hostsim.mm.mm_types import (
     P_KSM_ZERO,
 )
 from hostsim.mm.mmap import mm_alloc
+from hostsim.mm.settings import write_setting
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import (
     COW_KSM,
@@ -247,10 +249,10 @@ def test_ksmd_scans_and_sleeps_only_while_switched_on():
     mem = machine(enabled="never", pages_to_scan=5, sleep_millisecs=20)
     guest(mem, 10000, content=3)
     cost = int(mem.pool[P_COST_NS])
-    run_ksmd(mem, 0, 10**9)
+    run_daemons(mem, 10**9)
     assert mem.pool[P_COST_NS] == cost
-    set_tunable(mem.tunables, "ksm/run", "1")
-    run_ksmd(mem, 10**9, 2 * 10**9)
+    write_setting(mem, "ksm/run", "1")
+    run_daemons(mem, 2 * 10**9 - 1)
     # 5 pages of 1412 ns each and 20 ms of sleep a round: 50 rounds begin in a second
     assert (int(mem.pool[P_COST_NS]) - cost) // 1412 == 50 * 5
 
