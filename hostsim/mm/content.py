@@ -91,6 +91,9 @@ def note_written(mem: Memory, pb: int, first: int, nr: int) -> None:
     record = int(mem.written[pb]) - 1
     if record < 0:
         return
+    if nr == PAGEBLOCK_NR_PAGES:
+        _free_record(mem, pb)
+        return
     while nr > 0:
         word = first // WORD_FRAMES
         shift = first % WORD_FRAMES
