@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from guestsim.balloon import free_blocks, inflate
 from guestsim.behaviour import (
     G_ANON,
+    G_BALLOONED,
     G_EFFECTIVE,
     G_GUEST_HUGE,
     G_MM,
@@ -242,10 +243,35 @@ def decide_one(
     nr: int,
     tick_ns: int,
     now_ns: int,
+    wanted: int,
 ) -> int:
     """Let one guest decide what it does; return the number of operations with its own."""
     mem = state_at(host, guests[row, G_STATE])
-    return decide(guests, row, mem, profiles, ops, nr, now_ns // tick_ns, tick_ns, now_ns)
+    return decide(guests, row, mem, profiles, ops, nr, now_ns // tick_ns, tick_ns, now_ns, wanted)
+
+
+@kernel
+def balloon_target(host: Memory, guests: NDArray[np.int64], below: float) -> int:
+    """Return how many pages the host wants of each balloon; negative: so many it gives back.
+
+    It takes memory while less than a share of its own is free, and gives back from twice that
+    share on.
+    """
+    balloons = 0
+    for row in range(guests.shape[0]):
+        if guests[row, G_VM] >= 0 and guests[row, G_BALLOONED] != 0:
+            balloons += 1
+    if balloons == 0:
+        return 0
+    free = 0
+    managed = 0
+    for zone in range(NR_ZONES):
+        free += host.zone[zone, Z_FREE] + host.zone[zone, PCP_COUNT]
+        managed += host.zone[zone, Z_MANAGED]
+    low = int(below * float(managed))
+    if free < low:
+        return (low - free) // balloons + 1
+    return -max(free - 2 * low, 0) // balloons
 
 
 @kernel
@@ -256,12 +282,14 @@ def decide_all(
     ops: NDArray[np.int64],
     tick_ns: int,
     now_ns: int,
+    below: float,
 ) -> int:
     """Let all guests of a host whose turn it is decide; return the number of operations."""
     nr = 0
+    wanted = balloon_target(host, guests, below)
     for row in range(guests.shape[0]):
         if guests[row, G_VM] >= 0 and guests[row, G_NEXT_TICK] <= now_ns // tick_ns:
-            nr = decide_one(host, guests, row, profiles, ops, nr, tick_ns, now_ns)
+            nr = decide_one(host, guests, row, profiles, ops, nr, tick_ns, now_ns, wanted)
     return nr
 
 

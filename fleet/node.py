@@ -135,6 +135,7 @@ def run_ticks(
     begin_ns: int,
     tick_ns: int,
     offset: int,
+    balloon_below: float,
     key: int,
     host_id: int,
 ) -> int:
@@ -148,6 +149,8 @@ def run_ticks(
         Time at which the first tick begins.
     offset
         Page of QEMU's address space at which guest RAM begins.
+    balloon_below
+        Share of free memory under which the host inflates balloons.
 
     Returns
     -------
@@ -159,7 +162,7 @@ def run_ticks(
         tick = end_ns // tick_ns
         if progress[_PHASE] == 0:
             mem.pool[P_NOW_NS] = end_ns
-            nr = decide_all(mem, guests, profiles, ops, tick_ns, end_ns)
+            nr = decide_all(mem, guests, profiles, ops, tick_ns, end_ns, balloon_below)
             begin_turns(ops, nr, turns, turn_progress)
             progress[_PHASE] = 1
         if progress[_PHASE] == 1:
@@ -357,7 +360,7 @@ class Node:
         for first, nr in layout.touched:
             self._starting.append((row, OP_HOST, 0, self._offset + int(first), int(nr)))
         nr = decide_one(
-            self.host.mem, self.guests, row, self._profiles, self._ops, 0, self.tick_ns, t_ns
+            self.host.mem, self.guests, row, self._profiles, self._ops, 0, self.tick_ns, t_ns, 0
         )
         self._starting += [tuple(op) for op in self._ops[:nr].tolist()]
         guest[G_NEXT_TICK] = self._first_tick(row, t_ns)
@@ -396,6 +399,7 @@ class Node:
                     begin_ns,
                     self.tick_ns,
                     self._offset,
+                    self.guest_spec.balloon_below,
                     self.host.key,
                     self.host_id,
                 )

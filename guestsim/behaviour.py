@@ -95,6 +95,7 @@ OP_DEFLATE: Final = 9
 MAX_JOBS: Final = 4
 MAX_RUNS: Final = 16
 RUN_PAGES: Final = 64  # of a heap, freed together
+BALLOON_RESERVE_SHIFT: Final = 5  # a balloon leaves its guest 1/32 of its memory free (assumed)
 OPS_PER_GUEST: Final = 16 + 3 * MAX_JOBS + 2 * NR_SLOTS + 2 * MAX_RUNS
 
 _ADVICE = {"none": ADVICE_NONE, "huge": ADVICE_HUGE, "nohuge": ADVICE_NOHUGE}
@@ -361,6 +362,20 @@ def _free_heap(
 
 
 @kernel
+def _steer_balloon(
+    guests: NDArray[np.int64], mem: Memory, ops: NDArray[np.int64], nr: int, row: int, wanted: int
+) -> int:
+    """Let the balloon follow the host: it takes free memory only, and gives back what it has."""
+    if wanted > 0:
+        pages = min(wanted, free_room(mem) - (guests[row, G_PAGES] >> BALLOON_RESERVE_SHIFT))
+        if pages > 0:
+            nr = push(ops, nr, row, OP_INFLATE, 0, 0, pages)
+    elif wanted < 0 and guests[row, G_BALLOON] > 0:
+        nr = push(ops, nr, row, OP_DEFLATE, 0, 0, min(-wanted, guests[row, G_BALLOON]))
+    return nr
+
+
+@kernel
 def decide(
     guests: NDArray[np.int64],
     row: int,
@@ -371,6 +386,7 @@ def decide(
     tick: int,
     tick_ns: int,
     now_ns: int,
+    wanted: int,
 ) -> int:
     """Decide what a guest does now; return the number of operations with its own.
 
@@ -382,6 +398,8 @@ def decide(
         The guest's memory.
     ops
         (rows * OPS_PER_GUEST, NR_O_FIELDS); operations are appended at ``nr``.
+    wanted
+        Pages that the host would have of each balloon; negative: gives back.
     """
     profile = profiles[guests[row, G_CLASS]]
     hours = float(now_ns - guests[row, G_LAST_NS]) / float(NS_PER_HOUR)
@@ -392,6 +410,8 @@ def decide(
     nr = _free_heap(guests, profile, ops, nr, row, tick, hours)
     if guests[row, G_REPORTS] != 0:
         nr = push(ops, nr, row, OP_REPORT, 0, 0, 1)
+    if guests[row, G_BALLOONED] != 0:
+        nr = _steer_balloon(guests, mem, ops, nr, row, wanted)
     guests[row, G_LAST_NS] = now_ns
     period = max(int(profile[B_PERIOD]) // tick_ns, 1)
     guests[row, G_NEXT_TICK] = tick + period

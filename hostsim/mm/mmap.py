@@ -29,6 +29,8 @@ ADVICE_NONE: Final = 0
 ADVICE_HUGE: Final = 1  # MADV_HUGEPAGE
 ADVICE_NOHUGE: Final = 2  # MADV_NOHUGEPAGE
 
+SPARSE_WORDS: Final = 4096  # words of dead address spaces that are not worth moving others
+
 # A window's word: what its PMD entry holds.
 W_NONE: Final = 0  # nothing, never touched or zapped whole
 W_ZERO: Final = 4  # the shared huge zero page
@@ -59,7 +61,7 @@ def mm_alloc(
     windows = ram_windows + own_windows
     if mm == MAX_PROCESSES:
         return NIL
-    if mem.pool[P_WORDS_USED] + windows > mem.windows.size:
+    if mem.pool[P_WORDS_USED] + windows > mem.windows.size or _is_sparse(mem):
         _compact_windows(mem)
         if mem.pool[P_WORDS_USED] + windows > mem.windows.size:
             return NIL
@@ -78,13 +80,31 @@ def mm_alloc(
 
 
 @kernel
+def _clear_words(mem: Memory, first: int, end: int) -> None:
+    """Forget windows; what was never used is not written, so that it stays without memory."""
+    for word in range(first, end):
+        if mem.windows[word] != W_NONE:
+            mem.windows[word] = W_NONE
+        if mem.ept[word] != 0:
+            mem.ept[word] = 0
+
+
+@kernel
+def _is_sparse(mem: Memory) -> bool:
+    """Tell whether most of the words lie between address spaces that are gone."""
+    live = 0
+    for mm in range(mem.pool[P_MM_USED]):
+        if mem.mm[mm, MM_LIVE] != 0:
+            live += mem.mm[mm, MM_WINDOWS]
+    return mem.pool[P_WORDS_USED] > 2 * live + SPARSE_WORDS
+
+
+@kernel
 def mm_free(mem: Memory, mm: int) -> None:
     """End a process whose windows are all unmapped."""
     base = mem.mm[mm, MM_BASE]
     end = base + mem.mm[mm, MM_WINDOWS]
-    for word in range(base, end):
-        mem.windows[word] = W_NONE
-        mem.ept[word] = 0
+    _clear_words(mem, base, end)
     mem.mm[mm, MM_LIVE] = 0
     if end == mem.pool[P_WORDS_USED]:
         mem.pool[P_WORDS_USED] = base
@@ -110,12 +130,11 @@ def _compact_windows(mem: Memory) -> None:
         nr = mem.mm[best, MM_WINDOWS]
         for i in range(nr):
             mem.windows[end + i] = mem.windows[base + i]
-            mem.ept[end + i] = mem.ept[base + i]
+            if mem.ept[end + i] != mem.ept[base + i]:
+                mem.ept[end + i] = mem.ept[base + i]
         mem.mm[best, MM_BASE] = end
         end += nr
-    for word in range(end, mem.pool[P_WORDS_USED]):
-        mem.windows[word] = W_NONE
-        mem.ept[word] = 0
+    _clear_words(mem, end, mem.pool[P_WORDS_USED])
     mem.pool[P_WORDS_USED] = end
 
 

@@ -175,6 +175,24 @@ def test_reporting_gives_back_what_the_guest_freed():
     assert rss[1] < rss[0]
 
 
+def test_a_host_short_of_memory_inflates_balloons_and_gives_back_when_it_has_room():
+    calm = GUESTS._replace(
+        reuse_per_hour=0.0,
+        balloon_ratio=1.0,
+        balloon_below=0.3,
+        reporting_ratio=0.0,
+        behaviours=(BUSY._replace(jobs_per_hour=0.0, restart_ns=0),),
+    )
+    node = new_node(gib=8, guests=calm)
+    rows = run(node, (0, START, 0, 4, 9), (0, START, 1, 3, 9), (180, STOP, 1, 3), hours=6)
+    node.check()
+    ballooned = rows.hosts[:, HOST["balloon_pages"]]
+    free = rows.hosts[:, HOST["nr_free_pages"]] / rows.hosts[:, HOST["managed_pages"]]
+    assert ballooned.max() > 50_000
+    assert free[30] > 0.2
+    assert ballooned[-1] < ballooned.max() // 2
+
+
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])
 def test_every_frame_that_a_guest_uses_is_backed_through_a_life_with_kills(kernel):
     greedy = GUESTS._replace(touched_share_mean=1.0, growth_ns=NS_PER_MIN, reporting_ratio=1.0)

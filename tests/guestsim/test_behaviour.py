@@ -74,7 +74,7 @@ def test_classes_come_by_weight():
 def decided(guest, mem, tick, spec=GUESTS):
     guests = guest.reshape(1, -1)
     ops = np.zeros((OPS_PER_GUEST, NR_O_FIELDS), np.int64)
-    nr = decide(guests, 0, mem, behaviour_table(spec), ops, 0, tick, TICK_NS, tick * TICK_NS)
+    nr = decide(guests, 0, mem, behaviour_table(spec), ops, 0, tick, TICK_NS, tick * TICK_NS, 0)
     return ops[:nr]
 
 
