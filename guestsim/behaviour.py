@@ -365,9 +365,12 @@ def _free_heap(
 def _steer_balloon(
     guests: NDArray[np.int64], mem: Memory, ops: NDArray[np.int64], nr: int, row: int, wanted: int
 ) -> int:
-    """Let the balloon follow the host: it takes free memory only, and gives back what it has."""
+    """Let the balloon follow the host: it takes free memory and page cache, or gives back."""
     if wanted > 0:
-        pages = min(wanted, free_room(mem) - (guests[row, G_PAGES] >> BALLOON_RESERVE_SHIFT))
+        spare = free_room(mem) - (guests[row, G_PAGES] >> BALLOON_RESERVE_SHIFT)
+        pages = min(wanted, spare + guests[row, G_HEAD] - guests[row, G_TAIL])
+        if pages > max(spare, 0):
+            nr = _drop_cache(guests, ops, nr, row, pages - max(spare, 0))
         if pages > 0:
             nr = push(ops, nr, row, OP_INFLATE, 0, 0, pages)
     elif wanted < 0 and guests[row, G_BALLOON] > 0:
