@@ -121,3 +121,40 @@ def determinism(
         typer.echo(f"  all {len(found)} runs: {'the same bytes' if same else 'DIFFERENT'}")
     if not same:
         raise typer.Exit(1)
+
+
+@bench_app.command()
+def fragmentation(
+    memory: Annotated[str, typer.Option(help="Memory of the host.")] = "128GiB",
+    kernel: Annotated[str, typer.Option(help="Kernel profile; 6.0 was measured.")] = "6.1",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 10 % churn.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill memory with small pages, free half of them at random, churn, and judge what is left.
+
+    \b
+    Example:
+      fleet bench fragmentation --memory 8GiB --rounds 20
+    """
+    from fleet.validate_mm_compaction import judge, order0_churn
+    from hostsim.core.units import PAGE_SHIFT, parse_bytes
+
+    pages = parse_bytes(memory) >> PAGE_SHIFT
+    states = []
+    for state in order0_churn(pages, kernel, rounds):
+        states.append(state)
+        if not as_json:
+            typer.echo(
+                f"  after {state.rounds:>3} rounds: {state.free_huge:>7} free blocks of 2 MiB, "
+                f"{state.moves:>9} moves for a perfect compaction"
+            )
+    verdicts = judge(states, pages)
+    if as_json:
+        found = {v.name: {**v._asdict(), "passes": v.passes} for v in verdicts}
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        for v in verdicts:
+            verdict = "ok" if v.passes else "OUT"
+            typer.echo(f"  {v.name:<32}{v.value:>14.4f}  {v.least:.4f} .. {v.most:.4f}  {verdict}")
+    if not all(v.passes for v in verdicts):
+        raise typer.Exit(1)

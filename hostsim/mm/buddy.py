@@ -31,6 +31,7 @@ from hostsim.mm.physmem import (
     big_list_del,
     get_pageblock_migratetype,
     is_free_block,
+    list_rotate_one,
     list_type,
     lowest_free_block,
     pageblock_state,
@@ -48,6 +49,7 @@ from hostsim.mm.tunables import FALLBACK_6_12, T_FALLBACK
 
 HEAD: Final = True  # add_free_block(..., at_head): LIFO
 TAIL: Final = False  # the block is likely to merge soon
+FRESH_MAX: Final = 255
 
 
 @kernel
@@ -56,25 +58,38 @@ def add_free_block(
 ) -> None:
     """Count one more free block of an order in a record and place its pageblock on the list."""
     head = zone * NR_TYPES + on_type
+    fresh = 1
+    burst = 1
     if mem.rec[record].count[order] > 0:
         if at_head and mem.rec[head].next[order] != record:
             small_list_del(mem, record, order)
             small_list_add(mem, record, order, head)
+        else:
+            fresh = min(int(mem.rec[record].fresh[order]) + 1, FRESH_MAX)
+            burst = max(int(mem.rec[record].burst[order]), fresh)
     elif at_head:
         small_list_add(mem, record, order, head)
     else:
         small_list_add(mem, record, order, mem.rec[head].prev[order])
+    mem.rec[record].fresh[order] = fresh
+    mem.rec[record].burst[order] = burst
     mem.rec[record].count[order] += 1
     mem.nr_free[zone, on_type, order] += 1
 
 
 @inline_kernel
-def del_free_block(mem: Memory, record: int, zone: int, on_type: int, order: int) -> None:
-    """Count one free block of an order less in a record."""
-    mem.rec[record].count[order] -= 1
+def del_free_block(mem: Memory, record: int, zone: int, on_type: int, order: int) -> bool:
+    """Count one free block of an order less in a record; tell whether only older ones are left."""
+    left = int(mem.rec[record].count[order]) - 1
+    fresh = int(mem.rec[record].fresh[order]) - 1
+    mem.rec[record].count[order] = left
     mem.nr_free[zone, on_type, order] -= 1
-    if mem.rec[record].count[order] == 0:
+    if left == 0:
         small_list_del(mem, record, order)
+        return False
+    burst = int(mem.rec[record].burst[order])
+    mem.rec[record].fresh[order] = fresh if fresh > 0 else min(left, burst)
+    return fresh == 0
 
 
 @kernel
@@ -168,7 +183,8 @@ def rmqueue_run(mem: Memory, zone: int, on_type: int, order: int, nr: int) -> tu
         record = int(mem.rec[zone * NR_TYPES + on_type].next[current])
         first = lowest_free_block(mem, record, current)
         taken = min(nr, 1 << current) if order == 0 else 1 << order
-        del_free_block(mem, record, zone, on_type, current)
+        if del_free_block(mem, record, zone, on_type, current):
+            list_rotate_one(mem, record, current, zone * NR_TYPES + on_type)
         set_frames(mem, record, first, 1 << current, False)
         if taken < 1 << current:
             give_back_rest(mem, record, zone, on_type, first, current, taken)
@@ -278,16 +294,21 @@ def _free_chunk(mem: Memory, record: int, zone: int, on_type: int, first: int, o
     """Free an aligned chunk of used frames as single frees would, and merge it."""
     head = zone * NR_TYPES + on_type
     for half in range(min(order, NR_SMALL_ORDERS)):
-        if mem.rec[record].count[half] == 0 or mem.rec[head].next[half] == record:
+        if mem.rec[record].count[half] == 0:
             continue
         likely = (
             half == order - 1
             and order < PAGEBLOCK_ORDER
             and is_free_block(mem, record, first ^ (1 << order), order)
         )
-        if not likely:
-            small_list_del(mem, record, half)
-            small_list_add(mem, record, half, head)
+        if likely or mem.rec[head].next[half] == record:
+            fresh = min(int(mem.rec[record].fresh[half]) + 1, FRESH_MAX)
+            mem.rec[record].burst[half] = max(int(mem.rec[record].burst[half]), fresh)
+            continue
+        small_list_del(mem, record, half)
+        small_list_add(mem, record, half, head)
+        mem.rec[record].fresh[half] = 1
+        mem.rec[record].burst[half] = 1 if half == order - 1 else 2
     _merge(mem, record, zone, on_type, first, order)
 
 

@@ -60,6 +60,8 @@ RECORD_DTYPE: Final = np.dtype(
         ("prev", "i4", (NR_SMALL_ORDERS,)),
         ("pb", "i4"),  # its pageblock; free chain when unused
         ("ext", "i4"),  # first extent of the pageblock's used frames
+        ("fresh", "u1", (NR_SMALL_ORDERS,)),  # blocks to take before it goes to the list's end
+        ("burst", "u1", (NR_SMALL_ORDERS,)),  # blocks it got in a row when it last led the list
     ]
 )
 EXTENT_DTYPE: Final = np.dtype(

@@ -22,6 +22,7 @@ from hostsim.core.units import (
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.buddy import (
+    FRESH_MAX,
     TAIL,
     add_free_block,
     add_free_pageblocks,
@@ -102,6 +103,8 @@ def move_freepages_block(mem: Memory, record: int, zone: int, old_type: int, new
         mem.rec[record].count[order] = 0
         add_free_block(mem, record, zone, new_type, order, TAIL)
         mem.rec[record].count[order] = nr
+        mem.rec[record].fresh[order] = min(nr, FRESH_MAX)
+        mem.rec[record].burst[order] = min(nr, FRESH_MAX)
         mem.nr_free[zone, new_type, order] += nr - 1
     set_state(mem, int(mem.rec[record].pb), PB_PARTIAL, new_type)
 

@@ -7,8 +7,9 @@ free lists link pageblocks: one list per zone, migratetype and order of the part
 that hold at least one free block of exactly that order.  Orders 9 and 10 link free pageblocks.
 
 Source: Linux include/linux/mmzone.h (struct zone, struct free_area), v6.1.
-Simplified: inside one partial pageblock the free block at the lowest address of an order is
-taken first; Linux keeps a list of blocks.
+Simplified: Linux's lists are of blocks, these are of pageblocks.  A pageblock that gets a free
+block leads the list; as many blocks as it got since then are taken first, lowest address first;
+then it goes to the list's end, and its older ones are taken in bursts of the same length.
 Simplified: all free pages of a partial pageblock stand on the lists of one migratetype.
 Simplified: a host's frames are numbered without the PCI hole below 4 GiB.
 """
@@ -212,6 +213,13 @@ def list_rotate(mem: Memory, head: int, order: int, last: int) -> None:
         return
     small_list_del(mem, head, order)
     small_list_add(mem, head, order, last)
+
+
+@inline_kernel
+def list_rotate_one(mem: Memory, record: int, order: int, head: int) -> None:
+    """Move a record to the end of the list of an order."""
+    small_list_del(mem, record, order)
+    small_list_add(mem, record, order, mem.rec[head].prev[order])
 
 
 @kernel

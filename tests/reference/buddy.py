@@ -8,6 +8,8 @@ Single blocks only.  What it shares with the real one is the documented behaviou
   of its list, or to its tail if the buddy of the would-be parent is free (orders 0..8);
 * lists of orders 0..8 hold pageblocks: one that gains a block of the order at the head moves to
   the front, at the tail it keeps its place; of its blocks the lowest is taken first;
+* as many blocks as a pageblock gained since it came to the front are taken from it in a row, then
+  it goes to the end of the list; its older ones are taken in such bursts too;
 * the free pages of one pageblock stand on lists of one type, its label's if it was full;
 * since 6.10 a pageblock that merges to order 10 takes over the label of the other half.
 """
@@ -24,6 +26,8 @@ class ReferenceBuddy:
         self.type_of = {}  # first frame of a free block -> type of its list
         self.lists = {}  # (zone, type, order) -> pageblocks, head first
         self.label = {}  # pageblock -> type
+        self.fresh = {}  # pageblock, order -> blocks to take before it goes to the end
+        self.burst = {}  # pageblock, order -> blocks it gained in a row
         self.zones = zones  # (first frame, end frame)
         for z, (start, end) in enumerate(zones):
             for t in range(4):
@@ -60,18 +64,31 @@ class ReferenceBuddy:
         on = self.lists[self.zone_of(pfn), migratetype, order]
         self.order_of[pfn] = order
         self.type_of[pfn] = migratetype
-        if at_head:
-            if pb in on:
-                on.remove(pb)
+        if pb not in on:
+            on.insert(0 if at_head else len(on), pb)
+            self.fresh[pb, order] = self.burst[pb, order] = 1
+        elif at_head and on[0] != pb:
+            on.remove(pb)
             on.insert(0, pb)
-        elif pb not in on:
-            on.append(pb)
+            self.fresh[pb, order] = self.burst[pb, order] = 1
+        else:
+            self.fresh[pb, order] += 1
+            self.burst[pb, order] = max(self.burst[pb, order], self.fresh[pb, order])
 
-    def _remove(self, pfn):
+    def _remove(self, pfn, handed_out=False):
         order, migratetype = self.order_of.pop(pfn), self.type_of.pop(pfn)
         pb = pfn // PAGEBLOCK
-        if order >= 9 or not self.blocks_in(pb, order):
-            self.lists[self.zone_of(pfn), migratetype, order].remove(pb)
+        on = self.lists[self.zone_of(pfn), migratetype, order]
+        left = len(self.blocks_in(pb, order))
+        if order >= 9 or not left:
+            on.remove(pb)
+            return
+        self.fresh[pb, order] -= 1
+        if self.fresh[pb, order] == 0:
+            self.fresh[pb, order] = min(left, self.burst[pb, order])
+            if handed_out:
+                on.remove(pb)
+                on.append(pb)
 
     def alloc(self, zone, migratetype, order):
         """Return the first frame of a block, or None."""
@@ -81,7 +98,7 @@ class ReferenceBuddy:
                 continue
             pb = pageblocks[0]
             pfn = pb * PAGEBLOCK if current >= 9 else min(self.blocks_in(pb, current))
-            self._remove(pfn)
+            self._remove(pfn, handed_out=True)
             while current > order:
                 current -= 1
                 self._add(pfn + (1 << current), current, migratetype, at_head=True)

@@ -88,6 +88,17 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         self.holds[mm] = np.full(windows * 512, NIL, np.int64)
         self.shape[mm] = (ram, own, advice, has_ept)
 
+    def frames(self):
+        return {mm: page_frames(self.mem, mm) for mm in self.holds}
+
+    def follow(self, before):
+        """Let contents go where compaction moved their pages."""
+        old = self.written.copy()
+        for mm, frames in before.items():
+            now = page_frames(self.mem, mm)
+            both = (frames != NO_PFN) & (now != NO_PFN)
+            self.written[now[both]] = old[frames[both]]
+
     def settle(self, mm):
         """Take over what a fault made resident beyond the pages touched: whole huge pages."""
         holds = self.holds[mm]
@@ -125,7 +136,9 @@ class AddressSpaceMachine(RuleBasedStateMachine):
             return
         start = round(at * holds.size)
         nr = min(nr, holds.size - start)
+        before = self.frames()
         status = touch_range(self.mem, mm, start, nr, step, fraction, seed, write, start)
+        self.follow(before)
         assert status in (FAULT_OK, FAULT_OOM)
         stop = start + nr if status == FAULT_OK else int(self.mem.pool[P_RESUME])
         self.settle(mm)
@@ -182,7 +195,9 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     )
     def kernel_alloc(self, order, nr, migratetype):
         for _ in range(nr):
+            before = self.frames() if order > 0 else {}
             pfn, _, _ = alloc_pages(self.mem, order, migratetype, 1)
+            self.follow(before)
             if pfn == NO_PFN:
                 return
             x = add_extent(self.mem, pfn, 1 << order, NIL, 0, KIND_KERNEL)
