@@ -54,6 +54,7 @@ from hostsim.core.errors import InvariantError
 from hostsim.core.jit import kernel
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR
+from hostsim.daemons import pass_tick
 from hostsim.host import NR_ROW_HEAD, Host, births_per_tick, fill_host_row, kernel_tick
 from hostsim.mm.mm_types import (
     MM_EPT,
@@ -66,7 +67,6 @@ from hostsim.mm.mm_types import (
     MM_THP_ALLOC,
     MM_THP_FALLBACK,
     NIL,
-    P_NOW_NS,
     Memory,
 )
 from hostsim.mm.mmu_notifier import EPT_MISALIGNED
@@ -161,7 +161,7 @@ def run_ticks(
         end_ns = begin_ns + (progress[_TICKS_DONE] + 1) * tick_ns
         tick = end_ns // tick_ns
         if progress[_PHASE] == 0:
-            mem.pool[P_NOW_NS] = end_ns
+            pass_tick(mem, end_ns)
             nr = decide_all(mem, guests, profiles, ops, tick_ns, end_ns, balloon_below)
             begin_turns(ops, nr, turns, turn_progress)
             progress[_PHASE] = 1

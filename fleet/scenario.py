@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from fleet.behaviours import behaviour, behaviour_names
+from fleet.kernel_files import KhugepagedSection, ThpSection, VmSection, settings_of
 from fleet.sections import (
     GIB_PAGES,
     MIB_PAGES,
@@ -51,14 +52,6 @@ class RunSection(Section):
         return self
 
 
-class ThpSection(Section):
-    """``[hosts.thp]``: the files under /sys/kernel/mm/transparent_hugepage."""
-
-    enabled: Literal["always", "madvise", "never"] = "always"
-    defrag: Literal["always", "defer", "defer+madvise", "madvise", "never"] = "madvise"
-    use_zero_page: bool = True
-
-
 class SlabSection(Section):
     """``[hosts.slab]``: unmovable kernel memory that comes and goes."""
 
@@ -79,6 +72,8 @@ class HostsSection(Section):
     reserved: Pages = 8 * GIB_PAGES
     kernel: Literal["6.12", "6.1"] = "6.12"
     thp: ThpSection = ThpSection()
+    khugepaged: KhugepagedSection = KhugepagedSection()
+    vm: VmSection = VmSection()
     slab: SlabSection = SlabSection()
 
     @model_validator(mode="after")
@@ -247,6 +242,7 @@ def _host_spec(section: HostsSection) -> HostSpec:
             long_lifetime_ns=slab.long_lifetime,
             base_pages=slab.base,
         ),
+        settings=settings_of(section.thp, section.khugepaged, section.vm),
     )
 
 

@@ -19,7 +19,7 @@ from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_MS, NS_PER_S, NS_PER_US
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.kcompactd import arm_kcompactd, kcompactd_step
-from hostsim.mm.khugepaged import UNTIL_WOKEN, khugepaged_step
+from hostsim.mm.khugepaged import UNTIL_WOKEN, arm_khugepaged, khugepaged_step
 from hostsim.mm.ksm import ksmd_step
 from hostsim.mm.mm_types import (
     D_CREDIT,
@@ -128,6 +128,7 @@ def run_daemons(mem: Memory, until_ns: int) -> None:
     """Run what falls due up to a time, in the order of time; the clock then shows that time."""
     while True:
         arm_kcompactd(mem)
+        arm_khugepaged(mem)
         daemon = next_daemon(mem)
         if daemon == NIL or mem.daemon[daemon, D_WAKE] - 1 > until_ns:
             break
@@ -167,6 +168,13 @@ def wait(mem: Memory, ns: int) -> None:
     """Let time pass while no process runs."""
     set_busy(mem, False)
     run_daemons(mem, mem.pool[P_NOW_NS] + ns)
+
+
+@kernel
+def pass_tick(mem: Memory, until_ns: int) -> None:
+    """Let daemons work up to a time at which processes act; those take no time themselves."""
+    mem.pool[P_SETTLED_NS] = mem.pool[P_COST_NS]
+    run_daemons(mem, until_ns)
 
 
 @kernel

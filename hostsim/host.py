@@ -23,6 +23,7 @@ from hostsim.ept import guest_access
 from hostsim.mm.content import note_written
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory, set_thp
+from hostsim.mm.mm_slot import khugepaged_enter
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MIGRATE_RECLAIMABLE,
@@ -33,6 +34,7 @@ from hostsim.mm.mm_types import (
     NIL,
     NR_TYPES,
     NR_ZONES,
+    P_DAEMON_NS,
     P_REC_LIVE,
     P_RESUME,
     PCP_COUNT,
@@ -50,12 +52,15 @@ from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import decay_pcp
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
+from hostsim.mm.settings import write_setting
 from hostsim.mm.slab import S_USED, Slab, alloc_boot_pages, new_slab, slab_tick
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.vmstat import (
     ALLOCSTALL,
     EPT_VIOLATIONS,
     EXTFRAG_EVENTS,
+    FULL_SCANS,
+    KHUGEPAGED_WINDOWS,
     NR_ANON_PAGES,
     NR_ANON_THPS,
     NR_EPT,
@@ -66,9 +71,12 @@ from hostsim.mm.vmstat import (
     NR_NX_LPAGE_SPLITS,
     NR_PAGETABLE,
     OOM_KILL,
+    PAGES_COLLAPSED,
     PGALLOC,
     PGFAULT,
     PGFREE,
+    THP_COLLAPSE_ALLOC,
+    THP_COLLAPSE_ALLOC_FAILED,
     THP_DEFERRED_SPLIT_PAGE,
     THP_FAULT_ALLOC,
     THP_FAULT_FALLBACK,
@@ -298,6 +306,12 @@ def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], 
         vmstat[NR_EPT_LEAVES_4K],
         vmstat[NR_NX_LPAGE_SPLITS],
         vmstat[EPT_VIOLATIONS],
+        vmstat[THP_COLLAPSE_ALLOC],
+        vmstat[THP_COLLAPSE_ALLOC_FAILED],
+        vmstat[PAGES_COLLAPSED],
+        vmstat[FULL_SCANS],
+        vmstat[KHUGEPAGED_WINDOWS],
+        mem.pool[P_DAEMON_NS],
     ):
         row[at] = value
         at += 1
@@ -325,6 +339,8 @@ class Host:
         self.spec = spec
         self.mem = new_memory(spec.memory_pages, spec.kernel, spec.vcpus, memmap=True)
         set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
+        for name, value in (("enabled", spec.thp_enabled), *spec.settings):
+            write_setting(self.mem, name, value)
         self.slab: Slab = new_slab()
         self.key = int(stream(seed, Stream.KERNEL_MEMORY, host_id).integers(1 << 62))
         if not alloc_boot_pages(self.mem, spec.slab.base_pages):
@@ -370,6 +386,8 @@ class Host:
         mm, enough = new_process(self.mem, ram_pages, own_pages, advice, vm_id)
         if mm == NIL:
             raise InvariantError("more processes on one host than the process table holds")
+        if madvised:
+            khugepaged_enter(self.mem, mm)
         self.mem.vmstat[VM_STARTS] += 1
         return int(mm), bool(enough)
 

@@ -28,3 +28,4 @@ class HostSpec(NamedTuple):
     thp_defrag: str  # always, defer, defer+madvise, madvise, never
     use_zero_page: bool
     slab: SlabSpec
+    settings: tuple[tuple[str, str], ...] = ()  # further settings files: name, value

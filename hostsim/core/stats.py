@@ -7,7 +7,7 @@ order; ratios are computed when reading.
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Kind = Literal["key", "gauge", "counter", "label"]
 
@@ -257,6 +257,48 @@ HOST_COLUMNS: tuple[Column, ...] = (
         "faults",
         "Guest accesses that had to install an EPT entry.",
         "debugfs kvm/pf_fixed",
+    ),
+    Column(
+        "thp_collapse_alloc",
+        "int64",
+        "counter",
+        "huge pages",
+        "Huge pages allocated to collapse small pages into.",
+        "/proc/vmstat",
+    ),
+    Column(
+        "thp_collapse_alloc_failed",
+        "int64",
+        "counter",
+        "events",
+        "Collapses for which there was no huge page.",
+        "/proc/vmstat",
+    ),
+    Column(
+        "pages_collapsed",
+        "int64",
+        "counter",
+        "huge pages",
+        "Windows that khugepaged made huge.",
+        "sysfs khugepaged/pages_collapsed",
+    ),
+    Column(
+        "full_scans",
+        "int64",
+        "counter",
+        "rounds",
+        "Rounds of khugepaged over all its processes.",
+        "sysfs khugepaged/full_scans",
+    ),
+    Column(
+        "khugepaged_windows", "int64", "counter", "windows", "Windows that khugepaged looked at."
+    ),
+    Column(
+        "daemon_ns",
+        "int64",
+        "counter",
+        "ns",
+        "Simulated CPU time of the kernel's daemons: khugepaged, kcompactd, ksmd.",
     ),
     Column(
         "guest_used_pages",

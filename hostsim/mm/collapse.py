@@ -43,6 +43,7 @@ from hostsim.mm.mmap import (
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
+from hostsim.mm.promotion import max_ptes_none
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_KSM,
@@ -60,7 +61,6 @@ from hostsim.mm.swap_state import do_swap_page, swapped_at
 from hostsim.mm.tunables import (
     T_COLLAPSE_WRITABLE,
     T_KHUGEPAGED_DEFRAG,
-    T_KHUGEPAGED_MAX_PTES_NONE,
     T_KHUGEPAGED_MAX_PTES_SHARED,
     T_KHUGEPAGED_MAX_PTES_SWAP,
     WRITABLE_ALL,
@@ -151,7 +151,7 @@ def hpage_collapse_scan_pmd(mem: Memory, mm: int, window: int, by_khugepaged: bo
         return SCAN_PMD_NONE
     if word == W_ZERO or word & W_TAG == W_HUGE:
         return SCAN_PMD_MAPPED
-    max_none = mem.tunables[T_KHUGEPAGED_MAX_PTES_NONE]
+    max_none = max_ptes_none(mem)
     max_swap = mem.tunables[T_KHUGEPAGED_MAX_PTES_SWAP]
     max_shared = mem.tunables[T_KHUGEPAGED_MAX_PTES_SHARED]
     vpn = window << HPAGE_PMD_ORDER

@@ -55,6 +55,9 @@ from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
+from hostsim.mm.policy_reservation import promote_if_full, reserve, reserved_block
+from hostsim.mm.promotion import RESERVATION, first_fault
+from hostsim.mm.promotion_types import FIRST_RESERVE, FIRST_SMALL
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_SHARED,
@@ -70,7 +73,7 @@ from hostsim.mm.rmap import (
 )
 from hostsim.mm.slowpath import alloc_huge, alloc_pages, vma_thp_gfp_mask
 from hostsim.mm.swap_state import do_swap_page
-from hostsim.mm.tunables import T_USE_ZERO_PAGE
+from hostsim.mm.tunables import T_THP_POLICY, T_USE_ZERO_PAGE
 from hostsim.mm.unmap import link_before
 from hostsim.mm.vma import window_in_vma
 from hostsim.mm.vmstat import (
@@ -149,10 +152,13 @@ def _make_table(mem: Memory, mm: int, window: int) -> bool:
 
 
 @kernel
-def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
+def _fault_empty_window(mem: Memory, mm: int, window: int, page: int, write: bool) -> int:
     """Serve the first fault of a window: huge if possible, else leave an empty page table."""
+    choice = FIRST_SMALL
     if thp_eligible(mem, mm, window):
         khugepaged_enter(mem, mm)
+        choice = first_fault(mem)
+    if choice != FIRST_SMALL:
         if not write and mem.tunables[T_USE_ZERO_PAGE] != 0:
             if _huge_zero_page(mem, mm):
                 if not alloc_table(mem, mm, KIND_PGTABLE):
@@ -167,6 +173,12 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, write: bool) -> int:
                 if not alloc_table(mem, mm, KIND_PGTABLE):
                     free_compound(mem, pb)
                     return FAULT_OOM
+                if choice == FIRST_RESERVE:
+                    reserve(mem, mm, window, page, pb)
+                    mem.vmstat[PGFAULT] += 1
+                    charge(mem, C_FAULT, 1)
+                    charge(mem, C_CLEAR_PAGE, 1)
+                    return FAULT_OK
                 _map_huge(mem, mm, window, pb)
                 clear_huge(mem, pb)
                 mem.vmstat[PGFAULT] += 1
@@ -225,7 +237,14 @@ def _fill_gap(mem: Memory, mm: int, window: int, before: int, vpn: int, nr: int)
     done = 0
     while done < nr:
         seq = mem.pool[P_MAP_SEQ]
-        pfn, taken, step = alloc_pages(mem, 0, MIGRATE_MOVABLE, nr - done)
+        reserved = NIL
+        if mem.tunables[T_THP_POLICY] == RESERVATION:
+            reserved = reserved_block(mem, mm, window)
+        if reserved != NIL:
+            pfn = (reserved << PAGEBLOCK_ORDER) + ((vpn + done) & (HPAGE_PMD_NR - 1))
+            taken, step = nr - done, 1
+        else:
+            pfn, taken, step = alloc_pages(mem, 0, MIGRATE_MOVABLE, nr - done)
         if pfn == NO_PFN:
             return NIL - 1 - done
         if mem.pool[P_MAP_SEQ] != seq:
@@ -400,7 +419,7 @@ def touch_range(
             page = stop
             continue
         if window_word(mem, mm, window) == W_NONE:
-            if _fault_empty_window(mem, mm, window, write) != FAULT_OK:
+            if _fault_empty_window(mem, mm, window, page, write) != FAULT_OK:
                 return FAULT_OOM
         word = window_word(mem, mm, window)
         if write and word == W_ZERO:
@@ -419,5 +438,7 @@ def touch_range(
             status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start, write)
             if status != FAULT_OK:
                 return status
+            if mem.tunables[T_THP_POLICY] == RESERVATION:
+                promote_if_full(mem, mm, window)
         page = stop
     return FAULT_OK

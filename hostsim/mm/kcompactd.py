@@ -2,12 +2,13 @@
 
 Source: Linux v6.1 and v6.12 mm/compaction.c kcompactd_do_work, wakeup_kcompactd,
 kcompactd_node_suitable, should_proactive_compact_node, proactive_compact_node, kcompactd.
-Simplified: a run takes no time of others; it is done when it begins.
+Simplified: a run on demand is done when it begins, a proactive one when it ends.
 """
 
 from typing import Final
 
 from hostsim.core.jit import kernel
+from hostsim.core.units import PAGEBLOCK_ORDER
 from hostsim.mm.compact_control import (
     CC_FREE_SCANNED,
     CC_IGNORE_SKIP,
@@ -32,11 +33,14 @@ from hostsim.mm.compaction import (
     has_block,
     proactive_high,
 )
+from hostsim.mm.cost import C_MIGRATE_PAGE, C_SCAN_PAGE
 from hostsim.mm.mm_types import (
     D_WAKE,
     DAEMON_KCOMPACTD,
     MIGRATE_UNMOVABLE,
+    NR_TYPES,
     NR_ZONES,
+    P_COST_NS,
     P_KCOMPACTD_ORDER,
     P_NOW_NS,
     Z_MANAGED,
@@ -49,8 +53,11 @@ from hostsim.mm.vmstat import (
     COMPACT_DAEMON_FREE_SCANNED,
     COMPACT_DAEMON_MIGRATE_SCANNED,
     COMPACT_DAEMON_WAKE,
+    PAGEOUTRUN,
 )
 
+KC_RUNNING: Final = 1  # columns of Memory.daemon: 1 during a proactive run
+KC_PAGEOUTRUN: Final = 2  # runs of kswapd when that began
 CHECK_NS: Final = 500_000_000  # HPAGE_FRAG_CHECK_INTERVAL_MSEC
 BACKED_OFF_NS: Final = CHECK_NS << COMPACT_MAX_DEFER_SHIFT  # after a run that did not help
 
@@ -139,16 +146,46 @@ def arm_kcompactd(mem: Memory) -> None:
 
 
 @kernel
+def _price_ns(mem: Memory) -> int:
+    """Return about what compacting all memory costs: half of what is small and free is filled."""
+    small = 0
+    managed = 0
+    for zone in range(NR_ZONES):
+        managed += mem.zone[zone, Z_MANAGED]
+        for migratetype in range(NR_TYPES):
+            for order in range(PAGEBLOCK_ORDER):
+                small += mem.nr_free[zone, migratetype, order] << order
+    return int(managed * mem.cost[C_SCAN_PAGE] + small // 2 * mem.cost[C_MIGRATE_PAGE])
+
+
+@kernel
 def kcompactd_step(mem: Memory) -> int:
     """Do what was asked for, or judge the node.
+
+    A proactive run is paid for when it begins and done when that time is over: what others did
+    meanwhile comes first.  It comes to nothing if kswapd ran meanwhile.
 
     Returns
     -------
     int
         Nanoseconds until the next check, or -1 if nothing calls for one (`arm_kcompactd`).
     """
+    own = mem.daemon[DAEMON_KCOMPACTD]
     if mem.pool[P_KCOMPACTD_ORDER] > 0:
+        own[KC_RUNNING] = 0
         kcompactd_do_work(mem)
         return -1
+    if own[KC_RUNNING] == 0:
+        if not should_proactive_compact_node(mem):
+            return -1
+        own[KC_RUNNING] = 1
+        own[KC_PAGEOUTRUN] = mem.vmstat[PAGEOUTRUN]
+        mem.pool[P_COST_NS] += _price_ns(mem)
+        return 0
+    own[KC_RUNNING] = 0
+    if own[KC_PAGEOUTRUN] != mem.vmstat[PAGEOUTRUN]:
+        return BACKED_OFF_NS
+    before = mem.pool[P_COST_NS]
     sleep_ns = proactive_check(mem)
+    mem.pool[P_COST_NS] = before
     return -1 if sleep_ns == CHECK_NS else sleep_ns

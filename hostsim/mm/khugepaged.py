@@ -26,12 +26,14 @@ from hostsim.mm.collapse import (
 from hostsim.mm.cost import C_SCAN_WINDOW, charge
 from hostsim.mm.mm_slot import (
     K_FAILED,
+    K_HAD_HUGE,
     K_HEADS,
     K_IN_PASS,
     K_PAGES,
     K_PROGRESS,
     K_REGISTERED,
     K_RESULT,
+    K_ROUND,
     K_SLOT,
     K_STOPPED,
     K_WINDOW,
@@ -41,6 +43,7 @@ from hostsim.mm.mm_slot import (
     next_registered,
 )
 from hostsim.mm.mm_types import (
+    D_WAKE,
     DAEMON_KHUGEPAGED,
     MM_KHUGEPAGED,
     MM_RAM_ANON,
@@ -48,6 +51,10 @@ from hostsim.mm.mm_types import (
     MM_SWAP,
     MM_VMAS,
     NIL,
+    NR_ZONES,
+    P_NOW_NS,
+    Z_MANAGED,
+    Z_WMARK_LOW,
     Memory,
 )
 from hostsim.mm.tunables import (
@@ -56,10 +63,15 @@ from hostsim.mm.tunables import (
     T_KHUGEPAGED_ALLOC_SLEEP_MILLISECS,
     T_KHUGEPAGED_PAGES_TO_SCAN,
     T_KHUGEPAGED_SCAN_SLEEP_MILLISECS,
+    T_KHUGEPAGED_WAKEUP,
+    WAKEUPS,
 )
 from hostsim.mm.vma import window_in_vma
 from hostsim.mm.vmstat import FULL_SCANS, KHUGEPAGED_WINDOWS, PAGES_COLLAPSED
+from hostsim.mm.watermark import zone_watermark_ok
 
+EVENT: Final = WAKEUPS["event"]
+BARREN_ROUNDS: Final = 2  # rounds without a collapse after which it sleeps all the same
 UNTIL_WOKEN: Final = -1  # instead of a time to sleep
 
 
@@ -98,6 +110,7 @@ def _scan_windows(mem: Memory, mm: int, progress: int, budget: int) -> tuple[int
             result = collapse_huge_page(mem, mm, own[K_WINDOW], gfp, True)
             if result == SCAN_SUCCEED:
                 mem.vmstat[PAGES_COLLAPSED] += 1
+                own[K_ROUND] = mem.vmstat[FULL_SCANS]
         own[K_RESULT] = result
         own[K_WINDOW] += 1
         progress += HPAGE_PMD_NR
@@ -138,11 +151,42 @@ def khugepaged_scan_mm_slot(mem: Memory, budget: int) -> int:
 
 
 @kernel
+def huge_page_free(mem: Memory) -> bool:
+    """Tell whether an allocation could take a free huge page above the low watermark."""
+    for zone in range(NR_ZONES):
+        if mem.zone[zone, Z_MANAGED] == 0:
+            continue
+        if zone_watermark_ok(mem, zone, HPAGE_PMD_ORDER, mem.zone[zone, Z_WMARK_LOW]):
+            return True
+    return False
+
+
+@kernel
+def arm_khugepaged(mem: Memory) -> None:
+    """With ``wakeup = "event"``, end khugepaged's sleep when huge pages have become free.
+
+    Awake, it goes on without sleeping while there are any and its rounds bear fruit.  No kernel
+    does this; the THP commit message (Linux 71e3aac072) wishes for it.
+    """
+    own = mem.daemon[DAEMON_KHUGEPAGED]
+    if mem.tunables[T_KHUGEPAGED_WAKEUP] != EVENT or own[K_STOPPED] != 0:
+        return
+    free = huge_page_free(mem)
+    if free and own[K_HAD_HUGE] == 0 and own[D_WAKE] != 0:
+        own[D_WAKE] = min(own[D_WAKE], mem.pool[P_NOW_NS] + 1)
+        own[K_ROUND] = mem.vmstat[FULL_SCANS]
+    own[K_HAD_HUGE] = 1 if free else 0
+
+
+@kernel
 def _end_pass(mem: Memory) -> int:
     """End a pass; return how long to sleep."""
     mem.daemon[DAEMON_KHUGEPAGED, K_IN_PASS] = 0
     if not _has_work(mem):
         return UNTIL_WOKEN
+    if mem.tunables[T_KHUGEPAGED_WAKEUP] == EVENT and huge_page_free(mem):
+        if mem.vmstat[FULL_SCANS] - mem.daemon[DAEMON_KHUGEPAGED, K_ROUND] < BARREN_ROUNDS:
+            return 0
     return mem.tunables[T_KHUGEPAGED_SCAN_SLEEP_MILLISECS] * NS_PER_MS
 
 

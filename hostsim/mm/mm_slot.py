@@ -27,12 +27,13 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE
 from hostsim.mm.page_alloc import free_order
 from hostsim.mm.rmap import del_extent
-from hostsim.mm.tunables import ENABLED, T_ENABLED
+from hostsim.mm.tunables import ENABLED, T_ENABLED, T_THP_POLICY, THP_POLICIES
 from hostsim.mm.vmstat import NR_KERNEL
 
 ALWAYS: Final = ENABLED["always"]
 MADVISE: Final = ENABLED["madvise"]
 NEVER: Final = ENABLED["never"]
+RESERVATION: Final = THP_POLICIES["reservation"]
 
 # Columns of Memory.daemon[DAEMON_KHUGEPAGED]
 K_LAST: Final = 1  # the last place given
@@ -46,6 +47,8 @@ K_PROGRESS: Final = 8  # what of that is used up
 K_HEADS: Final = 9  # how often the pass met the head of the list
 K_FAILED: Final = 10  # huge allocations that failed in the pass
 K_RESULT: Final = 11  # SCAN_* of the last window
+K_HAD_HUGE: Final = 13  # whether a huge page was free when last looked at
+K_ROUND: Final = 14  # full_scans when a window was last collapsed, or an event came
 K_HELD: Final = 7  # extent + 1 of a gone process's mm_struct, which the cursor still holds
 
 
@@ -61,7 +64,12 @@ def thp_enabled(mem: Memory, mm: int) -> bool:
 
 @inline_kernel
 def hugepage_vma_check(mem: Memory, mm: int) -> bool:
-    """Tell whether khugepaged may work on a process: allowed, and a whole window long."""
+    """Tell whether khugepaged may work on a process: allowed, and a whole window long.
+
+    Where huge pages are reserved there is nothing for it to do.
+    """
+    if mem.tunables[T_THP_POLICY] == RESERVATION:
+        return False
     return thp_enabled(mem, mm) and mem.mm[mm, MM_RAM_PAGES] >= HPAGE_PMD_NR
 
 

@@ -58,7 +58,9 @@ T_THP_SWAP: Final = 35  # 1: a huge page is swapped out whole if there is a free
 T_SPLIT_BEFORE_SWAP: Final = 36  # SPLIT_BEFORE_SWAP_*
 T_ALLOC_RETRIES: Final = 37  # failed huge allocations that a pass of khugepaged sleeps off
 T_COLLAPSE_WRITABLE: Final = 38  # WRITABLE_*
-NR_TUNABLES: Final = 39
+T_THP_POLICY: Final = 39  # POLICIES
+T_KHUGEPAGED_WAKEUP: Final = 40  # WAKEUPS
+NR_TUNABLES: Final = 41
 
 WRITABLE_ONE: Final = 0  # khugepaged wants at least one writable page in a window
 WRITABLE_NOT_NEEDED: Final = 1  # since 6.18
@@ -95,6 +97,15 @@ NUMBERS: Final[dict[str, tuple[int, int, int, int]]] = {
 
 ENABLED: Final = {"always": 0, "madvise": 1, "never": 2}
 DEFRAG: Final = {"always": 0, "defer": 1, "defer+madvise": 2, "madvise": 3, "never": 4}
+
+WAKEUPS: Final = {"timer": 0, "event": 1}  # what ends khugepaged's sleep
+THP_POLICIES: Final = {"linux": 0, "reservation": 1, "utilisation": 2}  # hostsim.mm.promotion
+WORDS: Final = {  # files that take a word: index, words
+    "enabled": (T_ENABLED, ENABLED),
+    "defrag": (T_DEFRAG, DEFRAG),
+    "khugepaged/wakeup": (T_KHUGEPAGED_WAKEUP, WAKEUPS),
+    "thp_policy": (T_THP_POLICY, THP_POLICIES),
+}
 
 PROFILES: Final[dict[str, dict[int, int]]] = {
     "6.1": {
@@ -152,9 +163,8 @@ def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
     ValueError
         The file does not exist in the model, or does not take the value.
     """
-    words = {"enabled": (T_ENABLED, ENABLED), "defrag": (T_DEFRAG, DEFRAG)}
-    if name in words:
-        index, known = words[name]
+    if name in WORDS:
+        index, known = WORDS[name]
         if value not in known:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
         tunables[index] = known[value]
@@ -168,5 +178,5 @@ def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
             raise ValueError(f"{name}: {value!r} is not a number from {least} to {most}")
         tunables[index] = int(value)
     else:
-        known_names = ", ".join(("enabled", "defrag", "use_zero_page", *NUMBERS))
+        known_names = ", ".join((*WORDS, "use_zero_page", *NUMBERS))
         raise ValueError(f"unknown setting {name!r}: expected one of {known_names}")

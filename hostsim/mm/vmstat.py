@@ -96,6 +96,8 @@ NAMES: Final = (
     "nr_nx_lpage_splits",
     "ept_violations",
     "ept_leaves_zapped",
+    "thp_reservation_alloc",
+    "thp_reservation_promote",
 )
 
 NR_ANON_PAGES: Final = 0
@@ -186,6 +188,8 @@ NR_EPT_LEAVES_4K: Final = 86
 NR_NX_LPAGE_SPLITS: Final = 87
 EPT_VIOLATIONS: Final = 88
 EPT_LEAVES_ZAPPED: Final = 89
+THP_RESERVATION_ALLOC: Final = 90  # thp_policy reservation
+THP_RESERVATION_PROMOTE: Final = 91
 NR_VMSTAT: Final = len(NAMES)
 EVENTS: Final = frozenset(range(PGALLOC, EXTFRAG_EVENTS + 1)) | {
     number for number, name in enumerate(NAMES) if number > NR_GUEST_PAGES and name[:3] != "nr_"

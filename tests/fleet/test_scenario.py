@@ -39,6 +39,7 @@ def test_document_holds_every_default(small):
         "enabled": "always",
         "defrag": "madvise",
         "use_zero_page": True,
+        "policy": "linux",
     }
     assert document["hosts"][1]["thp"]["enabled"] == "madvise"
     assert "path" not in document["vms"]
