@@ -200,6 +200,26 @@ def test_pinned_pages_stay():
     assert counter(mem, "thp_split_page") == 0
 
 
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_a_fork_shares_slots_and_each_process_reads_its_own_copy(kernel):
+    mem = machine(kernel)
+    parent, child = (mm_alloc(mem, 512, 0, 0, False, i) for i in range(2))
+    touch(mem, parent, 0, 512)
+    madvise_pageout(mem, parent, 0, 512)
+    assert copy_mm(mem, parent, child)
+    check_memory(mem)
+    assert mem.mm[child, MM_SWAP] == 512
+    touch(mem, child, 0, 100)
+    check_memory(mem)
+    assert (mem.mm[child, MM_ANON], mem.mm[child, MM_SWAP]) == (100, 412)
+    assert (mem.mm[parent, MM_ANON], mem.mm[parent, MM_SWAP]) == (0, 512)
+    exit_mm(mem, parent)
+    check_memory(mem)
+    exit_mm(mem, child)
+    check_memory(mem)
+    assert mem.pool[P_SWAP_FREE] == mem.pool[P_SWAP_SLOTS] - 1
+
+
 def test_more_memory_than_there_is():
     """Twice the machine's memory: all of it stays readable, and the OOM killer sleeps."""
     mem = machine("6.1", mib=32, slots=32768)
