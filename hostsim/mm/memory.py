@@ -127,10 +127,7 @@ def _setup_migrate_reserve(mem: Memory) -> None:
         set_pageblock_migratetype(mem, pb, MIGRATE_RESERVE)
         if blocks == RESERVE_BLOCKS:
             set_pageblock_migratetype(mem, pb + 1, MIGRATE_RESERVE)
-            add_free_pageblocks(mem, pb, zone, MIGRATE_RESERVE, MAX_PAGE_ORDER, TAIL)
-        else:
-            add_free_pageblocks(mem, pb, zone, MIGRATE_RESERVE, PAGEBLOCK_ORDER, TAIL)
-            add_free_pageblocks(mem, pb + 1, zone, MIGRATE_MOVABLE, PAGEBLOCK_ORDER, TAIL)
+        add_free_pageblocks(mem, pb, zone, MIGRATE_RESERVE, MAX_PAGE_ORDER, TAIL)
 
 
 def _reserve_memmap(mem: Memory, nr_pages: int) -> None:
