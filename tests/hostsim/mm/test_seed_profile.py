@@ -5,12 +5,17 @@ import pytest
 from pagemap import drawn_memory, free_lists
 
 from hostsim.mm.check import check_memory
+from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.fork import copy_mm
 from hostsim.mm.memory import new_memory, pagetypeinfo
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MIGRATE_RECLAIMABLE,
     MIGRATE_RESERVE,
     MIGRATE_UNMOVABLE,
+    MM_ANON,
+    MM_HUGE,
+    MM_PINNED,
     NR_ZONES,
     PCP_COUNT,
     Z_FREE,
@@ -23,12 +28,17 @@ from hostsim.mm.mm_types import (
     Z_WMARK_LOW,
     Z_WMARK_MIN,
 )
+from hostsim.mm.mmap import ADVICE_NOHUGE, mm_alloc
+from hostsim.mm.mprotect import mprotect
 from hostsim.mm.page_alloc import free_compound, free_order
 from hostsim.mm.pageblock import rmqueue
 from hostsim.mm.slowpath import alloc_huge, alloc_pages
 from hostsim.mm.tunables import FALLBACK_2_6_38, T_FALLBACK, set_tunable
+from hostsim.mm.vmstat import NR_ANON_PAGES, THP_DEFERRED_SPLIT_PAGE, THP_SPLIT_PAGE
 from hostsim.mm.watermark import min_free_kbytes, set_seed_watermarks, zone_watermark_ok
+from hostsim.mm.zap import discard_range
 
+WINDOW = 512
 UNMOV, MOV, RECL = MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE
 
 
@@ -142,3 +152,71 @@ def test_settings_of_later_kernels_are_refused(name, value):
     mem = new_memory(16384, "2.6.38", 1)
     with pytest.raises(ValueError, match=name):
         set_tunable(mem.tunables, name, value)
+
+
+def family(mem, windows=2):
+    parent = mm_alloc(mem, windows * WINDOW, 0, 0, False, 1)
+    assert touch(mem, parent, 0, windows * WINDOW) == FAULT_OK
+    child = mm_alloc(mem, windows * WINDOW, 0, 0, False, 1)
+    assert copy_mm(mem, parent, child)
+    return parent, child
+
+
+def touch(mem, mm, start, nr):
+    return touch_range(mem, mm, start, nr, 1, 1.0, 0, True, start)
+
+
+def test_a_write_to_a_shared_huge_page_copies_it_whole():
+    mem = new_memory(16384, "2.6.38", 1)
+    parent, child = family(mem)
+    assert touch(mem, child, 5, 1) == FAULT_OK
+    check_memory(mem)
+    assert mem.vmstat[NR_ANON_PAGES] == 3 * WINDOW
+    assert mem.mm[child, MM_HUGE] == mem.mm[parent, MM_HUGE] == 2
+    assert mem.vmstat[THP_SPLIT_PAGE] == 0
+    assert touch(mem, parent, 5, 1) == FAULT_OK  # alone with it now: no copy
+    assert mem.vmstat[NR_ANON_PAGES] == 3 * WINDOW
+
+
+def test_without_a_huge_page_it_copies_512_small_ones():
+    mem = new_memory(16384, "2.6.38", 1)
+    parent, child = family(mem, 1)
+    hog = mm_alloc(mem, 32768, 0, ADVICE_NOHUGE, False, 1)
+    page = 0
+    while touch(mem, hog, page, 64) == FAULT_OK:
+        page += 64
+    for gap in range(0, page, 2):  # only single pages are free
+        discard_range(mem, hog, gap, 1)
+    assert touch(mem, child, 5, 1) == FAULT_OK
+    check_memory(mem)
+    assert (mem.mm[child, MM_HUGE], mem.mm[parent, MM_HUGE]) == (0, 1)
+    assert mem.mm[child, MM_ANON] == WINDOW
+
+
+def test_a_partial_discard_splits_the_page_and_frees_the_part_at_once():
+    mem = new_memory(16384, "2.6.38", 1)
+    mm = mm_alloc(mem, 2 * WINDOW, 0, 0, False, 1)
+    touch(mem, mm, 0, 2 * WINDOW)
+    free = int(mem.zone[:, Z_FREE].sum() + mem.zone[:, PCP_COUNT].sum())
+    discard_range(mem, mm, 0, 100)
+    check_memory(mem)
+    assert int(mem.zone[:, Z_FREE].sum() + mem.zone[:, PCP_COUNT].sum()) == free + 100
+    assert mem.vmstat[THP_SPLIT_PAGE] == 1
+    assert mem.vmstat[THP_DEFERRED_SPLIT_PAGE] == 0
+
+
+def test_a_split_cannot_fail_even_with_pins_and_splits_every_mapping():
+    mem = new_memory(16384, "2.6.38", 1)
+    parent, child = family(mem, 1)
+    mem.mm[parent, MM_PINNED] = 1
+    assert mprotect(mem, parent, 0, 10, True)
+    check_memory(mem)
+    assert mem.vmstat[THP_SPLIT_PAGE] == 1
+    assert mem.mm[child, MM_HUGE] == mem.mm[parent, MM_HUGE] == 0
+
+
+def test_even_a_read_clears_a_huge_page():
+    mem = new_memory(16384, "2.6.38", 1)
+    mm = mm_alloc(mem, WINDOW, 0, 0, False, 1)
+    assert touch_range(mem, mm, 0, 1, 1, 1.0, 0, False, 0) == FAULT_OK
+    assert mem.mm[mm, MM_ANON] == WINDOW
