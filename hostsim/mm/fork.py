@@ -230,7 +230,7 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
         put_ksm_page(mem, frame)
         mem.vmstat[COW_KSM] += 1
     elif copy:
-        put_frames(mem, frame, 1, True, False)
+        put_frames(mem, frame, 1, True, False, True)
     if copy:
         mem.vmstat[NR_ANON_PAGES] += 1
         charge(mem, C_FAULT, 1)

@@ -161,7 +161,7 @@ def _unmap_single(mem: Memory, x: int) -> None:
     pfn = int(mem.ext[x].pfn)
     shared = mem.ext[x].flags & EXT_SHARED != 0
     del_extent(mem, x)
-    put_frames(mem, pfn, 1, shared, False)
+    put_frames(mem, pfn, 1, shared, False, True)
 
 
 @kernel

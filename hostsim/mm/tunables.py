@@ -132,6 +132,8 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_SWAPIN: SWAPIN_6_1,
         T_THP_SWAP: 0,
         T_SPLIT_BEFORE_SWAP: SPLIT_BEFORE_SWAP_TABLE,
+        T_ALLOC_RETRIES: 0,  # one failure ends the pass
+        T_COLLAPSE_WRITABLE: WRITABLE_ALL,
     },
     "6.1": {
         T_NOFRAGMENT: 1,
@@ -182,7 +184,13 @@ def set_profile(tunables: NDArray[np.int64], kernel: str) -> None:
         tunables[index] = default
     if tunables[T_SEED_FILES]:
         tunables[T_KVM_EPT_AD] = 0  # no CPU of that time had the bits
-        for index in (T_USE_ZERO_PAGE, T_WATERMARK_BOOST_FACTOR, T_COMPACTION_PROACTIVENESS):
+        for index in (
+            T_USE_ZERO_PAGE,
+            T_WATERMARK_BOOST_FACTOR,
+            T_COMPACTION_PROACTIVENESS,
+            T_KHUGEPAGED_MAX_PTES_SWAP,
+            T_KHUGEPAGED_MAX_PTES_SHARED,
+        ):
             tunables[index] = 0
 
 

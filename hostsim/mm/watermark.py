@@ -112,7 +112,7 @@ def set_seed_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int)
         zone[z, Z_PCP_HIGH_MAX] = zone[z, Z_PCP_HIGH_MIN]
 
 
-@kernel
+@inline_kernel
 def _decayed_watermark_ok(mem: Memory, zone: int, order: int, mark: int) -> bool:
     """Tell the same as 2.6.38 does: each order must leave half the mark of the one below."""
     free = mem.zone[zone, Z_FREE] - ((1 << order) + 1)

@@ -180,6 +180,7 @@ def test_a_write_to_a_shared_huge_page_copies_it_whole():
 
 def test_without_a_huge_page_it_copies_512_small_ones():
     mem = new_memory(16384, "2.6.38", 1)
+    set_tunable(mem.tunables, "defrag", "never")  # no compaction to the rescue
     parent, child = family(mem, 1)
     hog = mm_alloc(mem, 32768, 0, ADVICE_NOHUGE, False, 1)
     page = 0
