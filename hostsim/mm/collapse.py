@@ -293,7 +293,7 @@ def _replace_pages(mem: Memory, mm: int, window: int, new: int) -> None:
         if flags & EXT_KSM:
             put_ksm_page(mem, pfn)
             continue
-        put_frames(mem, pfn, pages, flags & EXT_SHARED != 0, flags & EXT_DESCENDING != 0)
+        put_frames(mem, pfn, pages, flags & EXT_SHARED != 0, flags & EXT_DESCENDING != 0, True)
     account_rss(mem, mm, window, -resident)
 
 

@@ -428,7 +428,8 @@ def touch_range(
             mem.pool[P_ZERO_USERS] -= 1
             set_window(mem, mm, window, table_word(NIL))
         elif write and word & W_TAG == W_HUGE and pageblock_state(mem, word >> 2) != PB_HUGE:
-            wp_huge(mem, mm, window)
+            if not wp_huge(mem, mm, window):
+                return FAULT_OOM
         word = window_word(mem, mm, window)
         if word & W_TAG == W_HUGE:
             mem.lru[word >> 2] |= LRU_YOUNG

@@ -8,6 +8,7 @@ from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
 from hostsim.mm.content import note_written
 from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge
+from hostsim.mm.cow_huge import cow_huge
 from hostsim.mm.ksm_tree import ksm_enter, put_ksm_page
 from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_slot import khugepaged_fork
@@ -56,6 +57,7 @@ from hostsim.mm.rmap import (
 )
 from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.split import make_compound, nr_pmd_mappings, pmd_mapping, split_pmd, undo_deferred
+from hostsim.mm.tunables import T_COW_HUGE
 from hostsim.mm.unmap import isolate_page, link_extent, put_frames, unlink_from_window
 from hostsim.mm.vma import copy_vmas
 from hostsim.mm.vmstat import COW_KSM, NR_ANON_PAGES, PGFAULT
@@ -142,8 +144,16 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
 
 
 @kernel
-def wp_huge(mem: Memory, mm: int, window: int) -> None:
-    """Write to a window whose huge page is shared: reuse it if nobody else is left, else split."""
+def wp_huge(mem: Memory, mm: int, window: int) -> bool:
+    """Write to a window whose huge page is shared: reuse it if nobody else is left, else split.
+
+    2.6.38 copies it (`hostsim.mm.cow_huge`).
+
+    Returns
+    -------
+    bool
+        Whether memory sufficed.
+    """
     pb = window_word(mem, mm, window) >> 2
     mem.vmstat[PGFAULT] += 1
     notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
@@ -154,8 +164,11 @@ def wp_huge(mem: Memory, mm: int, window: int) -> None:
         set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
         mem.pb[pb].a = mm
         mem.pb[pb].b = window
-        return
+        return True
+    if mem.tunables[T_COW_HUGE] != 0:
+        return cow_huge(mem, mm, window)
     split_pmd(mem, mm, window)
+    return True
 
 
 @kernel
@@ -217,7 +230,7 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
         put_ksm_page(mem, frame)
         mem.vmstat[COW_KSM] += 1
     elif copy:
-        put_frames(mem, frame, 1, True, False)
+        put_frames(mem, frame, 1, True, False, True)
     if copy:
         mem.vmstat[NR_ANON_PAGES] += 1
         charge(mem, C_FAULT, 1)

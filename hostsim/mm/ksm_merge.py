@@ -46,6 +46,7 @@ from hostsim.mm.rmap import (
     frame_at,
 )
 from hostsim.mm.split import split_huge_page, unlink_extent
+from hostsim.mm.tunables import T_PHYSICAL_SPLIT
 from hostsim.mm.unmap import put_frames
 from hostsim.mm.vmstat import THP_SPLIT_PAGE_FAILED
 
@@ -160,7 +161,7 @@ def _unmap_single(mem: Memory, x: int) -> None:
     pfn = int(mem.ext[x].pfn)
     shared = mem.ext[x].flags & EXT_SHARED != 0
     del_extent(mem, x)
-    put_frames(mem, pfn, 1, shared, False)
+    put_frames(mem, pfn, 1, shared, False, True)
 
 
 @kernel
@@ -239,7 +240,8 @@ def merge_two_pages(
     if mem.pool[P_KSM_NODES] >= mem.ksm_node.size:
         return NOT_MERGED, NIL
     pb = huge_page_of(mem, mm, page)
-    if pb != NIL and pb == huge_page_of(mem, other_mm, other_page):
+    once = mem.tunables[T_PHYSICAL_SPLIT] == 0
+    if once and pb != NIL and pb == huge_page_of(mem, other_mm, other_page):
         mem.vmstat[THP_SPLIT_PAGE_FAILED] += 1
         return SAME_HUGE_PAGE, NIL
     x = single_page(mem, mm, page)

@@ -9,9 +9,11 @@ from typing import Any, Final
 import numpy as np
 
 from hostsim.core.units import MAX_PAGE_ORDER, NR_PAGE_ORDERS, PAGE_BYTES, PAGEBLOCK_ORDER
+from hostsim.mm.buddy import TAIL, add_free_pageblocks
 from hostsim.mm.cost import set_costs
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
+    MIGRATE_RESERVE,
     NR_TYPES,
     NR_ZONES,
     P_NR_CPUS,
@@ -25,19 +27,37 @@ from hostsim.mm.mm_types import (
     Z_START,
     Z_VIRGIN,
     Z_VIRGIN_END,
+    Z_WMARK_MIN,
     ZONE_NAMES,
     Memory,
     carve_memory,
 )
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import init_pcp
-from hostsim.mm.physmem import DMA32_END_PFN, PB_RESERVED, init_lists, zone_spans
-from hostsim.mm.tunables import ENABLED, NR_TUNABLES, T_ENABLED, set_profile, set_tunable
+from hostsim.mm.physmem import (
+    DMA32_END_PFN,
+    PB_RESERVED,
+    init_lists,
+    set_pageblock_migratetype,
+    zone_spans,
+)
+from hostsim.mm.tunables import (
+    ENABLED,
+    FALLBACK_2_6_38,
+    NR_TUNABLES,
+    T_ENABLED,
+    T_FALLBACK,
+    T_SEED_FILES,
+    set_profile,
+    set_tunable,
+)
 from hostsim.mm.vmstat import NR_VMSTAT
-from hostsim.mm.watermark import min_free_kbytes, set_watermarks
+from hostsim.mm.watermark import min_free_kbytes, set_seed_watermarks, set_watermarks
 
 STRUCT_PAGE_BYTES: Final = 64  # include/linux/mm_types.h, x86-64
 KERNEL_IMAGE_PAGES: Final = 8192  # 32 MiB: text, data and early allocations
+RESERVE_BLOCKS: Final = 2  # v2.6.38 mm/page_alloc.c setup_zone_migrate_reserve
+SEED_TYPE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "Reserve")
 PAGETYPEINFO_CAP: Final = 100_000  # mm/vmstat.c: larger counts print as ">100000"
 
 
@@ -82,12 +102,32 @@ def new_memory(
     init_pcp(mem)
     set_profile(mem.tunables, kernel)
     set_costs(mem.cost)
-    set_thp(mem, "always", "madvise", True)
+    set_thp(mem, "always", "always" if mem.tunables[T_SEED_FILES] else "madvise", True)
     if memmap:
         _reserve_memmap(mem, nr_pages)
     mem.pool[P_NR_CPUS] = nr_cpus
     setup_watermarks(mem)
+    if mem.tunables[T_FALLBACK] == FALLBACK_2_6_38:
+        _setup_migrate_reserve(mem)
     return mem
+
+
+def _setup_migrate_reserve(mem: Memory) -> None:
+    """Keep up to two pageblocks a zone for requests that find nothing else (2.6.38).
+
+    Source: Linux v2.6.38 mm/page_alloc.c setup_zone_migrate_reserve.
+    """
+    for zone in _populated(mem):
+        pb = int(mem.zone[zone, Z_VIRGIN])
+        blocks = min(-(-int(mem.zone[zone, Z_WMARK_MIN]) >> PAGEBLOCK_ORDER), RESERVE_BLOCKS)
+        if blocks < 1 or pb + 2 >= int(mem.zone[zone, Z_VIRGIN_END]):
+            continue
+        mem.zone[zone, Z_VIRGIN] += 2
+        mem.nr_free[zone, MIGRATE_MOVABLE, MAX_PAGE_ORDER] -= 1
+        set_pageblock_migratetype(mem, pb, MIGRATE_RESERVE)
+        if blocks == RESERVE_BLOCKS:
+            set_pageblock_migratetype(mem, pb + 1, MIGRATE_RESERVE)
+        add_free_pageblocks(mem, pb, zone, MIGRATE_RESERVE, MAX_PAGE_ORDER, TAIL)
 
 
 def _reserve_memmap(mem: Memory, nr_pages: int) -> None:
@@ -115,15 +155,17 @@ def set_thp(mem: Memory, enabled: str, defrag: str, use_zero_page: bool) -> None
     """
     set_tunable(mem.tunables, "enabled", enabled)
     set_tunable(mem.tunables, "defrag", defrag)
-    set_tunable(mem.tunables, "use_zero_page", "1" if use_zero_page else "0")
+    if not mem.tunables[T_SEED_FILES]:
+        set_tunable(mem.tunables, "use_zero_page", "1" if use_zero_page else "0")
 
 
 def setup_watermarks(mem: Memory) -> None:
     """Compute watermarks, reserves and per-CPU limits from the zones' managed pages."""
     managed = mem.zone[:, Z_MANAGED]
     thp = mem.tunables[T_ENABLED] != ENABLED["never"]
-    kbytes = min_free_kbytes(int(managed.sum()), int((managed > 0).sum()), thp)
-    set_watermarks(mem.zone, kbytes, int(mem.pool[P_NR_CPUS]))
+    seed = bool(mem.tunables[T_SEED_FILES])
+    kbytes = min_free_kbytes(int(managed.sum()), int((managed > 0).sum()), thp, seed)
+    (set_seed_watermarks if seed else set_watermarks)(mem.zone, kbytes, int(mem.pool[P_NR_CPUS]))
     mem.zone[:, PCP_HIGH] = np.maximum(mem.zone[:, PCP_HIGH], mem.zone[:, Z_PCP_HIGH_MIN])
 
 
@@ -143,7 +185,7 @@ def buddyinfo(mem: Memory) -> list[str]:
 
 def pagetypeinfo(mem: Memory) -> list[str]:
     """Return the lines of /proc/pagetypeinfo."""
-    names = (*TYPE_NAMES, "Isolate")
+    names = (*(SEED_TYPE_NAMES if mem.tunables[T_SEED_FILES] else TYPE_NAMES), "Isolate")
     lines = [
         f"Page block order: {PAGEBLOCK_ORDER}",
         f"Pages per block:  {1 << PAGEBLOCK_ORDER}",

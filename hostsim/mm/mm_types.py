@@ -28,6 +28,7 @@ MIGRATE_UNMOVABLE: Final = 0  # include/linux/mmzone.h, numbering since 3.x
 MIGRATE_MOVABLE: Final = 1
 MIGRATE_RECLAIMABLE: Final = 2
 MIGRATE_HIGHATOMIC: Final = 3
+MIGRATE_RESERVE: Final = 3  # in 2.6.38, which numbers reclaimable 1 and movable 2
 NR_PCP_TYPES: Final = 3
 NR_TYPES: Final = 4
 TYPE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "HighAtomic")

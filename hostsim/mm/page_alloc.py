@@ -39,7 +39,7 @@ from hostsim.mm.pcp import (
     push_tail,
 )
 from hostsim.mm.touched import note_touched
-from hostsim.mm.tunables import T_PCP_6_12
+from hostsim.mm.tunables import T_PCP_6_12, T_PCP_ORDER_0
 from hostsim.mm.vmstat import NR_GUEST_PAGES, PGALLOC, PGFREE
 from hostsim.mm.watermark import zone_watermark_ok
 
@@ -126,7 +126,9 @@ def get_page_from_freelist(
             mem.zone[zone, PCP_BELOW_HIGH] = 1
         if not zone_watermark_ok(mem, zone, order, _mark(mem, zone, which)):
             continue
-        if order <= COSTLY_ORDER or order == HPAGE_PMD_ORDER:
+        if order == 0 or (
+            (order <= COSTLY_ORDER or order == HPAGE_PMD_ORDER) and mem.tunables[T_PCP_ORDER_0] == 0
+        ):
             pfn, taken, step = rmqueue_pcplist(mem, zone, order, migratetype, nr, nofragment)
         else:
             pfn, _ = rmqueue(

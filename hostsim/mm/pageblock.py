@@ -33,6 +33,7 @@ from hostsim.mm.buddy import (
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MIGRATE_RECLAIMABLE,
+    MIGRATE_RESERVE,
     MIGRATE_UNMOVABLE,
     NIL,
     NR_SMALL_ORDERS,
@@ -48,7 +49,7 @@ from hostsim.mm.physmem import (
     small_list_del,
 )
 from hostsim.mm.rmap import movable_pages_in
-from hostsim.mm.tunables import FALLBACK_6_1, FALLBACK_6_12, T_FALLBACK
+from hostsim.mm.tunables import FALLBACK_2_6_38, FALLBACK_6_1, FALLBACK_6_12, T_FALLBACK
 from hostsim.mm.vmstat import EXTFRAG_EVENTS
 from hostsim.mm.watermark import boost_watermark
 
@@ -193,6 +194,30 @@ def _fallback_6_12(mem: Memory, zone: int, order: int, start_type: int, min_orde
 
 
 @kernel
+def _fallback_2_6_38(mem: Memory, zone: int, order: int, start_type: int) -> int:
+    """Search as 2.6.38 does; the reserve comes last."""
+    for current in range(MAX_PAGE_ORDER, order - 1, -1):
+        old_type = find_suitable_fallback(mem, zone, current, start_type)
+        if old_type == NIL:
+            continue
+        if current >= PAGEBLOCK_ORDER:
+            claim_pageblocks(mem, zone, current, old_type, start_type)
+            return start_type
+        if current < PAGEBLOCK_ORDER // 2 and start_type != MIGRATE_RECLAIMABLE:
+            return old_type
+        record = int(mem.rec[zone * NR_TYPES + old_type].next[current])
+        moved = pages_free_in(mem, record)
+        move_freepages_block(mem, record, zone, old_type, start_type)
+        if moved >= PAGEBLOCK_NR_PAGES // 2:
+            set_pageblock_migratetype(mem, int(mem.rec[record].pb), start_type)
+        return start_type
+    for current in range(order, NR_PAGE_ORDERS):
+        if mem.nr_free[zone, MIGRATE_RESERVE, current] > 0:
+            return MIGRATE_RESERVE
+    return NIL
+
+
+@kernel
 def rmqueue_fallback(mem: Memory, zone: int, order: int, start_type: int, nofragment: bool) -> int:
     """Make memory of another type available to a request whose own lists are empty.
 
@@ -211,6 +236,8 @@ def rmqueue_fallback(mem: Memory, zone: int, order: int, start_type: int, nofrag
     min_order = PAGEBLOCK_ORDER if nofragment and order < PAGEBLOCK_ORDER else order
     if mem.tunables[T_FALLBACK] == FALLBACK_6_1:
         return _fallback_6_1(mem, zone, order, start_type, min_order)
+    if mem.tunables[T_FALLBACK] == FALLBACK_2_6_38:
+        return _fallback_2_6_38(mem, zone, order, start_type)
     return _fallback_6_12(mem, zone, order, start_type, min_order)
 
 

@@ -38,6 +38,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.physmem import PB_PCP, get_pageblock_migratetype, set_state, zone_of
+from hostsim.mm.tunables import T_PCP_ORDER_0
 
 LIST_THP: Final = NR_PCP_LISTS - 2  # 6.1 keeps one THP list, 6.12 another for movable
 SCALE_MAX: Final = 5  # CONFIG_PCP_BATCH_SCALE_MAX
@@ -254,6 +255,8 @@ def _bulk_6_1(mem: Memory, zone: int, limit: int) -> int:
     """Return how many pages one emptying returns (nr_pcp_free, 6.1)."""
     state = mem.zone[zone]
     base = mem.zone[zone, Z_PCP_BATCH]
+    if mem.tunables[T_PCP_ORDER_0] != 0:
+        return base
     if limit == 0:
         return state[PCP_COUNT]
     if limit < base:
@@ -374,6 +377,9 @@ def free_unref_block(mem: Memory, pfn: int, order: int, era_6_12: bool) -> None:
         migratetype = MIGRATE_MOVABLE
     if order == HPAGE_PMD_ORDER:
         set_state(mem, pb, PB_PCP, migratetype)
+    if mem.tunables[T_PCP_ORDER_0] != 0:
+        free_block(mem, pfn, order)
+        return
     index = list_index(order, migratetype, era_6_12)
     push_head(mem, zone * NR_PCP_LISTS + index, pfn, 1, 1 << order)
     _after_free(mem, zone, order, 1, index, era_6_12)

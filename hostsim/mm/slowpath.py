@@ -33,7 +33,7 @@ from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_of
 from hostsim.mm.reclaim import MAX_RECLAIM_RETRIES, try_to_free_pages, wakeup_kswapd
 from hostsim.mm.touched import note_touched
-from hostsim.mm.tunables import DEFRAG, T_DEFRAG
+from hostsim.mm.tunables import DEFRAG, T_DEFRAG, T_NOFRAGMENT
 from hostsim.mm.vmstat import COMPACT_FAIL, COMPACT_STALL
 from hostsim.mm.vmstat import COMPACT_SUCCESS as COMPACTSUCCESS
 
@@ -80,7 +80,11 @@ def alloc_pages_gfp(
     pfn, taken, step
         First frame of the first block, blocks, frames from one to the next; NO_PFN if none.
     """
-    keep_apart = mem.zone[ZONE_NORMAL, Z_MANAGED] > 0 and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
+    keep_apart = (
+        mem.tunables[T_NOFRAGMENT] != 0
+        and mem.zone[ZONE_NORMAL, Z_MANAGED] > 0
+        and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
+    )
     for attempt in range(0 if keep_apart else 1, 2):
         pfn, taken, step = get_page_from_freelist(
             mem, order, migratetype, nr, MARK_LOW, attempt == 0

@@ -43,7 +43,7 @@ from hostsim.mm.rmap import (
     del_extent,
     owner_of,
 )
-from hostsim.mm.tunables import T_SPLIT_FREES_ZERO, T_UNMAP_DEFERS
+from hostsim.mm.tunables import T_PHYSICAL_SPLIT, T_SPLIT_FREES_ZERO, T_UNMAP_DEFERS
 from hostsim.mm.vmstat import (
     NR_ANON_PAGES,
     NR_ANON_THPS,
@@ -105,7 +105,7 @@ def make_compound(mem: Memory, pb: int, mm: int, window: int, flags: int) -> int
 
 
 @kernel
-def split_pmd(mem: Memory, mm: int, window: int) -> None:
+def split_mapping(mem: Memory, mm: int, window: int) -> None:
     """Replace a window's huge PMD by its deposited page table; never fails, never allocates."""
     notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
     pb = window_word(mem, mm, window) >> 2
@@ -245,16 +245,17 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
         cache.
     """
     alone = pageblock_state(mem, pb) == PB_HUGE
-    if is_pinned(mem, pb) or (not alone and mem.pb[pb].b & COMPOUND_SWAPCACHE != 0):
+    held = is_pinned(mem, pb) and mem.tunables[T_PHYSICAL_SPLIT] == 0  # 2.6.38 cannot fail
+    if held or (not alone and mem.pb[pb].b & COMPOUND_SWAPCACHE != 0):
         mem.vmstat[THP_SPLIT_PAGE_FAILED] += 1
         return False
     if alone:
-        split_pmd(mem, int(mem.pb[pb].a), int(mem.pb[pb].b))
+        split_mapping(mem, int(mem.pb[pb].a), int(mem.pb[pb].b))
     else:
         x = int(mem.pb[pb].a)
         while x != NIL:
             if mem.ext[x].flags & EXT_PMD:
-                split_pmd(mem, int(mem.ext[x].owner), int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER)
+                split_mapping(mem, int(mem.ext[x].owner), int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER)
             x = int(mem.ext[x].next_b)
     if mem.tunables[T_UNMAP_DEFERS] != 0:
         deferred_split(mem, pb)
@@ -293,3 +294,12 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
         i += max(nr, 1)
     mem.vmstat[NR_ANON_PAGES] -= mapped - left
     return True
+
+
+@kernel
+def split_pmd(mem: Memory, mm: int, window: int) -> None:
+    """Split the mapping of a window's huge page; in 2.6.38 the page itself, for all that map it."""
+    if mem.tunables[T_PHYSICAL_SPLIT] != 0:
+        split_huge_page(mem, window_word(mem, mm, window) >> 2)
+    else:
+        split_mapping(mem, mm, window)

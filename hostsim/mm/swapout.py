@@ -43,7 +43,7 @@ from hostsim.mm.rmap import (
 from hostsim.mm.split import (
     COMPOUND_SHIFT,
     COMPOUND_SWAPCACHE,
-    split_pmd,
+    split_mapping,
     undo_deferred,
 )
 from hostsim.mm.swapfile import alloc_slots
@@ -143,7 +143,7 @@ def unmap_huge(mem: Memory, pb: int, slot: int) -> None:
     x = int(mem.pb[pb].a)
     while x != NIL:
         if mem.ext[x].flags & EXT_PMD:
-            split_pmd(mem, int(mem.ext[x].owner), int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER)
+            split_mapping(mem, int(mem.ext[x].owner), int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER)
         _set_entry(
             mem, x, slot + int(mem.ext[x].pfn) - first, mem.ext[x].flags & EXT_DESCENDING != 0
         )

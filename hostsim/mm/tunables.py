@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 FALLBACK_6_1: Final = 0  # one loop, largest block first
 FALLBACK_6_12: Final = 1  # claim phase, then steal phase
+FALLBACK_2_6_38: Final = 2  # largest block first, whole pageblocks for reclaimable ones, RESERVE
 COMPACTION_6_1: Final = 0  # a fast search that finds a source marks it to be skipped
 COMPACTION_6_12: Final = 1  # pageblocks are finished; free blocks are kept whole
 
@@ -58,9 +59,15 @@ T_THP_SWAP: Final = 35  # 1: a huge page is swapped out whole if there is a free
 T_SPLIT_BEFORE_SWAP: Final = 36  # SPLIT_BEFORE_SWAP_*
 T_ALLOC_RETRIES: Final = 37  # failed huge allocations that a pass of khugepaged sleeps off
 T_COLLAPSE_WRITABLE: Final = 38  # WRITABLE_*
-T_THP_POLICY: Final = 39  # POLICIES
-T_KHUGEPAGED_WAKEUP: Final = 40  # WAKEUPS
-NR_TUNABLES: Final = 41
+T_PCP_ORDER_0: Final = 39  # 1: per-CPU lists hold single pages only, and give back one batch
+T_WATERMARK_DECAY: Final = 40  # 1: a request of an order wants large blocks left in proportion
+T_NOFRAGMENT: Final = 41  # 1: the first pass does not mix migratetypes (ALLOC_NOFRAGMENT)
+T_PHYSICAL_SPLIT: Final = 42  # 1: splitting a PMD splits the huge page, with all its mappings
+T_COW_HUGE: Final = 43  # 1: a write to a shared huge page copies 2 MiB
+T_SEED_FILES: Final = 44  # 1: only the settings of 2.6.38 exist
+T_THP_POLICY: Final = 45  # THP_POLICIES
+T_KHUGEPAGED_WAKEUP: Final = 46  # WAKEUPS
+NR_TUNABLES: Final = 47
 
 WRITABLE_ONE: Final = 0  # khugepaged wants at least one writable page in a window
 WRITABLE_NOT_NEEDED: Final = 1  # since 6.18
@@ -95,6 +102,17 @@ NUMBERS: Final[dict[str, tuple[int, int, int, int]]] = {
     "ksm/use_zero_pages": (T_KSM_USE_ZERO_PAGES, 0, 0, 1),
 }
 
+LATER_FILES: Final = (
+    "use_zero_page",
+    "khugepaged/max_ptes_swap",
+    "khugepaged/max_ptes_shared",
+    "shrink_underused",
+    "watermark_boost_factor",
+    "compaction_proactiveness",
+    "compact_unevictable_allowed",
+    "ksm/max_page_sharing",
+    "ksm/use_zero_pages",
+)  # not in 2.6.38
 ENABLED: Final = {"always": 0, "madvise": 1, "never": 2}
 DEFRAG: Final = {"always": 0, "defer": 1, "defer+madvise": 2, "madvise": 3, "never": 4}
 
@@ -108,7 +126,28 @@ WORDS: Final = {  # files that take a word: index, words
 }
 
 PROFILES: Final[dict[str, dict[int, int]]] = {
+    "2.6.38": {
+        T_FALLBACK: FALLBACK_2_6_38,
+        T_COMPACTION: COMPACTION_6_1,
+        T_PCP_6_12: 0,
+        T_REVERSE_ZAP: 0,  # mm/swap.c release_pages frees through a pagevec, in order
+        T_UNMAP_DEFERS: 0,
+        T_SPLIT_FREES_ZERO: 0,
+        T_KSM_SMART_SCAN: 0,
+        T_PCP_ORDER_0: 1,
+        T_WATERMARK_DECAY: 1,
+        T_NOFRAGMENT: 0,
+        T_PHYSICAL_SPLIT: 1,
+        T_COW_HUGE: 1,
+        T_SEED_FILES: 1,
+        T_SWAPIN: SWAPIN_6_1,
+        T_THP_SWAP: 0,
+        T_SPLIT_BEFORE_SWAP: SPLIT_BEFORE_SWAP_TABLE,
+        T_ALLOC_RETRIES: 0,  # one failure ends the pass
+        T_COLLAPSE_WRITABLE: WRITABLE_ALL,
+    },
     "6.1": {
+        T_NOFRAGMENT: 1,
         T_UNMAP_DEFERS: 1,  # mm/rmap.c page_remove_rmap looks at one page
         T_SPLIT_FREES_ZERO: 0,
         T_KSM_SMART_SCAN: 0,  # since 6.7
@@ -123,6 +162,7 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_SPLIT_BEFORE_SWAP: SPLIT_BEFORE_SWAP_TABLE,
     },
     "6.12": {
+        T_NOFRAGMENT: 1,
         T_UNMAP_DEFERS: 0,  # __folio_remove_rmap looks at what stays mapped
         T_SPLIT_FREES_ZERO: 1,  # mm/huge_memory.c remap_page with RMP_USE_SHARED_ZEROPAGE
         T_KSM_SMART_SCAN: 1,
@@ -153,6 +193,16 @@ def set_profile(tunables: NDArray[np.int64], kernel: str) -> None:
         tunables[index] = value
     for index, default, _, _ in NUMBERS.values():
         tunables[index] = default
+    if tunables[T_SEED_FILES]:
+        tunables[T_KVM_EPT_AD] = 0  # no CPU of that time had the bits
+        for index in (
+            T_USE_ZERO_PAGE,
+            T_WATERMARK_BOOST_FACTOR,
+            T_COMPACTION_PROACTIVENESS,
+            T_KHUGEPAGED_MAX_PTES_SWAP,
+            T_KHUGEPAGED_MAX_PTES_SHARED,
+        ):
+            tunables[index] = 0
 
 
 def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
@@ -163,8 +213,13 @@ def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
     ValueError
         The file does not exist in the model, or does not take the value.
     """
-    if name in WORDS:
-        index, known = WORDS[name]
+    words = dict(WORDS)
+    if tunables[T_SEED_FILES]:
+        words["defrag"] = (T_DEFRAG, {w: DEFRAG[w] for w in ("always", "madvise", "never")})
+        if name in LATER_FILES:
+            raise ValueError(f"unknown setting {name!r}: 2.6.38 does not have it")
+    if name in words:
+        index, known = words[name]
         if value not in known:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
         tunables[index] = known[value]

@@ -23,9 +23,7 @@ from hostsim.mm.vmstat import NR_ANON_PAGES, NR_SWAPCACHED
 
 
 @kernel
-def put_frames(
-    mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool, by_page: bool = True
-) -> None:
+def put_frames(mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool, by_page: bool) -> None:
     """Drop one mapping of frames of one pageblock and free what nobody maps any more.
 
     The extent that mapped them is already gone; ``by_page`` tells whether page-table entries

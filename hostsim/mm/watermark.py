@@ -15,6 +15,7 @@ from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import NR_PAGE_ORDERS, PAGE_SHIFT, PAGEBLOCK_NR_PAGES
 from hostsim.mm.mm_types import (
     NR_PCP_TYPES,
+    NR_TYPES,
     NR_ZONES,
     P_BOOSTED,
     Z_BOOST,
@@ -29,18 +30,20 @@ from hostsim.mm.mm_types import (
     Z_WMARK_MIN,
     Memory,
 )
-from hostsim.mm.tunables import T_WATERMARK_BOOST_FACTOR
+from hostsim.mm.tunables import T_WATERMARK_BOOST_FACTOR, T_WATERMARK_DECAY
 
 BOOST_SCALE: Final = 10000  # vm.watermark_boost_factor is in 1/10000 of the high watermark
 MIN_FREE_KB_FLOOR: Final = 128
 MIN_FREE_KB_CAP: Final = 262144
+SEED_MIN_FREE_KB_CAP: Final = 65536  # v2.6.38
+SEED_PCP_HIGH_BATCHES: Final = 6  # v2.6.38 setup_pageset
 WATERMARK_SCALE_FACTOR: Final = 10  # vm.watermark_scale_factor, per 10000
 LOWMEM_RESERVE_RATIO: Final = (256, 256, 32)  # vm.lowmem_reserve_ratio
 KB_SHIFT: Final = PAGE_SHIFT - 10
 PCP_HIGH_FRACTION: Final = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 
-def min_free_kbytes(managed_pages: int, nr_zones: int, thp: bool) -> int:
+def min_free_kbytes(managed_pages: int, nr_zones: int, thp: bool, seed: bool = False) -> int:
     """Return vm.min_free_kbytes as the kernel computes it at boot.
 
     Parameters
@@ -51,9 +54,11 @@ def min_free_kbytes(managed_pages: int, nr_zones: int, thp: bool) -> int:
         Populated zones.
     thp
         Whether transparent hugepages are on, which raises the value.
+    seed
+        Whether as in 2.6.38.
     """
     base = math.isqrt(16 * (managed_pages << KB_SHIFT))
-    kbytes = min(max(base, MIN_FREE_KB_FLOOR), MIN_FREE_KB_CAP)
+    kbytes = min(max(base, MIN_FREE_KB_FLOOR), SEED_MIN_FREE_KB_CAP if seed else MIN_FREE_KB_CAP)
     if thp:
         blocks = nr_zones * 2 + nr_zones * NR_PCP_TYPES * NR_PCP_TYPES
         pages = min(PAGEBLOCK_NR_PAGES * blocks, managed_pages * 5 // 100)
@@ -93,12 +98,43 @@ def set_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int) -> N
         zone[z, Z_PCP_HIGH_MAX] = max(managed // PCP_HIGH_FRACTION, floor)
 
 
+def set_seed_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int) -> None:
+    """Fill in what `set_watermarks` does by the rules of 2.6.38: fixed steps, small lists."""
+    set_watermarks(zone, min_free_kb, nr_cpus)
+    for z in range(NR_ZONES):
+        mark = int(zone[z, Z_WMARK_MIN])
+        zone[z, Z_WMARK_LOW] = mark + mark // 4
+        zone[z, Z_WMARK_HIGH] = mark + mark // 2
+        batch = max(min(int(zone[z, Z_MANAGED]) >> 10, (512 << 10) >> PAGE_SHIFT) // 4, 1)
+        batch = max((1 << ((batch + batch // 2).bit_length() - 1)) - 1, 1)
+        zone[z, Z_PCP_BATCH] = batch
+        zone[z, Z_PCP_HIGH_MIN] = SEED_PCP_HIGH_BATCHES * batch * nr_cpus
+        zone[z, Z_PCP_HIGH_MAX] = zone[z, Z_PCP_HIGH_MIN]
+
+
+@inline_kernel
+def _decayed_watermark_ok(mem: Memory, zone: int, order: int, mark: int) -> bool:
+    """Tell the same as 2.6.38 does: each order must leave half the mark of the one below."""
+    free = mem.zone[zone, Z_FREE] - ((1 << order) + 1)
+    if free <= mark + mem.zone[zone, Z_RESERVE]:
+        return False
+    for current in range(order):
+        for migratetype in range(NR_TYPES):
+            free -= mem.nr_free[zone, migratetype, current] << current
+        mark >>= 1
+        if free <= mark:
+            return False
+    return True
+
+
 @inline_kernel
 def zone_watermark_ok(mem: Memory, zone: int, order: int, mark: int) -> bool:
     """Tell whether an allocation would leave a zone above a mark, boost added.
 
     Source: Linux v6.1 mm/page_alloc.c __zone_watermark_ok; wmark_pages.
     """
+    if mem.tunables[T_WATERMARK_DECAY] != 0:
+        return _decayed_watermark_ok(mem, zone, order, mark)
     free = mem.zone[zone, Z_FREE] - ((1 << order) - 1)
     if free <= mark + mem.zone[zone, Z_BOOST] + mem.zone[zone, Z_RESERVE]:
         return False

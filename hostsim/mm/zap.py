@@ -76,7 +76,7 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
             put_ksm_page(mem, pfn)
             continue
         downward = (flags & EXT_DESCENDING) != 0
-        put_frames(mem, pfn, pages, (flags & EXT_SHARED) != 0, downward != reverse)
+        put_frames(mem, pfn, pages, (flags & EXT_SHARED) != 0, downward != reverse, True)
 
 
 @hot_kernel

@@ -52,7 +52,7 @@ def splitmix(seed, page):
 
 class AddressSpaceMachine(RuleBasedStateMachine):
     @initialize(
-        kernel=st.sampled_from(["6.1", "6.12"]),
+        kernel=st.sampled_from(["6.1", "6.12", "2.6.38"]),
         mib=st.sampled_from([16, 32, 64]),
         enabled=st.sampled_from(["always", "madvise", "never"]),
         zero_page=st.sampled_from(["0", "1"]),
@@ -60,7 +60,8 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     def boot(self, kernel, mib, enabled, zero_page):
         self.mem = new_memory(mib << 8, kernel, 1)
         set_tunable(self.mem.tunables, "enabled", enabled)
-        set_tunable(self.mem.tunables, "use_zero_page", zero_page)
+        if kernel != "2.6.38":
+            set_tunable(self.mem.tunables, "use_zero_page", zero_page)
         self.written = np.zeros(mib << 8, np.int64)  # by frame
         self.holds = {}  # process -> by page, NIL where not resident
         self.shape = {}
@@ -291,7 +292,7 @@ TestAddressSpaces = AddressSpaceMachine.TestCase
 TestAddressSpaces.settings = settings(max_examples=25)  # depth is the walk's part
 
 
-@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+@pytest.mark.parametrize("kernel", ["6.1", "6.12", "2.6.38"])
 @pytest.mark.parametrize("mib", [16, 64])
 def test_long_random_walk_keeps_every_invariant(kernel, mib):
     """What short programs seldom reach: a machine that runs full, empties and fills again."""
@@ -335,6 +336,7 @@ def test_long_random_walk_keeps_every_invariant(kernel, mib):
         machine.every_mapped_window_has_one_table()
     machine.frames_know_their_pages()
     stat = dict(zip(NAMES, machine.mem.vmstat.tolist(), strict=True))
-    for name in ("allocstall", "thp_fault_fallback", "thp_split_pmd", "extfrag_events"):
+    split = "thp_split_page" if kernel == "2.6.38" else "thp_split_pmd"
+    for name in ("allocstall", "thp_fault_fallback", split, "extfrag_events"):
         assert stat[name] > 0, f"the walk never came to {name}"
     machine.teardown()
