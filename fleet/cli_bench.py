@@ -158,3 +158,27 @@ def fragmentation(
             typer.echo(f"  {v.name:<32}{v.value:>14.4f}  {v.least:.4f} .. {v.most:.4f}  {verdict}")
     if not all(v.passes for v in verdicts):
         raise typer.Exit(1)
+
+
+def guest(as_json: JsonOption = False) -> None:
+    """Print what a guest costs: bytes of resident state by size, and time of its faults.
+
+    \b
+    Example:
+      fleet bench guest
+    """
+    from fleet.bench_guest import measure_guest
+
+    found = measure_guest()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{'VM GiB':>8}{'booted KiB':>12}{'3/4 in use KiB':>16}{'KiB a GiB':>11}")
+    for row in found["sizes"]:
+        typer.echo(
+            f"{row['gib']:>8}{row['booted_kib']:>12.0f}{row['grown_kib']:>16.0f}"
+            f"{row['grown_kib'] / row['gib']:>11.1f}"
+        )
+    typer.echo(f"  huge fault, host alone       {found['host_huge_fault_ns']:8.0f} ns")
+    typer.echo(f"  huge fault, guest and host   {found['guest_and_host_huge_fault_ns']:8.0f} ns")
+    typer.echo(f"  page cache, 4 KiB, both      {found['guest_and_host_cache_page_ns']:8.1f} ns")

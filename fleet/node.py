@@ -373,6 +373,10 @@ class Node:
         period = max(behaviour.period_ns // self.tick_ns, 1)
         return t_ns // self.tick_ns + 1 + int(self.guests[row, G_KEY]) % period
 
+    def apply(self, t_ns: int, ops: list[tuple[int, int, int, int, int]]) -> None:
+        """Let guests carry out operations (rows of `guestsim.behaviour`) now."""
+        self._apply(t_ns, np.array(ops, np.int64))
+
     def _finish_starts(self, t_ns: int) -> None:
         """Let the VMs that start together touch what they have from the beginning."""
         if self._starting:

@@ -230,8 +230,12 @@ def _turn_over_cache(
     row: int,
     hours: float,
     age_ns: int,
+    demand: int,
 ) -> int:
-    """Let files be deleted and read; the cache gives way when memory is short."""
+    """Let files be deleted and read; the cache gives way when memory is short.
+
+    The guest is about to touch ``demand`` pages beside.
+    """
     limit = guests[row, G_CACHE]
     drops = int(profile[B_DROPS] * hours * float(guests[row, G_HEAD] - guests[row, G_TAIL]))
     nr = _drop_cache(guests, ops, nr, row, drops)
@@ -239,7 +243,7 @@ def _turn_over_cache(
     wanted = grown_by(limit, age_ns, profile[B_GROWTH])
     reads = max(wanted - have, 0) + int(profile[B_READS] * hours * float(limit))
     reads = min(reads, limit)
-    short = max(have + reads - limit, reads - free_room(mem))
+    short = max(have + reads - limit, reads + demand - free_room(mem))
     if short > 0:
         nr = _drop_cache(guests, ops, nr, row, short)
     nr = push_cache(guests, ops, nr, row, OP_READ, guests[row, G_HEAD], reads)
@@ -379,6 +383,20 @@ def _steer_balloon(
 
 
 @kernel
+def _drops_first(ops: NDArray[np.int64], first: int, last: int, nr: int) -> None:
+    """Move drops of page cache from behind ``last`` before the touches that need the room."""
+    for at in range(last, nr):
+        if ops[at, O_KIND] != OP_DROP:
+            continue
+        for column in range(NR_O_FIELDS):
+            value = ops[at, column]
+            for i in range(at, first, -1):
+                ops[i, column] = ops[i - 1, column]
+            ops[first, column] = value
+        first += 1
+
+
+@kernel
 def decide(
     guests: NDArray[np.int64],
     row: int,
@@ -407,9 +425,16 @@ def decide(
     profile = profiles[guests[row, G_CLASS]]
     hours = float(now_ns - guests[row, G_LAST_NS]) / float(NS_PER_HOUR)
     age_ns = now_ns - guests[row, G_START_NS]
+    first = nr
     nr = _use_heap(guests, profile, ops, nr, row, now_ns)
     nr = _run_jobs(guests, profile, ops, nr, row, tick, tick_ns, hours)
-    nr = _turn_over_cache(guests, mem, profile, ops, nr, row, hours, age_ns)
+    demand = 0
+    for i in range(first, nr):
+        if ops[i, O_KIND] == OP_TOUCH_SLOT:
+            demand += ops[i, O_NR]
+    last = nr
+    nr = _turn_over_cache(guests, mem, profile, ops, nr, row, hours, age_ns, demand)
+    _drops_first(ops, first, last, nr)
     nr = _free_heap(guests, profile, ops, nr, row, tick, hours)
     if guests[row, G_REPORTS] != 0:
         nr = push(ops, nr, row, OP_REPORT, 0, 0, 1)

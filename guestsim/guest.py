@@ -197,12 +197,12 @@ class Guest:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
         self._mapping = mmap.mmap(-1, layout.nr_bytes, flags=flags)
         self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
-        self._base = np.frombuffer(self._mapping, np.uint8, 1).ctypes.data
+        self.base = np.frombuffer(self._mapping, np.uint8, 1).ctypes.data
         self.table = layout.table.copy()
-        self.table[layout.inside, 0] += self._base
+        self.table[layout.inside, 0] += self.base
         if booted:
             for offset, source, nr_bytes in layout.copies:
-                ctypes.memmove(self._base + offset, source, nr_bytes)
+                ctypes.memmove(self.base + offset, source, nr_bytes)
 
     @property
     def address(self) -> int:
@@ -221,16 +221,6 @@ class Guest:
             else:
                 arrays[name] = like
         return Memory(**arrays)
-
-    def resident_bytes(self) -> int:
-        """Return how much of the mapping is backed by memory."""
-        page = mmap.PAGESIZE
-        pages = -(-self.layout.nr_bytes // page)
-        found = (ctypes.c_ubyte * pages)()
-        ctypes.CDLL(None).mincore(
-            ctypes.c_void_p(self._base), ctypes.c_size_t(self.layout.nr_bytes), found
-        )
-        return sum(byte & 1 for byte in found) * page
 
     def save(self) -> dict[str, NDArray[Any]]:
         """Return all that a checkpoint needs."""

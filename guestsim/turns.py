@@ -37,7 +37,6 @@ from hostsim.mm.mm_types import MM_ANON, MM_PGTABLES, NIL, Memory
 from hostsim.mm.turn import touch_turn
 from hostsim.mm.zap import discard_range, exit_mm
 
-TURN_PAGES: Final = 256  # small pages that a guest touches before another one runs
 DROP_PAGES: Final = 2048  # of page cache, at least, when memory runs out
 
 
@@ -105,7 +104,7 @@ def _touch(
     if mm == NIL:
         ops[i, O_NR] = 0
         return
-    pages, enough = touch_turn(mem, mm, ops[i, O_START], ops[i, O_NR], TURN_PAGES)
+    pages, enough = touch_turn(mem, mm, ops[i, O_START], ops[i, O_NR])
     ops[i, O_START] += pages
     ops[i, O_NR] -= pages
     if not enough and not make_room(mem, guests, row):

@@ -8,7 +8,6 @@ from typing import Final
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
-from hostsim.mm.content import note_written
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.mm_types import P_RESUME, Memory
 from hostsim.mm.mmap import W_HUGE, W_TAG, window_word
@@ -17,8 +16,8 @@ TURN_HUGE_PAGES: Final = 16  # between the 2 huge pages and the 63 page tables i
 
 
 @kernel
-def touch_turn(mem: Memory, mm: int, start: int, nr: int, turn_pages: int) -> tuple[int, bool]:
-    """Let a process write the next pages of a range: so many small pages, or 16 huge ones.
+def touch_turn(mem: Memory, mm: int, start: int, nr: int) -> tuple[int, bool]:
+    """Let a process write the next pages of a range: up to 16 huge pages, or one window's small.
 
     Returns
     -------
@@ -27,17 +26,13 @@ def touch_turn(mem: Memory, mm: int, start: int, nr: int, turn_pages: int) -> tu
     """
     done = 0
     for _ in range(TURN_HUGE_PAGES):
-        here = min(nr - done, turn_pages)
+        page = start + done
+        here = min(nr - done, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
         if here <= 0:
             break
-        page = start + done
         if touch_range(mem, mm, page, here, 1, 1.0, 0, True, page) != FAULT_OK:
             return mem.pool[P_RESUME] - start, False
-        if window_word(mem, mm, page >> HPAGE_PMD_ORDER) & W_TAG != W_HUGE:
-            done += here
-            break
-        here = min(nr - done, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
-        pb = window_word(mem, mm, page >> HPAGE_PMD_ORDER) >> 2
-        note_written(mem, pb, page & (HPAGE_PMD_NR - 1), here)
         done += here
+        if window_word(mem, mm, page >> HPAGE_PMD_ORDER) & W_TAG != W_HUGE:
+            break
     return done, True
