@@ -152,8 +152,13 @@ def _make_table(mem: Memory, mm: int, window: int) -> bool:
 
 
 @kernel
-def _fault_empty_window(mem: Memory, mm: int, window: int, page: int, write: bool) -> int:
-    """Serve the first fault of a window: huge if possible, else leave an empty page table."""
+def _fault_empty_window(
+    mem: Memory, mm: int, window: int, page: int, write: bool, whole: bool
+) -> int:
+    """Serve the first fault of a window: huge if possible, else leave an empty page table.
+
+    ``whole``: all its pages are written now, so that none is noted as never written.
+    """
     choice = FIRST_SMALL
     if thp_eligible(mem, mm, window):
         khugepaged_enter(mem, mm)
@@ -180,7 +185,8 @@ def _fault_empty_window(mem: Memory, mm: int, window: int, page: int, write: boo
                     charge(mem, C_CLEAR_PAGE, 1)
                     return FAULT_OK
                 _map_huge(mem, mm, window, pb)
-                clear_huge(mem, pb)
+                if not whole:
+                    clear_huge(mem, pb)
                 mem.vmstat[PGFAULT] += 1
                 mem.vmstat[THP_FAULT_ALLOC] += 1
                 mem.mm[mm, MM_THP_ALLOC] += 1
@@ -419,7 +425,8 @@ def touch_range(
             page = stop
             continue
         if window_word(mem, mm, window) == W_NONE:
-            if _fault_empty_window(mem, mm, window, page, write) != FAULT_OK:
+            whole = write and step == 1 and fraction >= 1.0 and stop - page == HPAGE_PMD_NR
+            if _fault_empty_window(mem, mm, window, page, write, whole) != FAULT_OK:
                 return FAULT_OOM
         word = window_word(mem, mm, window)
         if write and word == W_ZERO:
@@ -433,7 +440,7 @@ def touch_range(
         word = window_word(mem, mm, window)
         if word & W_TAG == W_HUGE:
             mem.lru[word >> 2] |= LRU_YOUNG
-            if write:
+            if write and mem.written[word >> 2] != 0:
                 note_access(mem, word >> 2, page, stop, step, fraction, seed, start)
         elif word & W_TAG == W_TABLE:
             status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start, write)
