@@ -99,7 +99,10 @@ def cache_folder(module: str) -> Path:
 def _njit_cached(function: Callable[..., Any], **options: Any) -> Any:
     """Compile with the flags of all kernels, cached in the folder of the function's module."""
     _config.CACHE_DIR = str(cache_folder(function.__module__))
-    return _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, **options)(function)
+    if function.__defaults__ or function.__kwdefaults__:
+        raise TypeError(f"{function.__name__}: a kernel has no default arguments")
+    compiled = _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, **options)(function)
+    return _callees_first(compiled)
 
 
 def _compile_once(dispatcher: Any) -> Any:
@@ -190,18 +193,28 @@ class _StableIdentity(_FunctionIdentity):  # type: ignore[misc]
 _bytecode.FunctionIdentity = _StableIdentity
 
 
-def _call_by_symbol(dispatcher: Any) -> Any:
-    """Let callers call the compiled code instead of merging it into theirs."""
-    compile_merged = dispatcher.compile
+def _callees_first(dispatcher: Any) -> Any:
+    """Load the callees of a function before the function itself: its code needs their symbols."""
+    compile_now = dispatcher.compile
     cache = dispatcher._cache
     load_overload = cache.load_overload
 
-    def compile_alone(signature: Any) -> Any:
+    def compile_after_callees(signature: Any) -> Any:
         with _one_process_at_a_time:
             loaded = [callee.load_cached() for callee in _callees(dispatcher)]
-            # A caller from the cache needs the symbols of its callees.
             cache.load_overload = load_overload if all(loaded) else lambda *_: None
-            entry_point = compile_merged(signature)
+            return compile_now(signature)
+
+    dispatcher.compile = compile_after_callees
+    return dispatcher
+
+
+def _call_by_symbol(dispatcher: Any) -> Any:
+    """Let callers call the compiled code instead of merging it into theirs."""
+    compile_merged = dispatcher.compile
+
+    def compile_alone(signature: Any) -> Any:
+        entry_point = compile_merged(signature)
         for overload in dispatcher.overloads.values():
             dispatcher.targetctx.remove_user_function(overload.entry_point)
             dispatcher.targetctx.insert_user_function(overload.entry_point, overload.fndesc)
@@ -209,7 +222,7 @@ def _call_by_symbol(dispatcher: Any) -> Any:
 
     def load_cached() -> bool:
         if not dispatcher.overloads:
-            for signature, *_ in cache._cache_file._load_index():
+            for signature, *_ in dispatcher._cache._cache_file._load_index():
                 compile_alone(signature)
         return len(dispatcher.overloads) > 0
 

@@ -22,7 +22,11 @@ def merged(x: int) -> int:
 """
 CALLER = """
 from hostsim.callee import merged, step
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
+
+@inline_kernel
+def inlined(x: int) -> int:
+    return step(x) + 100
 
 @kernel
 def twice(x: int) -> int:
@@ -33,7 +37,8 @@ def through_merged(x: int) -> int:
     return merged(x)
 """
 RUN = """
-from hostsim.caller import through_merged, twice
+from hostsim.caller import inlined, through_merged, twice
+assert inlined(1) > 101  # first: no kernel is loaded yet
 print(twice(5), through_merged(1), sum(through_merged.stats.cache_hits.values()))
 """
 
@@ -75,3 +80,13 @@ def test_a_callee_compiled_anew_serves_a_cached_caller(project):
     (folder,) = (project / "cache/kernels").glob("hostsim.callee-*")
     shutil.rmtree(folder)
     assert run(project) == [7, 20, 1]
+
+
+def test_a_kernel_has_no_default_arguments():
+    from hostsim.core.jit import kernel
+
+    with pytest.raises(TypeError, match="no default arguments"):
+
+        @kernel
+        def wrong(x: int = 1) -> int:
+            return x
