@@ -160,6 +160,7 @@ def fragmentation(
         raise typer.Exit(1)
 
 
+@bench_app.command()
 def guest(as_json: JsonOption = False) -> None:
     """Print what a guest costs: bytes of resident state by size, and time of its faults.
 
