@@ -311,6 +311,12 @@ def walk(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def mmu(context: typer.Context) -> None:
+    """Simulate a program's TLB misses and walks on one CPU, native or under KVM."""
+    _forward(context, "fleet.cli_mmu", "mmu")
+
+
+@app.command(context_settings=_FORWARD)
 def cpus(context: typer.Context) -> None:
     """List the CPUs whose translation hardware can be simulated."""
     _forward(context, "fleet.cli_mmu", "cpus")

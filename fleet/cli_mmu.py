@@ -1,7 +1,7 @@
-"""``fleet walk`` and ``fleet cpus``: address translation without a fleet."""
+"""``fleet walk``, ``fleet mmu`` and ``fleet cpus``: address translation without a fleet."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -118,6 +118,141 @@ def walk(
         cells = "".join(f"{1 if level in step.ept_levels else '.':>7}" for level in columns)
         typer.echo(f"  {step.what:<8}{cells}{step.guest_reads or '.':>8}")
     typer.echo(f"  {guest_reads} guest + {total - guest_reads} EPT = {total} references")
+
+
+def _pages(option: str, text: str) -> int:
+    from hostsim.core.units import parse_pages
+
+    try:
+        pages = parse_pages(text)
+    except ValueError as error:
+        raise ScenarioError([Problem(option, str(error))]) from None
+    if pages < 1:
+        raise ScenarioError([Problem(option, f"{text!r} is less than a page")])
+    return pages
+
+
+def _thp(option: str, text: str) -> str:
+    words = {"on": "always", "off": "never", "madvise": "madvise"}
+    if text not in words:
+        raise ScenarioError([Problem(option, f"{text!r} is none of {', '.join(words)}")])
+    return words[text]
+
+
+def mmu(
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="A profile, or a file.")],
+    cpu: Annotated[str, typer.Option(help="One of fleet cpus, or a TOML file.")] = "cascade-lake",
+    mode: Annotated[str, typer.Option(help="native or virt.")] = "virt",
+    guest_thp: Annotated[
+        str, typer.Option(help="Huge pages of the guest (natively: at all): on, off, madvise.")
+    ] = "on",
+    host_thp: Annotated[
+        str | None, typer.Option(help="Huge pages of the host: on or off. Default: on.")
+    ] = None,
+    footprint: Annotated[
+        str | None, typer.Option(help="Memory of the program. Default: the profile's.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of the guest. Default: footprint and 1/16 more.")
+    ] = None,
+    levels: Annotated[int, typer.Option(help="Levels of all tables, 4 or 5.")] = 4,
+    accesses: Annotated[
+        int, typer.Option(min=8000, help="Simulated accesses, after as many to warm up.")
+    ] = 2_000_000,
+    seed: Annotated[int, typer.Option(help="Seed of the accesses.")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also all huge, and native: two more runs.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate a program's accesses and print TLB misses, walk references and what they cost.
+
+    Examples
+    --------
+      fleet mmu gups --cpu cascade-lake --mode virt --guest-thp off --host-thp off
+
+      fleet mmu redis --cpu zen4 --footprint 8GiB --compare
+    """
+    from fleet import mmu as runs
+    from fleet.hardware import load_cpu
+    from fleet.profiles import load_workload
+    from hostsim.core.units import PAGE_SHIFT
+
+    if mode not in ("native", "virt"):
+        raise ScenarioError([Problem("--mode", f"{mode!r} is neither native nor virt")])
+    if mode == "native" and host_thp is not None:
+        raise ScenarioError([Problem("--host-thp", "there is no host below a native run")])
+    chosen = load_cpu(cpu)
+    if _levels("--levels", levels) not in chosen.levels:
+        raise ScenarioError([Problem("--levels", f"{cpu} has no {levels}-level paging")])
+    size = None if footprint is None else _pages("--footprint", footprint) << PAGE_SHIFT
+    program = load_workload(workload, size)
+    setup = runs.Setup(
+        mode == "virt",
+        _thp("--guest-thp", guest_thp),
+        _thp("--host-thp", host_thp or "on"),
+        levels,
+        runs.memory_for(program) if memory is None else _pages("--memory", memory),
+    )
+    runs.check_fits(program, setup)
+    found = runs.describe(program, chosen, setup, *runs.run(program, chosen, setup, accesses, seed))
+    if compare:
+        others = {
+            "all_huge": setup._replace(guest_thp="always", host_thp="always"),
+            "native": setup._replace(nested=False),
+        }
+        for name, other in others.items():
+            _, cost = runs.run(program, chosen, other, accesses, seed)
+            found[f"slowdown_against_{name}"] = found["run_cycles_per_operation"] / cost.run_cycles
+    typer.echo(json.dumps(found, indent=2) if as_json else _as_text(found))
+
+
+_READ_NAMES = {
+    "guest": "guest",
+    "ept_for_tables": "EPT, for tables",
+    "ept_for_data": "EPT, for data",
+}
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    """Return a run as text."""
+    from hostsim.core.units import format_bytes
+
+    where = f"{found['workload']} on {found['cpu']}, {found['mode']}"
+    thp = f"guest THP {found['guest_thp']}"
+    if found["host_thp"]:
+        thp += f", host THP {found['host_thp']}"
+    lines = [
+        f"{where}, {thp}, footprint {format_bytes(found['footprint_bytes'])}",
+        f"  huge in the guest    {found['guest_huge_ratio']:8.1%}",
+        f"  huge for the TLB     {found['effective_huge_ratio']:8.1%}",
+        f"  accesses             {found['accesses']:>10,}",
+        f"  first-level hits     {found['l1_hits_per_access']:8.2%}",
+        f"  second-level hits    {found['l2_hits_per_access']:8.2%}",
+        f"  walks                {found['walks_per_access']:8.2%}"
+        f" +- {found['walks_per_access_error']:.2%},"
+        f" {found['walks_per_1000_instructions']:.3g} of 1000 instructions",
+        f"  references a walk    {found['references_per_walk']:8.3f}"
+        f"  guest {found['guest_references_per_walk']:.3f}"
+        f" + EPT {found['ept_references_per_walk']:.3f}",
+    ]
+    if found["reads"]:
+        lines.append(f"    {'entries':<18}{'a walk':>8}{'L1':>8}{'L2':>8}{'LLC':>8}{'DRAM':>8}")
+    for read in found["reads"]:
+        places = "".join(f"{read[place]:8.1%}" for place in ("l1", "l2", "llc", "dram"))
+        name = f"{_READ_NAMES[read['of']]} L{read['level']}"
+        lines.append(f"    {name:<18}{read['per_walk']:8.3f}{places}")
+    lines += [
+        f"  cycles a walk        {found['cycles_per_walk']:8.1f}"
+        f"  EPT part {found['ept_cycles_ratio']:.1%}",
+        f"  cycles an operation  {found['run_cycles_per_operation']:8.1f}"
+        f"  in walks {found['walk_cycles_per_operation']:.1f}",
+        f"  walk share           {found['walk_share']:8.2%}  of run cycles, all walkers",
+    ]
+    for key, name in (("all_huge", "all huge"), ("native", "native")):
+        if f"slowdown_against_{key}" in found:
+            lines.append(f"  against {name:<13}{found[f'slowdown_against_{key}']:8.3f}  run time")
+    return "\n".join(lines)
 
 
 def cpus(

@@ -22,7 +22,6 @@ from hostsim.mmu.cpus import (
 )
 
 Size = Literal["4K", "2M", "1G"]
-Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Cycles = Annotated[float, Field(ge=0)]
 
@@ -36,11 +35,13 @@ def _bytes(value: object) -> int:
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of a description: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class InstructionTlbSection(_Section):
+class InstructionTlbSection(Section):
     """An instruction TLB, listed only."""
 
     name: str
@@ -58,14 +59,14 @@ class TlbSection(InstructionTlbSection):
     holds_tables: bool = False
 
 
-class StoreSection(_Section):
+class StoreSection(Section):
     """Entries and ways."""
 
     entries: Positive
     ways: Positive
 
 
-class WalkCachesSection(_Section):
+class WalkCachesSection(Section):
     """Paging-structure caches."""
 
     pde: StoreSection | None = None
@@ -81,14 +82,14 @@ class NestedTlbSection(StoreSection):
     source: str
 
 
-class WalkersSection(_Section):
+class WalkersSection(Section):
     """Page walks at a time."""
 
     count: Positive
     source: str
 
 
-class LatencySection(_Section):
+class LatencySection(Section):
     """Load latencies."""
 
     l1_cycles: Cycles
@@ -100,16 +101,17 @@ class LatencySection(_Section):
     source: str
 
 
-class CacheSection(_Section):
+class CacheSection(Section):
     """Data caches."""
 
     l1: Bytes
     l2: Bytes
     llc: Bytes
+    fill_lines: Positive
     source: str
 
 
-class CpuFile(_Section):
+class CpuFile(Section):
     """A CPU description."""
 
     title: str
@@ -216,7 +218,7 @@ def load_cpu(name: str) -> Cpu:
         ),
         walkers=file.walkers.count,
         latency=LatencySpec(*(getattr(file.latency, f) for f in LatencySpec._fields)),
-        cache=CacheSpec(file.cache.l1, file.cache.l2, file.cache.llc),
+        cache=CacheSpec(file.cache.l1, file.cache.l2, file.cache.llc, file.cache.fill_lines),
     )
     problems = [
         Problem(f"{name}: tlb[{i}]", text)

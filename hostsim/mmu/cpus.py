@@ -66,11 +66,12 @@ class LatencySpec(NamedTuple):
 
 
 class CacheSpec(NamedTuple):
-    """Bytes of the data caches that one hardware thread's walker can hit."""
+    """The data caches that one hardware thread's walker can hit."""
 
     l1_bytes: int
     l2_bytes: int
     llc_bytes: int
+    fill_lines: int  # lines that a miss of data brings into the second level and below
 
 
 class Cpu(NamedTuple):
@@ -188,7 +189,7 @@ def cold_mmu() -> Mmu:
     none = LatencySpec(0, 0, 0, 0, 0, 0)
     levels = tuple(range(MAX_LEVELS - 1, MAX_LEVELS + 1))
     return new_mmu(
-        Cpu("cold", "", levels, PAGE_SIZES, one, (), NO_WALK_CACHES, 1, none, CacheSpec(0, 0, 0))
+        Cpu("cold", "", levels, PAGE_SIZES, one, (), NO_WALK_CACHES, 1, none, CacheSpec(0, 0, 0, 1))
     )
 
 

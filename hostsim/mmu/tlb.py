@@ -378,3 +378,8 @@ def forget_all(mmu: Mmu) -> None:
     mmu.state[S_SIZES] = 0
     mmu.state[S_NESTED_SIZES] = 0
     mmu.state[S_CLOCK] = 0
+
+
+def forget_counts(mmu: Mmu) -> None:
+    """Set every counter to zero and keep the entries: the end of a warm-up."""
+    mmu.counts[:] = 0

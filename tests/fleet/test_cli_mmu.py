@@ -64,6 +64,15 @@ def test_walk_in_json_with_other_depths_and_found_levels():
         (("walk", "--guest", "1G", "--cpu", "nehalem"), "nehalem has no 1G pages: 4K, 2M"),
         (("walk", "--levels", "5", "--cpu", "zen2"), "zen2 has no 5-level paging"),
         (("cpus", "cascade-lak"), "cascade-lake"),
+        (("mmu", "gupss"), "nearest: gups"),
+        (("mmu", "gups", "--cpu", "zen7"), "nearest: zen"),
+        (("mmu", "gups", "--memory", "4GiB"), "footprint of 192 GiB does not fit in a guest of 4"),
+        (("mmu", "gups", "--mode", "xen"), "neither native nor virt"),
+        (("mmu", "gups", "--mode", "native", "--host-thp", "on"), "no host below a native run"),
+        (("mmu", "gups", "--footprint", "3"), "is not a memory size"),
+        (("mmu", "gups", "--footprint", "0B"), "less than a page"),
+        (("mmu", "gups", "--levels", "5"), "cascade-lake has no 5-level paging"),
+        (("mmu", "gups", "--guest-thp", "yes"), "'yes' is none of on, off, madvise"),
         (("walk", "--cpu", "no-such.toml"), "no-such.toml: cannot be read"),
     ],
 )
@@ -115,3 +124,51 @@ def test_a_cpu_of_ones_own_and_its_mistakes(tmp_path):
     mine.write_text(text.replace("ways = 64", "ways = 48", 1))
     with pytest.raises(ScenarioError, match=r"tlb\[0\]: 64 entries are not a multiple of 48 ways"):
         load_cpu(str(mine))
+
+
+def run(*args):
+    done = fleet("mmu", *args, "--accesses", "100000", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_mmu_counts_walks_of_both_dimensions_and_compares():
+    small = ("gups", "--footprint", "64MiB")
+    found = run(*small, "--guest-thp", "off", "--host-thp", "off", "--compare")
+    assert found["accesses"] == 100_000
+    assert found["effective_huge_ratio"] == 0.0
+    hits = found["l1_hits_per_access"] + found["l2_hits_per_access"]
+    assert hits + found["walks_per_access"] == pytest.approx(1.0)
+    assert found["references_per_walk"] == pytest.approx(
+        found["guest_references_per_walk"] + found["ept_references_per_walk"]
+    )
+    assert 2.0 < found["references_per_walk"] < 24.0
+    assert sum(read["per_walk"] for read in found["reads"]) == pytest.approx(
+        found["references_per_walk"]
+    )
+    assert found["slowdown_against_all_huge"] > found["slowdown_against_native"] > 1.0
+
+
+def test_mmu_pages_are_huge_only_where_both_sides_are():
+    small = ("gups", "--footprint", "64MiB")
+    ratios = {
+        (guest, host): run(*small, "--guest-thp", guest, "--host-thp", host)
+        for guest in ("on", "off", "madvise")
+        for host in ("on", "off")
+    }
+    for (guest, host), found in ratios.items():
+        assert found["guest_huge_ratio"] == (1.0 if guest == "on" else 0.0)
+        assert found["effective_huge_ratio"] == (1.0 if (guest, host) == ("on", "on") else 0.0)
+
+
+def test_mmu_text_is_what_a_reader_needs():
+    out = fleet("mmu", "idle", "--footprint", "16MiB", "--accesses", "20000", "--compare").stdout
+    for line in ("references a walk", "walk share", "against all huge", "against native"):
+        assert line in out
+
+
+def test_five_levels_cost_more_references_than_four():
+    common = ("gups", "--footprint", "64MiB", "--cpu", "zen4", "--guest-thp", "off")
+    four, five = run(*common), run(*common, "--levels", "5")
+    assert five["walks_per_access"] == four["walks_per_access"]
+    assert five["references_per_walk"] >= four["references_per_walk"]

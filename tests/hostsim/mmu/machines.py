@@ -15,7 +15,7 @@ from hostsim.mmu.tlb import (
 )
 
 NO_LATENCY = LatencySpec(0, 0, 0, 0, 0, 0)
-NO_CACHE = CacheSpec(0, 0, 0)
+NO_CACHE = CacheSpec(0, 0, 0, 1)
 SIZES = ("4K", "2M", "1G")
 
 

@@ -1,0 +1,197 @@
+"""Page tables and EPTs as the memory managers of a guest and a host leave them.
+
+The memory manager keeps what a process maps as windows and extents; a page walker reads radix
+tables.  Here the one is made from the other: every leaf, every table, and the frame in which
+each table lies.
+
+Simplified: upper-level tables take a process's first table pages, the others follow in the
+order of the windows; the memory manager counts table pages and does not name them.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostsim.core.jit import kernel
+from hostsim.core.units import HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER, PTRS_PER_TABLE
+from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.mm_types import MM_KERNEL, MM_WINDOWS, NIL, Memory
+from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
+from hostsim.mm.pgtable import alloc_table
+from hostsim.mm.rmap import EXT_DESCENDING, KIND_MASK, KIND_PGTABLE, frame_at
+from hostsim.mmu.paging import PageTables, look_up, map_leaf, new_page_tables, tables_needed
+
+
+@kernel
+def table_frames(mem: Memory, mm: int, kind: int, frames: NDArray[np.int64]) -> int:
+    """Write the frames of a process's table pages of a kind, newest first; return how many."""
+    nr = 0
+    x = mem.mm[mm, MM_KERNEL] - 1
+    while x != NIL:
+        if mem.ext[x].flags & KIND_MASK == kind:
+            first = int(mem.ext[x].pfn)
+            last = first + int(mem.ext[x].nr) - 1
+            for i in range(int(mem.ext[x].nr)):
+                if nr < frames.size:
+                    descending = mem.ext[x].flags & EXT_DESCENDING != 0
+                    frames[nr] = first + i if descending else last - i
+                nr += 1
+        x = int(mem.ext[x].next)
+    return nr
+
+
+@kernel
+def map_process(mem: Memory, mm: int, tables: PageTables) -> bool:
+    """Enter everything that a process maps; return whether the tables had room.
+
+    The shared huge zero page is left out: nothing was written there.
+    """
+    for window in range(mem.mm[mm, MM_WINDOWS]):
+        word = window_word(mem, mm, window)
+        first = window << HPAGE_PMD_ORDER
+        if word & W_TAG == W_HUGE:
+            if not map_leaf(tables, first, 2, (word >> 2) << PAGEBLOCK_ORDER):
+                return False
+        elif word & W_TAG == W_TABLE:
+            x = table_head(word)
+            while x != NIL:
+                page = int(mem.ext[x].vpn)
+                for vpn in range(page, page + int(mem.ext[x].nr)):
+                    if not map_leaf(tables, vpn, 1, frame_at(mem, x, vpn)):
+                        return False
+                x = int(mem.ext[x].next)
+    return True
+
+
+@kernel
+def touched_windows(mem: Memory, mm: int, huge: bool, rank: NDArray[np.int64]) -> int:
+    """Count the windows of a process that own a table page, and number them in order.
+
+    Parameters
+    ----------
+    rank
+        Filled with the numbers; NO_PFN for the other windows.
+    huge
+        Whether huge windows own one, too: the deposited page table of a process; an EPT has none.
+    """
+    nr = 0
+    for window in range(mem.mm[mm, MM_WINDOWS]):
+        tag = window_word(mem, mm, window) & W_TAG
+        rank[window] = NO_PFN
+        if tag == W_TABLE or (tag == W_HUGE and huge):
+            rank[window] = nr
+            nr += 1
+    return nr
+
+
+def page_tables_of(mem: Memory, mm: int, levels: int, kind: int = KIND_PGTABLE) -> PageTables:
+    """Return the tables of a process (KIND_PGTABLE) or the EPT of its guest RAM (KIND_EPT).
+
+    Tables lie where the memory manager put the process's table pages of that kind.
+
+    Raises
+    ------
+    ValueError
+        The process has fewer table pages than its tables need: its upper levels were not paid
+        for (`alloc_upper_tables`).
+    """
+    windows = int(mem.mm[mm, MM_WINDOWS])
+    tables = new_page_tables(tables_needed(windows << HPAGE_PMD_ORDER, levels, 1), levels, 0)
+    if not map_process(mem, mm, tables):
+        raise ValueError("a process with more tables than its size needs")
+    used = int(tables.root[2])
+    frames = np.empty(1 << 20, np.int64)
+    nr = int(table_frames(mem, mm, kind, frames))
+    if nr > len(frames):
+        frames = np.empty(nr, np.int64)
+        table_frames(mem, mm, kind, frames)
+    frames = frames[:nr][::-1]
+    rank = np.empty(windows, np.int64)
+    owned = int(touched_windows(mem, mm, kind == KIND_PGTABLE, rank))
+    level = _level_of_tables(tables)
+    upper = np.flatnonzero(level[:used] > 1)
+    if len(upper) + owned > nr:
+        raise ValueError(f"{len(upper) + owned} tables, but {nr} table pages")
+    tables.frame[upper] = frames[: len(upper)]
+    lowest = np.flatnonzero(level[:used] == 1)
+    small = rank[_windows_of(tables, lowest)]
+    tables.frame[lowest] = frames[nr - owned :][small]
+    return tables
+
+
+def _level_of_tables(tables: PageTables) -> NDArray[np.int64]:
+    """Return the level of every table, from the entries that lead to them."""
+    level = np.zeros(len(tables.frame), np.int64)
+    level[0] = tables.root[1]
+    for parent, child, _ in _links(tables):
+        level[child] = level[parent] - 1
+    return level
+
+
+def _links(tables: PageTables) -> list[tuple[int, int, int]]:
+    """Return (parent, child, index) of all tables, parents first."""
+    entry = tables.entry[: int(tables.root[2]) * PTRS_PER_TABLE]
+    slots = np.flatnonzero(entry & 3 == 2)
+    children = entry[slots] >> 2
+    order = np.argsort(children)
+    return [
+        (int(slots[i]) // PTRS_PER_TABLE, int(children[i]), int(slots[i]) % PTRS_PER_TABLE)
+        for i in order
+    ]
+
+
+def _windows_of(tables: PageTables, lowest: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the window that each lowest-level table maps."""
+    first = np.zeros(len(tables.frame), np.int64)  # table number of its level
+    for parent, child, index in _links(tables):
+        first[child] = first[parent] * PTRS_PER_TABLE + index
+    return first[lowest]
+
+
+@kernel
+def alloc_upper_tables(mem: Memory, mm: int, kind: int, nr: int) -> bool:
+    """Allocate the upper-level tables of a process, before it touches anything."""
+    for _ in range(nr):
+        if not alloc_table(mem, mm, kind):
+            return False
+    return True
+
+
+@kernel
+def touch_frames(
+    guest: Memory, guest_mm: int, frames: NDArray[np.int64], host: Memory, mm: int
+) -> bool:
+    """Let a guest touch what one of its processes uses: its tables, then its pages, in order.
+
+    Every page is touched at its guest frame; the host serves what it has not given yet.
+    """
+    for i in range(frames.size):
+        if touch_range(host, mm, frames[i], 1, 1, 1.0, 0, True, frames[i]) != FAULT_OK:
+            return False
+    for window in range(guest.mm[guest_mm, MM_WINDOWS]):
+        word = window_word(guest, guest_mm, window)
+        if word & W_TAG == W_HUGE:
+            first = (word >> 2) << PAGEBLOCK_ORDER
+            nr = 1 << PAGEBLOCK_ORDER
+            if touch_range(host, mm, first, nr, 1, 1.0, 0, True, first) != FAULT_OK:
+                return False
+        elif word & W_TAG == W_TABLE:
+            x = table_head(word)
+            while x != NIL:
+                first = int(guest.ext[x].pfn)
+                nr = int(guest.ext[x].nr)
+                if touch_range(host, mm, first, nr, 1, 1.0, 0, True, first) != FAULT_OK:
+                    return False
+                x = int(guest.ext[x].next)
+    return True
+
+
+@kernel
+def huge_windows(guest: PageTables, ept: PageTables, nested: bool, huge: NDArray[np.bool_]) -> int:
+    """Tell which windows from page 0 on are mapped huge in every dimension; return how many."""
+    nr = 0
+    for window in range(huge.size):
+        frame, level = look_up(guest, window << HPAGE_PMD_ORDER)
+        huge[window] = level >= 2 and (not nested or look_up(ept, frame)[1] >= 2)
+        if huge[window]:
+            nr += 1
+    return nr
