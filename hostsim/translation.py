@@ -12,12 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.jit import kernel
-from hostsim.core.units import HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER, PTRS_PER_TABLE
-from hostsim.mm.fault import FAULT_OK, touch_range
-from hostsim.mm.mm_types import MM_KERNEL, MM_WINDOWS, NIL, Memory
-from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
+    NO_PFN,
+    PAGEBLOCK_ORDER,
+    PTRS_PER_TABLE,
+)
+from hostsim.ept import guest_access
+from hostsim.mm.fault import FAULT_OK
+from hostsim.mm.mm_types import MM_KERNEL, MM_RAM_PAGES, MM_WINDOWS, NIL, P_ZERO_PB, Memory
+from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
+from hostsim.mm.mmu_notifier import E_LEAF, E_SHIFT, E_TABLE, E_TAG, ept_word, has_leaf
 from hostsim.mm.pgtable import alloc_table
-from hostsim.mm.rmap import EXT_DESCENDING, KIND_MASK, KIND_PGTABLE, frame_at
+from hostsim.mm.rmap import (
+    EXT_DESCENDING,
+    KIND_EPT,
+    KIND_MASK,
+    KIND_PGTABLE,
+    KIND_SWAP,
+    frame_at,
+)
 from hostsim.mmu.paging import PageTables, look_up, map_leaf, new_page_tables, tables_needed
 
 
@@ -47,38 +62,73 @@ def map_process(mem: Memory, mm: int, tables: PageTables) -> bool:
     """
     for window in range(mem.mm[mm, MM_WINDOWS]):
         word = window_word(mem, mm, window)
-        first = window << HPAGE_PMD_ORDER
-        if word & W_TAG == W_HUGE:
-            if not map_leaf(tables, first, 2, (word >> 2) << PAGEBLOCK_ORDER):
+        if word == W_NONE or word == W_ZERO:
+            continue
+        if maps_huge(word):
+            if not map_leaf(tables, window << HPAGE_PMD_ORDER, 2, (word >> 2) << PAGEBLOCK_ORDER):
                 return False
-        elif word & W_TAG == W_TABLE:
-            x = table_head(word)
-            while x != NIL:
-                page = int(mem.ext[x].vpn)
+            continue
+        x = table_head(word)
+        while x != NIL:
+            page = int(mem.ext[x].vpn)
+            if mem.ext[x].flags & KIND_MASK != KIND_SWAP:
                 for vpn in range(page, page + int(mem.ext[x].nr)):
                     if not map_leaf(tables, vpn, 1, frame_at(mem, x, vpn)):
                         return False
-                x = int(mem.ext[x].next)
+            x = int(mem.ext[x].next)
     return True
 
 
 @kernel
-def touched_windows(mem: Memory, mm: int, huge: bool, rank: NDArray[np.int64]) -> int:
+def map_guest(mem: Memory, mm: int, tables: PageTables) -> bool:
+    """Enter every leaf of a VM's EPT; return whether the tables had room."""
+    for window in range((mem.mm[mm, MM_RAM_PAGES] + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER):
+        ept = ept_word(mem, mm, window)
+        first = window << HPAGE_PMD_ORDER
+        if ept & E_TAG == E_LEAF:
+            if not map_leaf(tables, first, 2, (ept >> E_SHIFT) << PAGEBLOCK_ORDER):
+                return False
+        if ept & E_TAG != E_TABLE:
+            continue
+        word = window_word(mem, mm, window)
+        if maps_huge(word):
+            pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
+            for page in range(first, first + HPAGE_PMD_NR):
+                if has_leaf(mem, ept >> E_SHIFT, page):
+                    pfn = (pb << PAGEBLOCK_ORDER) + page - first
+                    if not map_leaf(tables, page, 1, pfn):
+                        return False
+            continue
+        x = table_head(word)
+        while x != NIL:
+            page = int(mem.ext[x].vpn)
+            for gfn in range(page, page + int(mem.ext[x].nr)):
+                if has_leaf(mem, ept >> E_SHIFT, gfn):
+                    if not map_leaf(tables, gfn, 1, frame_at(mem, x, gfn)):
+                        return False
+            x = int(mem.ext[x].next)
+    return True
+
+
+@kernel
+def windows_with_table(mem: Memory, mm: int, kind: int, rank: NDArray[np.int64]) -> int:
     """Count the windows of a process that own a table page, and number them in order.
 
     Parameters
     ----------
+    kind
+        KIND_PGTABLE: huge windows own one, too, the deposited one; or KIND_EPT.
     rank
         Filled with the numbers; NO_PFN for the other windows.
-    huge
-        Whether huge windows own one, too: the deposited page table of a process; an EPT has none.
     """
     nr = 0
-    for window in range(mem.mm[mm, MM_WINDOWS]):
-        tag = window_word(mem, mm, window) & W_TAG
-        rank[window] = NO_PFN
-        if tag == W_TABLE or (tag == W_HUGE and huge):
-            rank[window] = nr
+    for window in range(rank.size):
+        if kind == KIND_EPT:
+            owns = ept_word(mem, mm, window) & E_TAG == E_TABLE
+        else:
+            owns = window_word(mem, mm, window) != W_NONE
+        rank[window] = nr if owns else NO_PFN
+        if owns:
             nr += 1
     return nr
 
@@ -95,8 +145,11 @@ def page_tables_of(mem: Memory, mm: int, levels: int, kind: int = KIND_PGTABLE) 
         for (`alloc_upper_tables`).
     """
     windows = int(mem.mm[mm, MM_WINDOWS])
+    if kind == KIND_EPT:
+        windows = -(-int(mem.mm[mm, MM_RAM_PAGES]) // HPAGE_PMD_NR)
     tables = new_page_tables(tables_needed(windows << HPAGE_PMD_ORDER, levels, 1), levels, 0)
-    if not map_process(mem, mm, tables):
+    enter = map_guest if kind == KIND_EPT else map_process
+    if not enter(mem, mm, tables):
         raise ValueError("a process with more tables than its size needs")
     used = int(tables.root[2])
     frames = np.empty(1 << 20, np.int64)
@@ -106,7 +159,7 @@ def page_tables_of(mem: Memory, mm: int, levels: int, kind: int = KIND_PGTABLE) 
         table_frames(mem, mm, kind, frames)
     frames = frames[:nr][::-1]
     rank = np.empty(windows, np.int64)
-    owned = int(touched_windows(mem, mm, kind == KIND_PGTABLE, rank))
+    owned = int(windows_with_table(mem, mm, kind, rank))
     level = _level_of_tables(tables)
     upper = np.flatnonzero(level[:used] > 1)
     if len(upper) + owned > nr:
@@ -160,28 +213,29 @@ def alloc_upper_tables(mem: Memory, mm: int, kind: int, nr: int) -> bool:
 def touch_frames(
     guest: Memory, guest_mm: int, frames: NDArray[np.int64], host: Memory, mm: int
 ) -> bool:
-    """Let a guest touch what one of its processes uses: its tables, then its pages, in order.
+    """Let a guest access what one of its processes uses: its tables, then its pages, in order.
 
-    Every page is touched at its guest frame; the host serves what it has not given yet.
+    Every page is accessed at its guest frame; the host serves what it has not given yet.
     """
     for i in range(frames.size):
-        if touch_range(host, mm, frames[i], 1, 1, 1.0, 0, True, frames[i]) != FAULT_OK:
+        if guest_access(host, mm, frames[i], 1, True) != FAULT_OK:
             return False
     for window in range(guest.mm[guest_mm, MM_WINDOWS]):
         word = window_word(guest, guest_mm, window)
-        if word & W_TAG == W_HUGE:
+        if word == W_NONE or word == W_ZERO:
+            continue
+        if maps_huge(word):
             first = (word >> 2) << PAGEBLOCK_ORDER
-            nr = 1 << PAGEBLOCK_ORDER
-            if touch_range(host, mm, first, nr, 1, 1.0, 0, True, first) != FAULT_OK:
+            if guest_access(host, mm, first, HPAGE_PMD_NR, True) != FAULT_OK:
                 return False
-        elif word & W_TAG == W_TABLE:
-            x = table_head(word)
-            while x != NIL:
-                first = int(guest.ext[x].pfn)
+            continue
+        x = table_head(word)
+        while x != NIL:
+            if guest.ext[x].flags & KIND_MASK != KIND_SWAP:
                 nr = int(guest.ext[x].nr)
-                if touch_range(host, mm, first, nr, 1, 1.0, 0, True, first) != FAULT_OK:
+                if guest_access(host, mm, int(guest.ext[x].pfn), nr, True) != FAULT_OK:
                     return False
-                x = int(guest.ext[x].next)
+            x = int(guest.ext[x].next)
     return True
 
 

@@ -27,8 +27,8 @@ W = 512
 
 def process(mem, pages, own=0, ept=False):
     mm = mm_alloc(mem, pages, own, ADVICE_NONE, ept, 0)
-    kind = KIND_EPT if ept else KIND_PGTABLE
-    assert alloc_upper_tables(mem, mm, kind, 3)
+    if not ept:
+        assert alloc_upper_tables(mem, mm, KIND_PGTABLE, 3)
     return mm
 
 
