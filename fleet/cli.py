@@ -56,7 +56,7 @@ def _announce_compilation() -> None:
     from hostsim.core.jit import cache_folder
 
     if not cache_folder("fleet.node").exists():
-        typer.echo("compiling kernels, once per version and machine: about a minute", err=True)
+        typer.echo("compiling kernels, once per version and machine: about two minutes", err=True)
 
 
 def _print_version(wanted: bool) -> None:
