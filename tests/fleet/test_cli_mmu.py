@@ -142,7 +142,7 @@ def test_mmu_counts_walks_of_both_dimensions_and_compares():
     assert found["references_per_walk"] == pytest.approx(
         found["guest_references_per_walk"] + found["ept_references_per_walk"]
     )
-    assert 2.0 < found["references_per_walk"] < 24.0
+    assert 2.0 <= found["references_per_walk"] < 24.0
     assert sum(read["per_walk"] for read in found["reads"]) == pytest.approx(
         found["references_per_walk"]
     )
