@@ -234,16 +234,20 @@ def _turn_over_cache(
 ) -> int:
     """Let files be deleted and read; the cache gives way when memory is short.
 
-    The guest is about to touch ``demand`` pages beside.
+    It grows into free memory only; files read beyond that take the place of older ones.  The
+    guest is about to touch ``demand`` pages beside.
     """
     limit = guests[row, G_CACHE]
     drops = int(profile[B_DROPS] * hours * float(guests[row, G_HEAD] - guests[row, G_TAIL]))
     nr = _drop_cache(guests, ops, nr, row, drops)
     have = guests[row, G_HEAD] - guests[row, G_TAIL]
-    wanted = grown_by(limit, age_ns, profile[B_GROWTH])
-    reads = max(wanted - have, 0) + int(profile[B_READS] * hours * float(limit))
+    room = free_room(mem) - demand
+    begins = hours == 0.0  # a standing VM has what its age brought
+    gone_ns = age_ns if begins else int(hours * float(NS_PER_HOUR))
+    reads = grown_by(max(limit - have, 0), gone_ns, profile[B_GROWTH])
+    reads = min(reads, max(room, 0)) + int(profile[B_READS] * hours * float(limit))
     reads = min(reads, limit)
-    short = max(have + reads - limit, reads + demand - free_room(mem))
+    short = max(have + reads - limit, reads - room)
     if short > 0:
         nr = _drop_cache(guests, ops, nr, row, short)
     nr = push_cache(guests, ops, nr, row, OP_READ, guests[row, G_HEAD], reads)

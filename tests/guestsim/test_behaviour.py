@@ -110,8 +110,24 @@ def test_operations_stay_within_the_ring_and_the_cache_within_its_limit(mem):
             assert 0 <= guest[G_HEAD] - guest[G_TAIL] <= guest[G_CACHE]
 
 
-def test_page_cache_grows_to_its_limit(mem):
+def test_page_cache_of_a_standing_vm_has_grown_with_its_age(mem):
     guest, _ = drawn(5)
-    decided(guest, mem, 12 * 9)
-    assert guest[G_HEAD] - guest[G_TAIL] == guest[G_CACHE]
-    assert guest[G_LAST_NS] == 9 * NS_PER_HOUR
+    before = int(guest[G_HEAD])
+    guest[G_LAST_NS] = 12 * TICK_NS
+    decided(guest, mem, 12)
+    grown = int(float(guest[G_CACHE] - before) * (1 - np.exp(-1.0)))
+    assert guest[G_HEAD] - before == grown
+    assert guest[G_LAST_NS] == NS_PER_HOUR
+
+
+def test_page_cache_that_gave_way_comes_back_at_the_rate_at_which_it_grew(mem):
+    calm = GUESTS._replace(
+        behaviours=(
+            BUSY._replace(cache_reads_per_hour=0.0, cache_drops_per_hour=0.0, jobs_per_hour=0.0),
+        )
+    )
+    guest, _ = drawn(5)
+    guest[[G_TAIL, G_LAST_NS]] = guest[G_HEAD], 12 * TICK_NS
+    decided(guest, mem, 13, calm)
+    have = int(guest[G_HEAD] - guest[G_TAIL])
+    assert have == int(float(guest[G_CACHE]) * (1 - np.exp(-1.0 / 12)))
