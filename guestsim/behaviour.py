@@ -93,6 +93,7 @@ OP_INFLATE: Final = 8  # the balloon takes O_NR pages
 OP_DEFLATE: Final = 9
 
 MAX_JOBS: Final = 4
+FITTING: Final = 8  # a main process leaves an eighth of memory to the kernel and others (assumed)
 MAX_RUNS: Final = 16
 RUN_PAGES: Final = 64  # of a heap, freed together
 BALLOON_RESERVE_SHIFT: Final = 5  # a balloon leaves its guest 1/32 of its memory free (assumed)
@@ -155,7 +156,8 @@ def draw_guest(spec: GuestSpec, key: int, vm_id: int, pages: int, guest: NDArray
     number = draw_class(spec, uniform(key, vm_id, 3))
     boot = boot_footprint(spec, pages)
     room = max(math.ceil(share * pages) - pages // 64 - boot, 0)
-    heap = int(spec.behaviours[number].heap_ratio * room)
+    largest = max(pages - pages // FITTING - boot, 0)  # programs are set up to fit
+    heap = min(int(spec.behaviours[number].heap_ratio * room), largest)
     guest[G_KEY] = hash64(key, vm_id, 2)
     guest[G_CLASS] = number
     guest[G_HEAP] = heap
