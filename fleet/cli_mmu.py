@@ -204,7 +204,7 @@ def mmu(
         for name, other in others.items():
             _, cost = runs.run(program, chosen, other, accesses, seed)
             found[f"slowdown_against_{name}"] = found["run_cycles_per_operation"] / cost.run_cycles
-    typer.echo(json.dumps(found, indent=2) if as_json else _as_text(found))
+    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 
 
 _READ_NAMES = {
@@ -214,7 +214,7 @@ _READ_NAMES = {
 }
 
 
-def _as_text(found: dict[str, Any]) -> str:
+def as_text(found: dict[str, Any]) -> str:
     """Return a run as text."""
     from hostsim.core.units import format_bytes
 
