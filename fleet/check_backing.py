@@ -3,13 +3,21 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from guestsim.behaviour import G_MM, G_PAGES
+from guestsim.behaviour import G_MM, G_PAGES, G_SLOT, NR_SLOTS
 from guestsim.gpa import may_be_large
-from guestsim.guest import MM_BALLOON
+from guestsim.guest import FIRST_MM, MM_BALLOON
 from hostsim.core.errors import InvariantError
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
-from hostsim.mm.mm_types import MM_BASE, NIL, P_TOUCHED, P_TRACED, Memory
+from hostsim.mm.mm_types import (
+    MM_BASE,
+    MM_LIVE,
+    NIL,
+    P_MM_USED,
+    P_TOUCHED,
+    P_TRACED,
+    Memory,
+)
 from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG
 from hostsim.mm.physmem import (
@@ -72,14 +80,23 @@ def _check_leaves(host: Memory, guest: NDArray[np.int64], offset: int) -> None:
             raise InvariantError(f"2 MiB EPT leaf where none is allowed: window {window}")
 
 
+def _check_processes(guest: NDArray[np.int64], mem: Memory) -> None:
+    """Check that the processes of a guest are those that it began and did not end."""
+    slots = guest[G_SLOT : G_SLOT + 2 * NR_SLOTS : 2]
+    live = FIRST_MM + np.flatnonzero(mem.mm[FIRST_MM : mem.pool[P_MM_USED], MM_LIVE])
+    if sorted(slots[slots != NIL]) != list(live):
+        raise InvariantError(f"processes {list(live)} live, slots name {list(slots)}")
+
+
 def check_backing(host: Memory, guest: NDArray[np.int64], mem: Memory, offset: int) -> None:
     """Check that every frame a guest has written and not given up is backed.
 
     Raises
     ------
     InvariantError
-        One is not, or the guest's log of frames is not empty.
+        One is not, or the guest's log of frames is not empty, or a process is nobody's.
     """
+    _check_processes(guest, mem)
     if mem.pool[P_TOUCHED] != 0 or mem.pool[P_TRACED] == TRACE_LOST:
         raise InvariantError(f"{mem.pool[P_TOUCHED]} runs of frames were never backed")
     nr = len(mem.pb[: guest[G_PAGES] >> HPAGE_PMD_ORDER]) << HPAGE_PMD_ORDER

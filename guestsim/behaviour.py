@@ -322,14 +322,13 @@ def _use_heap(
         nr = push(ops, nr, row, OP_TOUCH_SLOT, MAIN, start, RUN_PAGES)
     guests[row, G_RUNS] = 0
     age_ns = now_ns - guests[row, G_HEAP_NS]
-    if profile[B_RESTART] > 0.0 and float(age_ns) > profile[B_RESTART]:
+    ends = profile[B_RESTART] > 0.0 and float(age_ns) > profile[B_RESTART]
+    if ends:
         nr = push(ops, nr, row, OP_EXIT, MAIN, 0, 1)
-        guests[row, G_SLOT] = NIL
         guests[row, G_HEAP_NS] = now_ns
-        guests[row, G_GROWN] = 0
         age_ns = 0
     heap = guests[row, G_HEAP]
-    if guests[row, G_SLOT] == NIL and heap > 0:
+    if (ends or guests[row, G_SLOT] == NIL) and heap > 0:
         nr = push(ops, nr, row, OP_BEGIN, MAIN, int(profile[B_ADVICE]), heap)
         guests[row, G_GROWN] = 0
     wanted = grown_by(heap, age_ns, profile[B_GROWTH])

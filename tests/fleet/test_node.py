@@ -202,3 +202,12 @@ def test_every_frame_that_a_guest_uses_is_backed_through_a_life_with_kills(kerne
     rows = run(node, (70, START, 3, 2), (80, START, 4, 1, 3), (110, STOP, 2, 1), first=1)
     node.check()
     assert "kill" in {name for name, _ in events(rows)}
+
+
+def test_a_main_process_that_begins_anew_leaves_nothing_behind():
+    restarting = GUESTS._replace(behaviours=(BUSY._replace(restart_ns=NS_PER_HOUR),))
+    node = new_node(guests=restarting)
+    for hour in range(5):
+        rows = run(node, *([(0, START, 0, 2)] if hour == 0 else []), hours=1, first=hour)
+        node.check()
+    assert rows.vms[-1, VM["guest_oom_kill"]] == 0
