@@ -21,6 +21,7 @@ from hostsim.core.units import (
 from hostsim.mm.content import clear_huge, note_written
 from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fork import wp_huge, wp_page
+from hostsim.mm.huge_run import fault_huge_run
 from hostsim.mm.hugetlb import hugetlb_fault, windows_per_page
 from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
@@ -426,6 +427,10 @@ def touch_range(
             continue
         if window_word(mem, mm, window) == W_NONE:
             whole = write and step == 1 and fraction >= 1.0 and stop - page == HPAGE_PMD_NR
+            done = fault_huge_run(mem, mm, window, (end - page) >> HPAGE_PMD_ORDER) if whole else 0
+            if done > 0:
+                page += done << HPAGE_PMD_ORDER
+                continue
             if _fault_empty_window(mem, mm, window, page, write, whole) != FAULT_OK:
                 return FAULT_OOM
         word = window_word(mem, mm, window)

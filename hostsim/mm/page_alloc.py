@@ -58,8 +58,8 @@ def account_rss(mem: Memory, mm: int, window: int, nr: int) -> None:
 
 
 @kernel
-def _refill(mem: Memory, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
-    """Move blocks from the buddy to an empty per-CPU list (rmqueue_bulk); return how many."""
+def rmqueue_bulk(mem: Memory, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
+    """Move blocks from the buddy to an empty per-CPU list; return how many."""
     era = mem.tunables[T_PCP_6_12] != 0
     want = nr_pcp_alloc(mem, zone, order, era)
     head = zone * NR_PCP_LISTS + list_index(order, migratetype, era)
@@ -97,7 +97,7 @@ def rmqueue_pcplist(
         As `hostsim.mm.pcp.pop_head`; NO_PFN if zone and fallbacks are empty.
     """
     head = zone * NR_PCP_LISTS + list_index(order, migratetype, mem.tunables[T_PCP_6_12] != 0)
-    if mem.run[head].next == head and _refill(mem, zone, order, migratetype, nofragment) == 0:
+    if mem.run[head].next == head and rmqueue_bulk(mem, zone, order, migratetype, nofragment) == 0:
         return NO_PFN, 0, 0
     pfn, taken, step = pop_head(mem, head, nr)
     mem.zone[zone, PCP_COUNT] -= taken << order

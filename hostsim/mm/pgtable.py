@@ -35,6 +35,19 @@ def _account(mem: Memory, mm: int, kind: int, nr: int) -> None:
 
 
 @kernel
+def own_pages(mem: Memory, mm: int, kind: int, pfn: int, nr: int, step: int) -> None:
+    """Give a process kernel pages that lie at equal steps, one after the other."""
+    for i in range(nr):
+        head = mem.mm[mm, MM_KERNEL] - 1
+        page = pfn + i * step
+        if head == NIL or not try_extend(mem, head, page, 1, False, kind):
+            x = add_extent(mem, page, 1, mm, 0, kind)
+            mem.ext[x].next = head
+            mem.mm[mm, MM_KERNEL] = x + 1
+    _account(mem, mm, kind, nr)
+
+
+@kernel
 def alloc_table(mem: Memory, mm: int, kind: int) -> bool:
     """Allocate one kernel page for a process; return whether there was one.
 
@@ -46,12 +59,7 @@ def alloc_table(mem: Memory, mm: int, kind: int) -> bool:
     pfn, _, _ = alloc_pages(mem, 0, MIGRATE_UNMOVABLE, 1)
     if pfn == NO_PFN:
         return False
-    head = mem.mm[mm, MM_KERNEL] - 1
-    if head == NIL or not try_extend(mem, head, pfn, 1, False, kind):
-        x = add_extent(mem, pfn, 1, mm, 0, kind)
-        mem.ext[x].next = head
-        mem.mm[mm, MM_KERNEL] = x + 1
-    _account(mem, mm, kind, 1)
+    own_pages(mem, mm, kind, pfn, 1, 1)
     return True
 
 

@@ -1,0 +1,166 @@
+"""Huge-page faults of windows in a row, as a program that fills its memory makes them.
+
+`fault_huge_run` leaves the machine as that many faults one after the other would
+(`hostsim.mm.fault`), for as long as each takes no more than the head of two per-CPU lists.
+
+Source: as `hostsim.mm.fault`; it is a faster way through the same kernel code.
+Simplified: `Memory.touched` names the page tables of a run behind its huge pages.
+"""
+
+from typing import Final
+
+from hostsim.core.jit import hot_kernel, kernel
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
+from hostsim.mm.cost import C_CLEAR_PAGE, C_HUGE_FAULT, charge
+from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
+from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MIGRATE_UNMOVABLE,
+    MM_BASE,
+    MM_HUGE,
+    MM_RAM_PAGES,
+    MM_THP_ALLOC,
+    MM_VMAS,
+    NR_PCP_LISTS,
+    P_BOOSTED,
+    P_TRACED,
+    PCP_COUNT,
+    Z_BOOST,
+    Z_FREE,
+    Z_MANAGED,
+    Z_RESERVE,
+    Z_WMARK_HIGH,
+    Z_WMARK_LOW,
+    ZONE_DMA,
+    ZONE_DMA32,
+    ZONE_NORMAL,
+    Memory,
+)
+from hostsim.mm.mmap import W_NONE, huge_word
+from hostsim.mm.page_alloc import account_rss, rmqueue_bulk
+from hostsim.mm.pcp import list_index, note_alloc, pop_head
+from hostsim.mm.pgtable import own_pages
+from hostsim.mm.physmem import PB_HUGE, set_state
+from hostsim.mm.rmap import KIND_PGTABLE
+from hostsim.mm.touched import note_touched
+from hostsim.mm.tunables import (
+    T_NOFRAGMENT,
+    T_PCP_6_12,
+    T_PCP_ORDER_0,
+    T_THP_POLICY,
+    T_WATERMARK_DECAY,
+    THP_POLICIES,
+)
+from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS, PGALLOC, PGFAULT, THP_FAULT_ALLOC
+
+LINUX: Final = THP_POLICIES["linux"]
+MARGIN_PAGES: Final = 4096  # more than what a fault and the refill of one list take
+
+
+@hot_kernel
+def _plenty(mem: Memory, zone: int) -> bool:
+    """Tell whether a zone serves the next faults without a look at any watermark or other type.
+
+    Then no list of another type is stolen from, no daemon is woken, no flag of the lists changes.
+    """
+    free = mem.zone[zone, Z_FREE] - MARGIN_PAGES
+    low = mem.zone[zone, Z_WMARK_LOW] + mem.zone[zone, Z_BOOST] + mem.zone[zone, Z_RESERVE]
+    own = mem.nr_free[zone, MIGRATE_MOVABLE]
+    return (
+        free > max(low, mem.zone[zone, Z_WMARK_HIGH])
+        and (own[HPAGE_PMD_ORDER + 1] > 0 or own[HPAGE_PMD_ORDER] > 1)
+        and mem.pool[P_BOOSTED] == 0
+    )
+
+
+@kernel
+def _may_run(mem: Memory, mm: int) -> bool:
+    """Tell whether faults of empty windows ask for huge pages by the rules of 6.1 and later."""
+    return (
+        mem.tunables[T_THP_POLICY] == LINUX
+        and mem.tunables[T_PCP_ORDER_0] == 0
+        and mem.tunables[T_WATERMARK_DECAY] == 0
+        and mem.mm[mm, MM_VMAS] == 0
+        and thp_enabled(mem, mm)
+    )
+
+
+@kernel
+def _map_run(mem: Memory, mm: int, window: int, nr: int, pfn: int, step: int) -> None:
+    """Map huge pages that lie at equal steps by the PMDs of windows in a row."""
+    base = mem.mm[mm, MM_BASE] + window
+    for i in range(nr):
+        pb = (pfn + i * step) >> PAGEBLOCK_ORDER
+        set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
+        mem.pb[pb].a = mm
+        mem.pb[pb].b = window + i
+        mem.windows[base + i] = huge_word(pb)
+        mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
+    if mem.pool[P_TRACED] != 0:
+        note_touched(mem, pfn, nr, step, HPAGE_PMD_ORDER)
+
+
+@kernel
+def _account(mem: Memory, mm: int, window: int, nr: int, zone: int) -> None:
+    """Count so many huge faults of a process."""
+    khugepaged_enter(mem, mm)
+    note_alloc(mem, zone, 2 * nr)
+    account_rss(mem, mm, window, nr << HPAGE_PMD_ORDER)
+    mem.mm[mm, MM_HUGE] += nr
+    mem.mm[mm, MM_THP_ALLOC] += nr
+    mem.vmstat[PGALLOC + zone] += nr * (HPAGE_PMD_NR + 1)
+    mem.vmstat[NR_ANON_THPS] += nr
+    mem.vmstat[NR_ANON_PAGES] += nr << HPAGE_PMD_ORDER
+    mem.vmstat[PGFAULT] += nr
+    mem.vmstat[THP_FAULT_ALLOC] += nr
+    charge(mem, C_HUGE_FAULT, nr)
+    charge(mem, C_CLEAR_PAGE, nr << HPAGE_PMD_ORDER)
+
+
+@kernel
+def fault_huge_run(mem: Memory, mm: int, window: int, nr: int) -> int:
+    """Serve the faults of empty windows in a row, all pages written; return how many.
+
+    Returns
+    -------
+    int
+        Windows done, from 0: with the next one something else happens, or it is not empty.
+    """
+    nr = min(nr, (mem.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER) - window)
+    if nr <= 0 or not _may_run(mem, mm):
+        return 0
+    zone = ZONE_NORMAL
+    while zone > ZONE_DMA and mem.zone[zone, Z_MANAGED] == 0:
+        zone -= 1
+    era = mem.tunables[T_PCP_6_12] != 0
+    huge = zone * NR_PCP_LISTS + list_index(HPAGE_PMD_ORDER, MIGRATE_MOVABLE, era)
+    tables = zone * NR_PCP_LISTS + list_index(0, MIGRATE_UNMOVABLE, era)
+    keep_apart = (
+        mem.tunables[T_NOFRAGMENT] != 0
+        and mem.zone[ZONE_NORMAL, Z_MANAGED] > 0
+        and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
+    )
+    base = mem.mm[mm, MM_BASE] + window
+    done = 0
+    while done < nr and _plenty(mem, zone) and mem.run[tables].next != tables:
+        if mem.windows[base + done] != W_NONE:
+            break
+        if mem.run[huge].next == huge:
+            rmqueue_bulk(mem, zone, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, keep_apart)
+        here = min(nr - done, int(mem.run[int(mem.run[huge].next)].nr))
+        here = min(here, int(mem.run[int(mem.run[tables].next)].nr))
+        empty = 1
+        while empty < here and mem.windows[base + done + empty] == W_NONE:
+            empty += 1
+        pfn, here, step = pop_head(mem, huge, empty)
+        _map_run(mem, mm, window + done, here, pfn, step)
+        pfn, _, step = pop_head(mem, tables, here)
+        own_pages(mem, mm, KIND_PGTABLE, pfn, here, step)
+        if mem.pool[P_TRACED] != 0:
+            note_touched(mem, pfn, here, step, 0)
+        mem.zone[zone, PCP_COUNT] -= here * (HPAGE_PMD_NR + 1)
+        done += here
+    if done > 0:
+        _account(mem, mm, window, done, zone)
+    return done

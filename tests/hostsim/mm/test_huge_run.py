@@ -1,0 +1,112 @@
+"""Huge-page faults in a row against one fault at a time."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.mm.check import check_memory
+from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.huge_run import fault_huge_run
+from hostsim.mm.kalloc import alloc_blocks
+from hostsim.mm.memory import new_memory
+from hostsim.mm.mm_types import (
+    MIGRATE_UNMOVABLE,
+    NIL,
+    P_RESUME,
+    P_RUN_FREE,
+    P_WRITTEN_FREE,
+    P_WRITTEN_USED,
+    Memory,
+    used_parts,
+)
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, mm_alloc
+from hostsim.mm.tunables import set_tunable
+from hostsim.mm.vmstat import THP_FAULT_ALLOC
+from hostsim.mm.zap import discard_range, exit_mm
+
+WINDOWS = 96
+RAM = 64 * HPAGE_PMD_NR
+
+
+def machine(kernel, pages, before):
+    """Return a machine on which a few things have happened, and a process without memory."""
+    mem = new_memory(pages, kernel, 1)
+    set_tunable(mem.tunables, "enabled", "always")
+    others = [
+        mm_alloc(mem, RAM, 0, ADVICE_NOHUGE, False, 0),
+        mm_alloc(mem, RAM, 0, ADVICE_HUGE, True, 1),
+    ]
+    for kind, window, nr in before:
+        start = window * HPAGE_PMD_NR
+        if kind == "kernel":
+            alloc_blocks(mem, 0, MIGRATE_UNMOVABLE, nr, np.zeros(nr, np.int64))
+        elif kind == "discard":
+            discard_range(mem, others[nr % 2], start, nr)
+        elif kind == "exit":
+            exit_mm(mem, others[0])
+            others[0] = mm_alloc(mem, RAM, 0, ADVICE_NOHUGE, False, 0)
+        else:
+            touch_range(mem, others[kind == "huge"], start, nr, 1, 1.0, 0, True, start)
+    return mem, mm_alloc(mem, WINDOWS * HPAGE_PMD_NR, 0, ADVICE_HUGE, True, 2)
+
+
+def touch(mem, mm, first, nr):
+    return touch_range(mem, mm, first, nr, 1, 1.0, 0, True, first)
+
+
+def comparable(mem: Memory):
+    """Return all state but the notes of what was written when, which differ on purpose."""
+    parts = used_parts(mem)
+    parts["pool"][[P_RESUME, P_WRITTEN_FREE, P_WRITTEN_USED]] = 0
+    del parts["wrec"], parts["scratch"]
+    dead = int(mem.pool[P_RUN_FREE]) - 1
+    while dead != NIL:  # what a node of the per-CPU lists held before it was freed
+        parts["run"][dead]["first"] = parts["run"][dead]["nr"] = 0
+        dead = int(mem.run[dead]["next"])
+    return parts
+
+
+events = st.tuples(
+    st.sampled_from(["small", "small", "huge", "kernel", "discard", "exit"]),
+    st.integers(0, 40),
+    st.integers(1, 6000),
+)
+
+
+@given(
+    kernel=st.sampled_from(["2.6.38", "6.1", "6.12"]),
+    pages=st.sampled_from([1 << 16, 1 << 17, 3 << 19]),
+    before=st.lists(events, max_size=8),
+    own=st.lists(st.integers(0, WINDOWS - 1), max_size=3),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_run_leaves_what_single_faults_leave(kernel, pages, before, own):
+    """A first write to one page of a window takes the way of single faults."""
+    run, mm = machine(kernel, pages, before)
+    single, _ = machine(kernel, pages, before)
+    for mem in (run, single):
+        for window in own:  # windows in which the process has small pages already
+            touch(mem, mm, window * HPAGE_PMD_NR + 7, 1)
+    whole = touch(run, mm, 0, WINDOWS * HPAGE_PMD_NR)
+    for window in range(WINDOWS):
+        first = window * HPAGE_PMD_NR
+        status = touch(single, mm, first, 1)
+        if status == FAULT_OK:
+            status = touch(single, mm, first, HPAGE_PMD_NR)
+        if status != FAULT_OK:
+            break
+    assert whole == status
+    check_memory(run)
+    left, right = comparable(run), comparable(single)
+    for name in left:
+        assert np.array_equal(left[name], right[name]), name
+
+
+def test_a_fresh_machine_serves_a_run():
+    """The fast path is taken at all: a whole list of page tables at a time."""
+    mem, mm = machine("6.12", 3 << 19, [])
+    touch(mem, mm, 0, 1)  # fills the lists
+    assert fault_huge_run(mem, mm, 1, 20) == 20
+    assert mem.vmstat[THP_FAULT_ALLOC] == 21
+    check_memory(mem)
