@@ -15,10 +15,11 @@ Simplified: a read and a write violation of a page are one.
 
 from typing import Final
 
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER
 from hostsim.mm.cost import C_EPT_VIOLATION, charge
 from hostsim.mm.fault import FAULT_OK, FAULT_OOM, touch_range
+from hostsim.mm.lru import LRU_YOUNG
 from hostsim.mm.mm_types import (
     MM_BASE,
     MM_EPT,
@@ -35,7 +36,7 @@ from hostsim.mm.mm_types import (
     P_ZERO_PB,
     Memory,
 )
-from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
+from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, maps_huge, table_head, window_word
 from hostsim.mm.mmu_notifier import (
     E_DIRECTORY,
     E_LEAF,
@@ -54,6 +55,7 @@ from hostsim.mm.mmu_notifier import (
     set_ept,
 )
 from hostsim.mm.pgtable import alloc_table, free_table
+from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_SWAP, frame_at
 from hostsim.mm.tunables import (
     T_KVM_EAGER_PAGE_SPLIT,
@@ -80,13 +82,19 @@ def large_allowed(mem: Memory, mm: int, window: int) -> bool:
     )
 
 
+@inline_kernel
+def _directory(mem: Memory, mm: int, window: int) -> int:
+    """Return the word that tells whether the directory of a window's GiB exists."""
+    return mem.mm[mm, MM_BASE] + window - window % WINDOWS_PER_GIB
+
+
 @kernel
 def _upper_levels(mem: Memory, mm: int, window: int) -> bool:
     """Make sure that a window's EPT directories exist; False if memory ran out."""
     while mem.mm[mm, MM_EPT] < EPT_ROOT_PAGES:
         if not alloc_table(mem, mm, KIND_EPT):
             return False
-    at = mem.mm[mm, MM_BASE] + window - window % WINDOWS_PER_GIB
+    at = _directory(mem, mm, window)
     if int(mem.ept[at]) & E_DIRECTORY == 0:
         if not alloc_table(mem, mm, KIND_EPT):
             return False
@@ -200,6 +208,53 @@ def ept_access(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
 
 
 @kernel
+def _map_leaves(mem: Memory, mm: int, window: int, end: int) -> int:
+    """Install 2 MiB leaves where the host has huge pages and the EPT nothing; return up to where.
+
+    As `ept_access` on each window, up to the first that needs more than a leaf.
+    """
+    if window >= end or not large_allowed(mem, mm, window):
+        return window
+    if not large_allowed(mem, mm, end - 1) or mem.mm[mm, MM_EPT] < EPT_ROOT_PAGES:
+        return window
+    first = window
+    base = mem.mm[mm, MM_BASE]
+    while window < end:
+        word = int(mem.windows[base + window])
+        if word & W_TAG != W_HUGE or int(mem.ept[base + window]) & E_TAG != E_NONE:
+            break
+        if int(mem.ept[_directory(mem, mm, window)]) & E_DIRECTORY == 0:
+            break
+        set_ept(mem, mm, window, E_LEAF, word >> 2)
+        window += 1
+    if window > first:
+        mem.mm[mm, MM_EPT_2M] += window - first
+        mem.vmstat[NR_EPT_LEAVES_2M] += window - first
+        _count(mem, mm, window - first)
+    return window
+
+
+@hot_kernel
+def _reached(mem: Memory, mm: int, page: int, end: int) -> int:
+    """Let the guest write pages that it has reached before; return the first that it has not.
+
+    Goes past huge pages of one process, wholly written, that 2 MiB leaves map.
+    """
+    base = mem.mm[mm, MM_BASE]
+    while page < end:
+        window = page >> HPAGE_PMD_ORDER
+        word = int(mem.windows[base + window])
+        if word & W_TAG != W_HUGE or int(mem.ept[base + window]) & E_TAG != E_LEAF:
+            break
+        pb = word >> 2
+        if mem.written[pb] != 0 or pageblock_state(mem, pb) != PB_HUGE:
+            break
+        mem.lru[pb] |= LRU_YOUNG
+        page = min(end, (window + 1) << HPAGE_PMD_ORDER)
+    return page
+
+
+@kernel
 def guest_access(mem: Memory, mm: int, start: int, nr: int, write: bool) -> int:
     """Let a process's guest access pages ``start .. start + nr - 1``.
 
@@ -210,19 +265,28 @@ def guest_access(mem: Memory, mm: int, start: int, nr: int, write: bool) -> int:
     int
         FAULT_OK, FAULT_OOM or FAULT_SIGBUS, as `hostsim.mm.fault.touch_range`.
     """
-    status = touch_range(mem, mm, start, nr, 1, 1.0, 0, write, start)
+    page = _reached(mem, mm, start, start + nr)
+    nr -= page - start
+    if nr == 0:
+        return FAULT_OK
+    status = touch_range(mem, mm, page, nr, 1, 1.0, 0, write, page)
     if status != FAULT_OK:
         return status
     if mem.mm[mm, MM_HAS_EPT] == 0:
         return FAULT_OK
-    end = min(start + nr, mem.mm[mm, MM_RAM_PAGES])
-    page = start
+    end = min(page + nr, mem.mm[mm, MM_RAM_PAGES])
     while page < end:
         window = page >> HPAGE_PMD_ORDER
         stop = min(end, (window + 1) << HPAGE_PMD_ORDER)
-        if not ept_access(mem, mm, window, page, stop):
-            mem.pool[P_RESUME] = page
-            return FAULT_OOM
+        if stop - page == HPAGE_PMD_NR:
+            mapped = _map_leaves(mem, mm, window, end >> HPAGE_PMD_ORDER)
+            if mapped > window:
+                page = mapped << HPAGE_PMD_ORDER
+                continue
+        if ept_word(mem, mm, window) & E_TAG != E_LEAF:
+            if not ept_access(mem, mm, window, page, stop):
+                mem.pool[P_RESUME] = page
+                return FAULT_OOM
         page = stop
     return FAULT_OK
 

@@ -84,41 +84,61 @@ def has_leaf(mem: Memory, table: int, page: int) -> bool:
 
 
 @inline_kernel
-def flip_leaf(mem: Memory, table: int, page: int) -> None:
-    """Set or clear the mark of a leaf."""
+def _run_sum(first: int, pfn: int, step: int, nr: int) -> int:
+    """Return the sum of `leaf_sum` over a run of leaves ``first`` on, their frames a step apart."""
+    i, j = first + 1, pfn + 1
+    pairs = nr * (nr - 1) // 2
+    squares = (nr - 1) * nr * (2 * nr - 1) // 6
+    return nr * i * j + (i * step + j) * pairs + step * squares
+
+
+@kernel
+def _set_leaves(
+    mem: Memory, table: int, page: int, nr: int, pfn: int, step: int, present: int
+) -> int:
+    """Set (1) or clear (0) the leaves of a run that are not so yet; return how many.
+
+    A word of the table at a time; bit by bit only where some are and some are not.
+    """
     i = page & (HPAGE_PMD_NR - 1)
-    word = int(np.int64(mem.ept_table[table].bits[i // WORD_FRAMES]))
-    mem.ept_table[table].bits[i // WORD_FRAMES] = word ^ (1 << (i % WORD_FRAMES))
+    changed = 0
+    total = 0
+    while nr > 0:
+        shift = i % WORD_FRAMES
+        here = min(nr, WORD_FRAMES - shift)
+        mask = ((1 << here) - 1) << shift
+        word = int(np.int64(mem.ept_table[table].bits[i // WORD_FRAMES]))
+        other = mask & (~word if present else word)
+        mem.ept_table[table].bits[i // WORD_FRAMES] = word ^ other
+        if other == mask:
+            changed += here
+            total += _run_sum(i, pfn, step, here)
+        elif other != 0:
+            for k in range(here):
+                if (other >> (shift + k)) & 1:
+                    changed += 1
+                    total += leaf_sum(i + k, pfn + k * step)
+        i += here
+        pfn += here * step
+        nr -= here
+    sign = 1 if present else -1
+    mem.ept_table[table].frames += sign * total
+    mem.ept_table[table].nr += sign * changed
+    mem.mm[mem.ept_table[table].mm, MM_EPT_4K] += sign * changed
+    mem.vmstat[NR_EPT_LEAVES_4K] += sign * changed
+    return changed
 
 
 @kernel
 def add_leaves(mem: Memory, table: int, page: int, nr: int, pfn: int, step: int) -> int:
     """Add the missing leaves of a run of pages whose frames lie a step apart; return how many."""
-    added = 0
-    for i in range(nr):
-        if not has_leaf(mem, table, page + i):
-            flip_leaf(mem, table, page + i)
-            mem.ept_table[table].frames += leaf_sum(page + i, pfn + i * step)
-            added += 1
-    mem.ept_table[table].nr += added
-    mem.mm[mem.ept_table[table].mm, MM_EPT_4K] += added
-    mem.vmstat[NR_EPT_LEAVES_4K] += added
-    return added
+    return _set_leaves(mem, table, page, nr, pfn, step, 1)
 
 
 @kernel
 def _drop_leaves(mem: Memory, table: int, page: int, nr: int, pfn: int, step: int) -> None:
     """Zap the leaves of a run of pages whose frames lie a step apart."""
-    dropped = 0
-    for i in range(nr):
-        if has_leaf(mem, table, page + i):
-            flip_leaf(mem, table, page + i)
-            mem.ept_table[table].frames -= leaf_sum(page + i, pfn + i * step)
-            dropped += 1
-    mem.ept_table[table].nr -= dropped
-    mem.mm[mem.ept_table[table].mm, MM_EPT_4K] -= dropped
-    mem.vmstat[NR_EPT_LEAVES_4K] -= dropped
-    mem.vmstat[EPT_LEAVES_ZAPPED] += dropped
+    mem.vmstat[EPT_LEAVES_ZAPPED] += _set_leaves(mem, table, page, nr, pfn, step, 0)
 
 
 @kernel
