@@ -1,7 +1,7 @@
 """Page allocation for whoever may wait: the fast path, then daemons, compaction and reclaim.
 
-Source: Linux v6.1 and v6.12 mm/page_alloc.c __alloc_pages, __alloc_pages_slowpath;
-include/linux/gfp_types.h; mm/huge_memory.c vma_thp_gfp_mask.
+Source: Linux v6.1 and v6.12 mm/page_alloc.c __alloc_pages, __alloc_pages_slowpath,
+should_reclaim_retry; include/linux/gfp_types.h; mm/huge_memory.c vma_thp_gfp_mask.
 """
 
 from typing import Final
@@ -15,14 +15,19 @@ from hostsim.mm.compaction import (
     compaction_defer_reset,
     try_to_compact_pages,
 )
+from hostsim.mm.lru import ACTIVE_ANON, ACTIVE_FILE, INACTIVE_ANON, INACTIVE_FILE, lru_size
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_ADVICE,
     NR_ZONES,
     P_BOOSTED,
     P_CAPTURED,
+    P_SWAP_FREE,
     P_TRACED,
+    Z_FREE,
     Z_MANAGED,
+    Z_RESERVE,
+    Z_WMARK_MIN,
     ZONE_DMA32,
     ZONE_NORMAL,
     Memory,
@@ -136,6 +141,23 @@ def _direct_compact(
 
 
 @kernel
+def _should_reclaim_retry(mem: Memory) -> bool:
+    """Tell whether some zone would be above its min watermark with all that may be reclaimed.
+
+    Simplified: the pages that may be reclaimed count for every zone.
+    """
+    reclaimable = lru_size(mem, INACTIVE_FILE) + lru_size(mem, ACTIVE_FILE)
+    if mem.pool[P_SWAP_FREE] > 0:
+        reclaimable += lru_size(mem, INACTIVE_ANON) + lru_size(mem, ACTIVE_ANON)
+    for zone in range(NR_ZONES):
+        if mem.zone[zone, Z_MANAGED] > 0:
+            mark = mem.zone[zone, Z_WMARK_MIN] + mem.zone[zone, Z_RESERVE]
+            if mem.zone[zone, Z_FREE] + reclaimable > mark:
+                return True
+    return False
+
+
+@kernel
 def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> tuple[int, int, int]:
     """Wake kswapd, go down to the min watermark, compact, reclaim, compact."""
     if gfp & GFP_KSWAPD:
@@ -165,6 +187,8 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
         if pfn != NO_PFN or costly or gfp & GFP_NORETRY:
             return pfn, taken, step
         no_progress = no_progress + 1 if reclaimed == 0 else 0
+        if not _should_reclaim_retry(mem):
+            break
     return NO_PFN, 0, 0
 
 
