@@ -41,7 +41,7 @@ from hostsim.mm.rmap import (
     add_extent,
     cut_extent,
     del_extent,
-    owner_of,
+    extents_of,
 )
 from hostsim.mm.tunables import T_PHYSICAL_SPLIT, T_SPLIT_FREES_ZERO, T_UNMAP_DEFERS
 from hostsim.mm.vmstat import (
@@ -235,6 +235,22 @@ def _unmap_zero(mem: Memory, pb: int) -> None:
 
 
 @kernel
+def _mark_owned(mem: Memory, pb: int) -> int:
+    """Set the first 512 numbers of ``mem.scratch`` to whether a frame is mapped; count those."""
+    for i in range(PAGEBLOCK_NR_PAGES):
+        mem.scratch[i] = 0
+    mapped = 0
+    x = extents_of(mem, pb)
+    while x != NIL:
+        low = int(mem.ext[x].pfn) & (PAGEBLOCK_NR_PAGES - 1)
+        for i in range(low, low + int(mem.ext[x].nr)):
+            mapped += mem.scratch[i] == 0
+            mem.scratch[i] = 1
+        x = int(mem.ext[x].next_b)
+    return mapped
+
+
+@kernel
 def split_huge_page(mem: Memory, pb: int) -> bool:
     """Make a huge page 512 small ones; pages that nobody maps are freed.
 
@@ -268,9 +284,7 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
     mem.vmstat[THP_SPLIT_PAGE] += 1
     charge(mem, C_SPLIT, 1)
     first = pb << PAGEBLOCK_ORDER
-    mapped = 0
-    for i in range(PAGEBLOCK_NR_PAGES):
-        mapped += owner_of(mem, first + i) != NIL
+    mapped = _mark_owned(mem, pb)
     if mem.written[pb] != 0:
         _mark_zero(mem, pb)
         forget_huge(mem, pb)
@@ -279,18 +293,14 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
     head = int(mem.pb[pb].a)
     set_state(mem, pb, PB_FULL, MIGRATE_MOVABLE)
     mem.pb[pb].a = head
-    for i in range(PAGEBLOCK_NR_PAGES):
-        mem.scratch[i] = owner_of(mem, first + i)
-    left = 0
+    left = _mark_owned(mem, pb)
     i = 0
     while i < PAGEBLOCK_NR_PAGES:
         nr = 0
-        while i + nr < PAGEBLOCK_NR_PAGES and mem.scratch[i + nr] == NIL:
+        while i + nr < PAGEBLOCK_NR_PAGES and mem.scratch[i + nr] == 0:
             nr += 1
         if nr > 0:
             free_pages(mem, first + i, nr, 1)
-        else:
-            left += 1
         i += max(nr, 1)
     mem.vmstat[NR_ANON_PAGES] -= mapped - left
     return True
