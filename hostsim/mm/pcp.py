@@ -354,7 +354,9 @@ def free_unref_run(mem: Memory, pfn: int, nr: int, step: int, era_6_12: bool) ->
         elif not era_6_12:
             limit = mem.zone[zone, Z_PCP_HIGH_MIN]
         elif mem.zone[zone, PCP_BELOW_HIGH] != 0:
-            limit = 0
+            limit = mem.zone[zone, Z_PCP_HIGH_MIN]
+            if mem.zone[zone, PCP_HIGH] != limit:  # which each page freed brings nearer
+                limit = 0
         else:
             limit = min(
                 max(mem.zone[zone, PCP_HIGH], mem.zone[zone, Z_PCP_HIGH_MIN]),
