@@ -27,7 +27,17 @@ from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER, MAX_PAGE_ORDER
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory, set_thp
-from hostsim.mm.mm_types import NIL, NR_ZONES, P_TRACED, Z_FREE, Z_WMARK_HIGH, Memory, used_parts
+from hostsim.mm.mm_types import (
+    NIL,
+    NR_ZONES,
+    P_TRACED,
+    Z_FREE,
+    Z_MANAGED,
+    Z_RESERVE,
+    Z_WMARK_HIGH,
+    Memory,
+    used_parts,
+)
 from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_RESERVED
@@ -91,11 +101,21 @@ def _boot(mem: Memory, nr_pages: int, boot_pages: int) -> bool:
 
 @kernel
 def free_room(mem: Memory) -> int:
-    """Return by how many pages free memory exceeds the high watermarks; negative below."""
+    """Return by how many pages a process can use free memory exceeds the high watermarks.
+
+    Lower zones keep their reserve.  Negative when every zone is below: by how much, at least.
+
+    Source: Linux v6.1 mm/vmscan.c pgdat_balanced.
+    """
     room = 0
+    nearest = -(1 << 62)
     for zone in range(NR_ZONES):
-        room += mem.zone[zone, Z_FREE] - mem.zone[zone, Z_WMARK_HIGH]
-    return room
+        if mem.zone[zone, Z_MANAGED] > 0:
+            above = mem.zone[zone, Z_FREE] - mem.zone[zone, Z_WMARK_HIGH]
+            above -= mem.zone[zone, Z_RESERVE]
+            room += max(above, 0)
+            nearest = max(nearest, above)
+    return room if room > 0 else nearest
 
 
 def rounded_pages(nr_pages: int) -> int:

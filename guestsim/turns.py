@@ -2,7 +2,8 @@
 
 Source: Linux v6.1 mm/vmscan.c (page cache gives way first), drivers/virtio/virtio_balloon.c
 (the balloon before the OOM killer), mm/oom_kill.c.
-Simplified: a guest that runs out of memory drops its oldest page cache, a sixteenth at a time.
+Simplified: a guest's kswapd is done at once: before a turn that would leave less than the high
+watermarks free, the oldest page cache goes, a sixteenth at a time.
 """
 
 from typing import Final
@@ -31,13 +32,14 @@ from guestsim.behaviour import (
     OP_READ,
     OP_TOUCH_SLOT,
 )
-from guestsim.guest import MM_CACHE, start_process
+from guestsim.guest import MM_CACHE, free_room, start_process
 from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import MM_ANON, MM_PGTABLES, NIL, Memory
-from hostsim.mm.turn import touch_turn
+from hostsim.mm.turn import TURN_WINDOWS, touch_turn
 from hostsim.mm.zap import discard_range, exit_mm
 
-DROP_PAGES: Final = 2048  # of page cache, at least, when memory runs out
+DROP_PAGES: Final = 2048  # of page cache, at least, when memory runs short
 
 
 @kernel
@@ -55,6 +57,15 @@ def drop_oldest(mem: Memory, guests: NDArray[np.int64], row: int, pages: int) ->
         left -= here
     guests[row, G_TAIL] = tail
     return pages
+
+
+@kernel
+def reclaim_cache(mem: Memory, guests: NDArray[np.int64], row: int, pages: int) -> int:
+    """Drop page cache, at least a sixteenth of it and as many pages; return how many."""
+    cache = guests[row, G_HEAD] - guests[row, G_TAIL]
+    if cache == 0:
+        return 0
+    return drop_oldest(mem, guests, row, max(max(cache >> 4, DROP_PAGES), pages))
 
 
 @kernel
@@ -78,9 +89,8 @@ def _oom_kill(mem: Memory, guests: NDArray[np.int64], row: int) -> bool:
 @kernel
 def make_room(mem: Memory, guests: NDArray[np.int64], row: int) -> bool:
     """Free memory of a guest that has run out of it; return whether there was any to free."""
-    cache = guests[row, G_HEAD] - guests[row, G_TAIL]
-    if cache > 0:
-        return drop_oldest(mem, guests, row, max(cache >> 4, DROP_PAGES)) > 0
+    if guests[row, G_HEAD] > guests[row, G_TAIL]:
+        return reclaim_cache(mem, guests, row, 1) > 0
     if guests[row, G_BALLOON] > 0:
         return deflate(mem, guests, row, BALLOON_PAGES) > 0
     return _oom_kill(mem, guests, row)
@@ -104,6 +114,9 @@ def _touch(
     if mm == NIL:
         ops[i, O_NR] = 0
         return
+    short = min(ops[i, O_NR], TURN_WINDOWS << HPAGE_PMD_ORDER) - free_room(mem)
+    if short > 0:
+        reclaim_cache(mem, guests, row, short)
     pages, enough = touch_turn(mem, mm, ops[i, O_START], ops[i, O_NR])
     ops[i, O_START] += pages
     ops[i, O_NR] -= pages
