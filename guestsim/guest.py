@@ -11,6 +11,7 @@ Source: Linux v6.1 init/main.c, mm/page_alloc.c free_area_init (struct pages of 
 written at boot), fs/proc/meminfo.c for the names.
 Simplified: page cache is a process of small pages that nobody else maps, one unmovable page a
 2 MiB of it standing for the tree nodes.
+Simplified: what a boot writes, the host sees in ascending order.
 """
 
 import ctypes
@@ -159,7 +160,7 @@ class Layout(NamedTuple):
     inside: NDArray[np.bool_]  # rows of the table that lie in the mapping; others are shared
     booted: Memory  # the first guest of its kind, never changed
     copies: tuple[tuple[int, int, int], ...]  # offset, source address, bytes
-    touched: NDArray[np.int64]  # (runs, 2) frames that the boot wrote
+    touched: NDArray[np.int64]  # (runs, 2) frames that the boot wrote, ascending
 
 
 SHARED: Final = ("touched", "scratch", "tunables", "cost")
@@ -183,13 +184,22 @@ def _written(mem: Memory) -> list[tuple[str, int, int]]:
     return parts
 
 
+def joined(runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the frames of runs as runs in ascending order, as few as there can be."""
+    runs = runs[np.argsort(runs[:, 0])]
+    ends = np.maximum.accumulate(runs.sum(axis=1))
+    first = np.flatnonzero(np.concatenate([[True], runs[1:, 0] > ends[:-1]]))
+    last = np.append(first[1:] - 1, len(runs) - 1)
+    return np.stack([runs[first, 0], ends[last] - runs[first, 0]], axis=1)
+
+
 @functools.lru_cache(maxsize=256)
 def guest_layout(spec: GuestSpec, nr_pages: int, vcpus: int) -> Layout:
     """Boot a guest once and return what every other of its kind starts from."""
     from hostsim.mm.mm_types import P_TOUCHED
 
     booted = boot_memory(spec, nr_pages, vcpus)
-    touched = np.array(booted.touched[: booted.pool[P_TOUCHED]])
+    touched = joined(booted.touched[: booted.pool[P_TOUCHED]])
     booted.pool[P_TOUCHED] = 0
     inside = np.array([name not in SHARED for name in Memory._fields])
     addresses = {name: getattr(booted, name).ctypes.data for name in Memory._fields}

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 from guests import GUESTS
+from hypothesis import given
+from hypothesis import strategies as st
 
-from guestsim.guest import Guest, boot_memory, guest_layout, rounded_pages
+from guestsim.guest import Guest, boot_memory, guest_layout, joined, rounded_pages
 from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mm.check import check_memory
 from hostsim.mm.mm_types import P_TOUCHED, PCP_COUNT, Z_END, Z_FREE, Z_MANAGED, Memory, used_parts
@@ -58,3 +60,12 @@ def test_too_small_a_vm_does_not_boot():
 
 def test_sizes_are_rounded_down_to_whole_blocks():
     assert rounded_pages(GIB + 1023) == GIB
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), min_size=1, max_size=20))
+def test_joined_runs_hold_the_same_frames_and_do_not_touch(runs):
+    joint = joined(np.array(runs, np.int64))
+    assert {f for first, nr in joint for f in range(first, first + nr)} == {
+        f for first, nr in runs for f in range(first, first + nr)
+    }
+    assert all(joint[1:, 0] > joint[:-1].sum(axis=1))
