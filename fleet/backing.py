@@ -5,7 +5,6 @@ VM's process.  What a guest reports free or gives to its balloon, QEMU discards.
 
 Source: Linux v6.1 arch/x86/kvm/mmu/mmu.c direct_page_fault; QEMU 8.2
 hw/virtio/virtio-balloon.c (virtio_balloon_handle_output, virtio_balloon_handle_report).
-Simplified: a guest reaches all of its huge pages at least once between two rows of ``vms``.
 """
 
 from typing import Final
@@ -15,16 +14,11 @@ from numpy.typing import NDArray
 
 from guestsim.balloon import free_blocks, inflate
 from guestsim.behaviour import (
-    G_ANON,
     G_BALLOONED,
-    G_EFFECTIVE,
-    G_GUEST_HUGE,
     G_MM,
     G_NEXT_TICK,
-    G_PAGES,
     G_REPORTED,
     G_STATE,
-    G_USED,
     G_VM,
     O_KIND,
     O_NR,
@@ -38,26 +32,21 @@ from guestsim.behaviour import (
 from guestsim.turns import guest_turn
 from hostsim.core.byref import state_at
 from hostsim.core.jit import kernel
-from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
-from hostsim.ept import ept_access, guest_access
+from hostsim.core.units import HPAGE_PMD_ORDER
+from hostsim.ept import guest_access
 from hostsim.host import access_turn
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.mm_types import (
-    MM_RAM_PAGES,
     NIL,
     NR_ZONES,
     P_RESUME,
     P_TOUCHED,
-    P_ZERO_PB,
     PCP_COUNT,
     Z_FREE,
     Z_MANAGED,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, window_word
-from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word
-from hostsim.mm.physmem import PB_HUGE, pageblock_state
-from hostsim.mm.vmstat import NR_ANON_PAGES
+from hostsim.mm.mmap import W_NONE, window_word
 from hostsim.mm.zap import discard_range
 
 # Columns of the progress of `run_turns`
@@ -291,54 +280,3 @@ def decide_all(
         if guests[row, G_VM] >= 0 and guests[row, G_NEXT_TICK] <= now_ns // tick_ns:
             nr = decide_one(host, guests, row, profiles, ops, nr, tick_ns, now_ns, wanted)
     return nr
-
-
-@kernel
-def reach_all(host: Memory, guests: NDArray[np.int64], row: int) -> None:
-    """Let a guest reach the huge pages of its RAM that its EPT lost.
-
-    A leaf that a notifier zapped comes back when the guest next uses the memory.
-    """
-    mm = guests[row, G_MM]
-    for window in range(host.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER):
-        if window_word(host, mm, window) & W_TAG == W_HUGE:
-            if ept_word(host, mm, window) & E_TAG != E_LEAF:
-                first = window << HPAGE_PMD_ORDER
-                if not ept_access(host, mm, window, first, first + HPAGE_PMD_NR):
-                    return
-
-
-@kernel
-def look_at_guest(host: Memory, guests: NDArray[np.int64], row: int, offset: int) -> None:
-    """Count a guest's huge pages, and those of them that one EPT leaf maps."""
-    mem = state_at(host, guests[row, G_STATE])
-    mm = guests[row, G_MM]
-    reach_all(host, guests, row)
-    huge = 0
-    effective = 0
-    zero = mem.pool[P_ZERO_PB] - 1
-    for window in range(guests[row, G_PAGES] >> HPAGE_PMD_ORDER):
-        if pageblock_state(mem, window) != PB_HUGE or window == zero:
-            continue
-        huge += 1
-        if offset % HPAGE_PMD_NR == 0:
-            word = ept_word(host, mm, window + offset // HPAGE_PMD_NR)
-            if word & E_TAG == E_LEAF:
-                effective += 1
-    free = 0
-    managed = 0
-    for zone in range(NR_ZONES):
-        free += mem.zone[zone, Z_FREE] + mem.zone[zone, PCP_COUNT]
-        managed += mem.zone[zone, Z_MANAGED]
-    guests[row, G_GUEST_HUGE] = huge
-    guests[row, G_EFFECTIVE] = effective
-    guests[row, G_USED] = managed - free
-    guests[row, G_ANON] = mem.vmstat[NR_ANON_PAGES]
-
-
-@kernel
-def look_at_guests(host: Memory, guests: NDArray[np.int64], offset: int) -> None:
-    """Count the huge pages of every guest of a host."""
-    for row in range(guests.shape[0]):
-        if guests[row, G_VM] >= 0:
-            look_at_guest(host, guests, row, offset)

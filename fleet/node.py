@@ -16,23 +16,20 @@ from fleet.backing import (
     begin_turns,
     decide_all,
     decide_one,
-    look_at_guest,
     run_turns,
 )
+from fleet.vm_rows import fill_vm_rows
 from guestsim.behaviour import (
-    G_ANON,
     G_BALLOON,
     G_CLASS,
     G_EFFECTIVE,
     G_GUEST_HUGE,
     G_HEAP_NS,
     G_KEY,
-    G_KILLS,
     G_LAST_NS,
     G_MM,
     G_NEXT_TICK,
     G_PAGES,
-    G_REPORTED,
     G_SLOT,
     G_START_NS,
     G_STATE,
@@ -42,6 +39,10 @@ from guestsim.behaviour import (
     NR_G_FIELDS,
     NR_O_FIELDS,
     NR_SLOTS,
+    O_KIND,
+    O_NR,
+    O_ROW,
+    O_START,
     OP_HOST,
     OPS_PER_GUEST,
     behaviour_table,
@@ -57,15 +58,7 @@ from hostsim.core.units import NS_PER_HOUR
 from hostsim.daemons import pass_tick
 from hostsim.host import NR_ROW_HEAD, Host, births_per_tick, fill_host_row, kernel_tick
 from hostsim.mm.mm_types import (
-    MM_EPT,
-    MM_EPT_2M,
-    MM_EPT_4K,
     MM_EPT_FLAGS,
-    MM_EPT_VIOLATIONS,
-    MM_HUGE,
-    MM_RAM_ANON,
-    MM_THP_ALLOC,
-    MM_THP_FALLBACK,
     NIL,
     Memory,
 )
@@ -218,8 +211,8 @@ class Node:
         self.states: dict[int, Guest] = {}  # row of guests -> its kernel
         self._make_work_space()
         self._births = births_per_tick(spec, tick_ns)
-        self._starting: list[tuple[int, int, int, int, int]] = []  # of VMs that start together
-        self._vm_rows: list[list[int]] = []
+        self._starting: list[NDArray[np.int64]] = []  # operations of VMs that start together
+        self._vm_rows: list[NDArray[np.int64]] = []
         self._event_rows: list[list[int]] = []
 
     def _make_work_space(self) -> None:
@@ -275,11 +268,10 @@ class Node:
             done = last
             now_ns = t0_ns + done * self.tick_ns
             if now_ns % self.vm_rows_ns == 0:
-                for row in self.row_of.values():
-                    self._note_vm(now_ns, row, ended=False)
+                self._note_vms(now_ns, list(self.row_of.values()), ended=False)
         return NodeRows(
             hosts,
-            _table(self._vm_rows, len(VM_COLUMNS)),
+            np.concatenate([_table([], len(VM_COLUMNS)), *self._vm_rows]),
             _table(self._event_rows, len(EVENT_COLUMNS)),
         )
 
@@ -341,13 +333,14 @@ class Node:
         guest = self.guests[row]
         guest[:] = 0
         madvised = draw_guest(spec, self._guests_key, vm_id, pages, guest)
-        guest[[G_VM, G_PAGES, G_VCPUS, G_START_NS]] = vm_id, pages, vcpus, t_ns - age_ns
+        guest[G_VM], guest[G_PAGES], guest[G_VCPUS] = vm_id, pages, vcpus
+        guest[G_START_NS] = guest[G_HEAP_NS] = t_ns - age_ns
+        guest[G_LAST_NS] = t_ns
+        guest[G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
         ram_pages = self._offset + pages
         guest[G_MM], enough = self.host.start(vm_id, ram_pages, spec.overhead_pages, madvised)
         if self._offset:
             self.host.mem.mm[guest[G_MM], MM_EPT_FLAGS] |= EPT_MISALIGNED
-        guest[G_SLOT : G_SLOT + 2 * NR_SLOTS] = NIL, 0, *(NIL, 0) * (NR_SLOTS - 1)
-        guest[[G_LAST_NS, G_HEAP_NS]] = t_ns, t_ns - age_ns
         layout = self._layout(row)
         self.states[row] = Guest(layout)
         guest[G_STATE] = self.states[row].address
@@ -355,14 +348,16 @@ class Node:
         self._note_event(t_ns, row, "start", "")
         if not enough and self._kill(t_ns) == guest[G_MM]:
             return
-        own = self.host.own_first_page(ram_pages)
-        self._starting.append((row, OP_HOST, 0, own, spec.overhead_pages))
-        for first, nr in layout.touched:
-            self._starting.append((row, OP_HOST, 0, self._offset + int(first), int(nr)))
+        boot = len(layout.touched) + 1
+        first: NDArray[np.int64] = np.zeros((boot + OPS_PER_GUEST, NR_O_FIELDS), np.int64)
+        first[:boot, O_ROW], first[:boot, O_KIND] = row, OP_HOST
+        first[0, O_START], first[0, O_NR] = self.host.own_first_page(ram_pages), spec.overhead_pages
+        first[1:boot, O_START] = layout.touched[:, 0] + self._offset
+        first[1:boot, O_NR] = layout.touched[:, 1]
         nr = decide_one(
-            self.host.mem, self.guests, row, self._profiles, self._ops, 0, self.tick_ns, t_ns, 0
+            self.host.mem, self.guests, row, self._profiles, first, boot, self.tick_ns, t_ns, 0
         )
-        self._starting += [tuple(op) for op in self._ops[:nr].tolist()]
+        self._starting.append(first[:nr])
         guest[G_NEXT_TICK] = self._first_tick(row, t_ns)
         if age_ns == 0:
             self._finish_starts(t_ns)
@@ -380,7 +375,7 @@ class Node:
     def _finish_starts(self, t_ns: int) -> None:
         """Let the VMs that start together touch what they have from the beginning."""
         if self._starting:
-            ops = np.array(self._starting, np.int64)
+            ops = np.concatenate(self._starting)
             self._starting = []
             self._apply(t_ns, ops)
 
@@ -431,12 +426,12 @@ class Node:
     def _end(self, t_ns: int, vm_id: int, event: str, reason: str) -> None:
         """End a VM for a reason."""
         row = self.row_of.pop(vm_id)
-        self._note_vm(t_ns, row, ended=True)
+        self._note_vms(t_ns, [row], ended=True)
         self._note_event(t_ns, row, event, reason)
         self.host.stop(int(self.guests[row, G_MM]))
         self.guests[row] = -1
         del self.states[row]
-        self._starting = [op for op in self._starting if op[0] != row]
+        self._starting = [ops for ops in self._starting if ops[0, O_ROW] != row]
 
     def _new_row(self) -> int:
         """Return a free row of the table of guests, which grows as needed."""
@@ -448,36 +443,13 @@ class Node:
         self._make_work_space()
         return rows
 
-    def _note_vm(self, t_ns: int, row: int, ended: bool) -> None:
-        guest = self.guests[row]
-        look_at_guest(self.host.mem, self.guests, row, self._offset)
-        mm = self.host.mem.mm[guest[G_MM]]
-        self._vm_rows.append(
-            [
-                t_ns,
-                self.host_id,
-                guest[G_VM],
-                guest[G_VCPUS],
-                guest[G_PAGES],
-                mm[MM_RAM_ANON],
-                mm[MM_HUGE],
-                mm[MM_EPT],
-                mm[MM_THP_ALLOC],
-                mm[MM_THP_FALLBACK],
-                mm[MM_EPT_2M],
-                mm[MM_EPT_4K],
-                mm[MM_EPT_VIOLATIONS],
-                int(ended),
-                guest[G_CLASS],
-                guest[G_USED],
-                guest[G_ANON],
-                guest[G_GUEST_HUGE],
-                guest[G_EFFECTIVE],
-                guest[G_BALLOON],
-                guest[G_REPORTED],
-                guest[G_KILLS],
-            ]
-        )
+    def _note_vms(self, t_ns: int, rows: list[int], ended: bool) -> None:
+        """Write a row of ``vms`` for each of some guests."""
+        out: NDArray[np.int64] = np.empty((len(rows), len(VM_COLUMNS)), np.int64)
+        which = np.array(rows, np.int64)
+        mem, offset = self.host.mem, self._offset
+        fill_vm_rows(mem, self.guests, which, out, t_ns, self.host_id, offset, ended)
+        self._vm_rows.append(out)
 
     def _note_event(self, t_ns: int, row: int, event: str, reason: str) -> None:
         guest = self.guests[row]

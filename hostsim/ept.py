@@ -85,7 +85,7 @@ def large_allowed(mem: Memory, mm: int, window: int) -> bool:
 @inline_kernel
 def _directory(mem: Memory, mm: int, window: int) -> int:
     """Return the word that tells whether the directory of a window's GiB exists."""
-    return mem.mm[mm, MM_BASE] + window - window % WINDOWS_PER_GIB
+    return int(mem.mm[mm, MM_BASE]) + window - window % WINDOWS_PER_GIB
 
 
 @kernel
