@@ -46,7 +46,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import W_HUGE, W_TAG, window_word
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
-from hostsim.mm.vmstat import NR_ANON_PAGES
+from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS
 
 
 @kernel
@@ -56,6 +56,8 @@ def reach_all(host: Memory, guests: NDArray[np.int64], row: int) -> None:
     A leaf that a notifier zapped comes back when the guest next uses the memory.
     """
     mm = guests[row, G_MM]
+    if host.mm[mm, MM_HUGE] == host.mm[mm, MM_EPT_2M]:
+        return
     for window in range(host.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER):
         if window_word(host, mm, window) & W_TAG == W_HUGE:
             if ept_word(host, mm, window) & E_TAG != E_LEAF:
@@ -65,29 +67,38 @@ def reach_all(host: Memory, guests: NDArray[np.int64], row: int) -> None:
 
 
 @kernel
+def effective_huge(host: Memory, guests: NDArray[np.int64], row: int, offset: int) -> int:
+    """Return how many huge pages of a guest one EPT leaf maps each."""
+    mem = state_at(host, guests[row, G_STATE])
+    mm = guests[row, G_MM]
+    if offset % HPAGE_PMD_NR != 0:
+        return 0
+    huge = int(mem.vmstat[NR_ANON_THPS])
+    leaves = host.mm[mm, MM_EPT_2M]
+    if leaves << HPAGE_PMD_ORDER == host.mm[mm, MM_RAM_ANON]:  # all that is backed
+        return huge
+    effective = 0
+    zero = mem.pool[P_ZERO_PB] - 1
+    first = offset >> HPAGE_PMD_ORDER
+    for window in range(guests[row, G_PAGES] >> HPAGE_PMD_ORDER):
+        if pageblock_state(mem, window) == PB_HUGE and window != zero:
+            if ept_word(host, mm, first + window) & E_TAG == E_LEAF:
+                effective += 1
+    return effective
+
+
+@kernel
 def look_at_guest(host: Memory, guests: NDArray[np.int64], row: int, offset: int) -> None:
     """Count a guest's huge pages, and those of them that one EPT leaf maps."""
     mem = state_at(host, guests[row, G_STATE])
-    mm = guests[row, G_MM]
     reach_all(host, guests, row)
-    huge = 0
-    effective = 0
-    zero = mem.pool[P_ZERO_PB] - 1
-    for window in range(guests[row, G_PAGES] >> HPAGE_PMD_ORDER):
-        if pageblock_state(mem, window) != PB_HUGE or window == zero:
-            continue
-        huge += 1
-        if offset % HPAGE_PMD_NR == 0:
-            word = ept_word(host, mm, window + offset // HPAGE_PMD_NR)
-            if word & E_TAG == E_LEAF:
-                effective += 1
     free = 0
     managed = 0
     for zone in range(NR_ZONES):
         free += mem.zone[zone, Z_FREE] + mem.zone[zone, PCP_COUNT]
         managed += mem.zone[zone, Z_MANAGED]
-    guests[row, G_GUEST_HUGE] = huge
-    guests[row, G_EFFECTIVE] = effective
+    guests[row, G_GUEST_HUGE] = mem.vmstat[NR_ANON_THPS]
+    guests[row, G_EFFECTIVE] = effective_huge(host, guests, row, offset)
     guests[row, G_USED] = managed - free
     guests[row, G_ANON] = mem.vmstat[NR_ANON_PAGES]
 

@@ -20,7 +20,6 @@ from hostsim.core.units import (
     NS_PER_S,
 )
 from hostsim.ept import guest_access
-from hostsim.mm.content import note_written
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_slot import khugepaged_enter
@@ -45,8 +44,8 @@ from hostsim.mm.mm_types import (
     restore_parts,
     used_parts,
 )
-from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc, window_word
-from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, EPT_PC_SLOTS, ept_word
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
+from hostsim.mm.mmu_notifier import EPT_PC_SLOTS
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import decay_pcp
@@ -55,6 +54,7 @@ from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.settings import write_setting
 from hostsim.mm.slab import S_USED, Slab, alloc_boot_pages, new_slab, slab_tick
 from hostsim.mm.tunables import T_PCP_6_12
+from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.vmstat import (
     ALLOCSTALL,
     EPT_VIOLATIONS,
@@ -99,8 +99,6 @@ OP_NR: Final = 3
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
 NR_ROW_HEAD: Final = 5  # t_ns, host_id, nr_vms, committed_vcpus, committed_pages
-TURN_HUGE_PAGES: Final = 16  # between the 2 huge pages and the 63 page tables it takes at once
-TURN_PAGES: Final = 64  # about what a CPU takes from the buddy lists at once (pcp->batch, 63)
 
 
 @kernel
@@ -130,29 +128,17 @@ def new_process(
 
 @kernel
 def access_turn(mem: Memory, mm: int, start: int, nr: int) -> tuple[int, bool]:
-    """Let a process's guest write the next pages of a range, as many as a CPU's turn is long.
+    """Let a process's guest write the next pages of a range, those in a turn's windows.
 
     Returns
     -------
     pages, enough
         How many of the range are done, and whether memory sufficed.
     """
-    done = 0
-    for _ in range(TURN_HUGE_PAGES):
-        here = min(nr - done, TURN_PAGES)
-        if here <= 0:
-            break
-        page = start + done
-        if guest_access(mem, mm, page, here, True) != FAULT_OK:
-            return mem.pool[P_RESUME] - start, False
-        window = page >> HPAGE_PMD_ORDER
-        if ept_word(mem, mm, window) & E_TAG != E_LEAF:
-            done += here
-            break
-        here = min(nr - done, HPAGE_PMD_NR - (page & (HPAGE_PMD_NR - 1)))
-        note_written(mem, window_word(mem, mm, window) >> 2, page & (HPAGE_PMD_NR - 1), here)
-        done += here
-    return done, True
+    end = min(start + nr, ((start >> HPAGE_PMD_ORDER) + TURN_WINDOWS) << HPAGE_PMD_ORDER)
+    if guest_access(mem, mm, start, end - start, True) != FAULT_OK:
+        return mem.pool[P_RESUME] - start, False
+    return end - start, True
 
 
 @kernel

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from hostsim.core.bits import weight
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES
 from hostsim.mm.mm_types import (
@@ -100,10 +101,7 @@ def note_written(mem: Memory, pb: int, first: int, nr: int) -> None:
         here = min(nr, WORD_FRAMES - shift)
         mask = ((1 << here) - 1) << shift
         value = int(np.int64(mem.wrec[record].bits[word]))
-        fresh = mask & ~value
-        while fresh != 0:
-            fresh &= fresh - 1
-            mem.wrec[record].nr += 1
+        mem.wrec[record].nr += weight(mask & ~value)
         mem.wrec[record].bits[word] = value | mask
         first += here
         nr -= here

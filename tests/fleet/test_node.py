@@ -5,8 +5,12 @@ import pytest
 from guests import BUSY, GUESTS
 
 from fleet.node import START, STOP, Commands, Node
+from guestsim.behaviour import G_MM, G_PAGES
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
+from hostsim.mm.mm_types import MM_BASE, MM_RAM_PAGES, P_ZERO_PB
+from hostsim.mm.mmu_notifier import E_LEAF, E_TAG
+from hostsim.mm.physmem import PB_HUGE
 from hostsim.spec import HostSpec, SlabSpec
 
 GIB = 1 << 18  # pages
@@ -151,6 +155,26 @@ def test_effective_coverage_is_at_most_that_of_each_side():
     advised = GUESTS._replace(madvise_ratio=1.0)
     vm = last_vm(run(new_node(guests=advised), (0, START, 0, 2, 5)))
     assert 0 < vm["effective_huge_pages"] <= min(vm["guest_huge_pages"], vm["huge_pages"])
+
+
+def effective_one_by_one(node, row):
+    """Count the guest's huge pages under 2 MiB leaves window by window."""
+    host, guest = node.host.mem, node.states[row].mem
+    mm = host.mm[node.guests[row, G_MM]]
+    leaf = host.ept[mm[MM_BASE] :][: mm[MM_RAM_PAGES] >> 9] & E_TAG == E_LEAF
+    huge = (guest.pb["state"][: int(node.guests[row, G_PAGES]) >> 9] & 15) == PB_HUGE
+    huge[guest.pool[P_ZERO_PB] - 1 : guest.pool[P_ZERO_PB]] = False
+    return int((leaf[: len(huge)] & huge).sum()), int(huge.sum())
+
+
+@pytest.mark.parametrize("gib", [8, 5])  # on the small host pages are swapped for small ones
+@pytest.mark.parametrize("madvised", [1.0, 0.5])
+def test_effective_coverage_is_what_counting_finds(gib, madvised):
+    node = new_node(gib, guests=GUESTS._replace(madvise_ratio=madvised))
+    rows = run(node, *((2 * i, START, i, 1, i) for i in range(4)), hours=3)
+    for row in rows.vms[rows.vms[:, VM["t_ns"]] == 3 * NS_PER_HOUR]:
+        found = row[[VM["effective_huge_pages"], VM["guest_huge_pages"]]]
+        assert tuple(found) == effective_one_by_one(node, node.row_of[row[VM["vm_id"]]])
 
 
 def test_guest_ram_that_is_not_aligned_on_the_host_has_no_effective_huge_page():

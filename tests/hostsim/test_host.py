@@ -9,7 +9,6 @@ from hostsim.host import (
     NR_ROW_HEAD,
     OP_DISCARD,
     OP_TOUCH,
-    TURN_PAGES,
     Host,
     births_per_tick,
     fill_host_row,
@@ -17,6 +16,7 @@ from hostsim.host import (
 )
 from hostsim.mm.check import FrameKind, check_memory, frame_owner
 from hostsim.mm.mm_types import MM_RAM_ANON, NIL
+from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.vmstat import NR_KERNEL
 from hostsim.spec import HostSpec, SlabSpec
 
@@ -46,15 +46,16 @@ def test_struct_pages_and_the_kernel_image_are_not_managed():
 
 def test_processes_that_touch_together_take_turns():
     host = new_host()
-    first, _ = host.start(0, 1 << 14, 0, False)
-    second, _ = host.start(1, 1 << 14, 0, False)
-    touches = ops((first, OP_TOUCH, 0, 1 << 13), (second, OP_TOUCH, 0, 1 << 13))
+    pages = 4 * TURN_WINDOWS * HPAGE_PMD_NR
+    first, _ = host.start(0, pages, 0, False)
+    second, _ = host.start(1, pages, 0, False)
+    touches = ops((first, OP_TOUCH, 0, pages), (second, OP_TOUCH, 0, pages))
     assert host.apply(touches, 2) == 2
-    owners = [frame_owner(host.mem, pfn) for pfn in range(1 << 14, 1 << 15)]
+    owners = [frame_owner(host.mem, pfn) for pfn in range(0, 2 * GIB, HPAGE_PMD_NR)]
     mine = [o.mm for o in owners if o.kind == FrameKind.ANON]
     changes = sum(a != b for a, b in itertools.pairwise(mine))
-    assert changes >= (1 << 13) / TURN_PAGES
-    assert list(host.mem.mm[[first, second], MM_RAM_ANON]) == [1 << 13, 1 << 13]
+    assert changes >= 2 * pages // (TURN_WINDOWS * HPAGE_PMD_NR) - 1
+    assert list(host.mem.mm[[first, second], MM_RAM_ANON]) == [pages, pages]
 
 
 def test_a_huge_page_is_one_turn():

@@ -1,0 +1,16 @@
+"""Bit counts."""
+
+import numpy as np
+
+from hostsim.core.jit import hot_kernel
+
+
+@hot_kernel
+def weight(word: int) -> int:
+    """Return how many bits of a 64-bit word are set (Warren, Hacker's Delight, 5-1)."""
+    z = np.uint64(word)
+    z = z - ((z >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    pairs = np.uint64(0x3333333333333333)
+    z = (z & pairs) + ((z >> np.uint64(2)) & pairs)
+    z = (z + (z >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return int(np.int64((z * np.uint64(0x0101010101010101)) >> np.uint64(56)))
