@@ -3,6 +3,7 @@
 Which hosts share a shard is a run-time choice and never changes a result.
 """
 
+import gc
 import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
@@ -106,6 +107,7 @@ class Shard:
             )
             for host_id in plan.host_ids
         ]
+        gc.freeze()  # what is there by now stays: no collection need look at it
 
     def advance(self, epoch: int, t0_ns: int, t1_ns: int, commands: ShardCommands) -> Tables:
         """Advance all hosts by one epoch and return their rows.
