@@ -55,7 +55,16 @@ G_EFFECTIVE: Final = 26  # of them, those that one EPT leaf maps too
 G_USED: Final = 27  # frames in use in the guest, at the last look
 G_ANON: Final = 28  # of them, memory of processes
 G_REPORTED: Final = 29  # pages ever given back by free page reporting
-G_SLOT: Final = 30  # per slot: process (NIL: none), tick at which it ends
+G_PROGRAM: Final = 30  # pages of its processes, at the last look
+G_PROGRAM_HUGE: Final = 31  # of them, those that the guest maps huge
+G_PROGRAM_HOST: Final = 32  # of them, those in whose place one EPT leaf maps 2 MiB
+G_PROGRAM_BOTH: Final = 33  # of them, both
+G_TABLES: Final = 34  # pages of its processes' page tables
+G_TABLES_HOST: Final = 35  # of them, those in whose place one EPT leaf maps 2 MiB
+G_LOAD: Final = 36  # thousandths of its vCPUs that run its program
+G_FIGURE: Final = 37  # figures of its address translation, at the last look
+NR_FIGURES: Final = 9
+G_SLOT: Final = G_FIGURE + NR_FIGURES  # per slot: process (NIL: none), tick at which it ends
 NR_SLOTS: Final = 7  # the main process and six short ones
 MAIN: Final = 0
 NR_G_FIELDS: Final = G_SLOT + 2 * NR_SLOTS
@@ -91,13 +100,14 @@ OP_HOST: Final = 6  # QEMU or the guest's boot touches pages of the host's proce
 OP_REPORT: Final = 7  # free page reporting
 OP_INFLATE: Final = 8  # the balloon takes O_NR pages
 OP_DEFLATE: Final = 9
+OP_DAEMONS: Final = 10  # the kernel's threads work from O_WHERE to O_START, in ns
 
 MAX_JOBS: Final = 4
 FITTING: Final = 8  # a main process leaves an eighth of memory to the kernel and others (assumed)
 MAX_RUNS: Final = 16
 RUN_PAGES: Final = 64  # of a heap, freed together
 BALLOON_RESERVE_SHIFT: Final = 5  # a balloon leaves its guest 1/32 of its memory free (assumed)
-OPS_PER_GUEST: Final = 16 + 3 * MAX_JOBS + 2 * NR_SLOTS + 2 * MAX_RUNS
+OPS_PER_GUEST: Final = 17 + 3 * MAX_JOBS + 2 * NR_SLOTS + 2 * MAX_RUNS
 
 _ADVICE = {"none": ADVICE_NONE, "huge": ADVICE_HUGE, "nohuge": ADVICE_NOHUGE}
 
@@ -166,6 +176,7 @@ def draw_guest(spec: GuestSpec, key: int, vm_id: int, pages: int, guest: NDArray
     guest[G_HEAD] = boot * CACHE_SHARE // 8
     guest[G_REPORTS] = uniform(key, vm_id, 4) < spec.reporting_ratio
     guest[G_BALLOONED] = uniform(key, vm_id, 5) < spec.balloon_ratio
+    guest[G_LOAD] = round(1000.0 * spec.behaviours[number].load)
     return bool(uniform(key, vm_id, 1) < spec.madvise_ratio)
 
 
@@ -430,6 +441,8 @@ def decide(
     profile = profiles[guests[row, G_CLASS]]
     hours = float(now_ns - guests[row, G_LAST_NS]) / float(NS_PER_HOUR)
     age_ns = now_ns - guests[row, G_START_NS]
+    if hours > 0.0:
+        nr = push(ops, nr, row, OP_DAEMONS, guests[row, G_LAST_NS], now_ns, 1)
     first = nr
     nr = _use_heap(guests, profile, ops, nr, row, now_ns)
     nr = _run_jobs(guests, profile, ops, nr, row, tick, tick_ns, hours)

@@ -23,6 +23,8 @@ class Behaviour(NamedTuple):
     cache_drops_per_hour: float  # share of its page cache that goes with deleted files
     restart_ns: int  # the main process lives so long, 0: as long as the VM
     period_ns: int  # how often the guest acts
+    workload: str = ""  # profile of what its processes access, "": they access nothing
+    load: float = 1.0  # share of its vCPUs that run it
 
 
 class GuestSpec(NamedTuple):

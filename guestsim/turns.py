@@ -25,6 +25,7 @@ from guestsim.behaviour import (
     O_START,
     O_WHERE,
     OP_BEGIN,
+    OP_DAEMONS,
     OP_DEFLATE,
     OP_DROP,
     OP_EXIT,
@@ -32,6 +33,7 @@ from guestsim.behaviour import (
     OP_READ,
     OP_TOUCH_SLOT,
 )
+from guestsim.daemons import TURN_RUNS, pass_time, start_clock
 from guestsim.guest import MM_CACHE, free_room, start_process
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER
@@ -140,6 +142,10 @@ def guest_turn(
     kind = ops[i, O_KIND]
     if kind == OP_TOUCH_SLOT or kind == OP_READ:
         _touch(mem, guests, row, ops, i)
+        return
+    if kind == OP_DAEMONS:
+        start_clock(mem, ops[i, O_WHERE])
+        ops[i, O_NR] = 0 if pass_time(mem, ops[i, O_START], TURN_RUNS) else 1
         return
     mm = _process(guests, row, ops, i)
     if kind == OP_BEGIN:
