@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import ray.exceptions
 
+from fleet.mmu_sample import Usage as SampleUsage
 from fleet.scenario import Scenario
 from fleet.shard import Shard, ShardCommands, Tables, shard_plans, split_hosts
 from fleet.usage import Usage, usage_of_process
@@ -143,6 +144,10 @@ class RayBackend:
         if not self.remote:
             return []
         return list(self._get([actor.usage.remote() for actor in self.actors]))
+
+    def sampling(self) -> list[SampleUsage]:
+        """Return what samples of address translation have cost each actor."""
+        return self._get([actor.sampling.remote() for actor in self.actors])
 
     def pids(self) -> list[int]:
         """Return the process of each actor."""

@@ -29,6 +29,8 @@ class BehaviourSection(Section):
     cache_drops_per_hour: Rate
     restart: Duration | None = None
     period: Duration = 5 * NS_PER_MIN
+    workload: str
+    load: Ratio = 1.0
 
 
 @functools.cache
@@ -60,4 +62,6 @@ def behaviour(name: str, weight: float) -> Behaviour:
         cache_drops_per_hour=section.cache_drops_per_hour,
         restart_ns=section.restart or 0,
         period_ns=section.period,
+        workload=section.workload,
+        load=section.load,
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from fleet.scenario import (
     GuestsSection,
     HostsSection,
+    MmuSection,
     PlacementSection,
     RunSection,
     Scenario,
@@ -133,6 +134,7 @@ def _validate_sections(
         "guests": GuestsSection,
         "vms": VmsSection,
         "placement": PlacementSection,
+        "mmu": MmuSection,
     }
     parts: dict[str, Any] = {}
     for key in raw:

@@ -18,6 +18,8 @@ from fleet.backing import (
     decide_one,
     run_turns,
 )
+from fleet.mmu_sample import Sampling, measure_guests
+from fleet.mmu_state import sum_figures
 from fleet.vm_rows import fill_vm_rows
 from guestsim.behaviour import (
     G_BALLOON,
@@ -36,6 +38,7 @@ from guestsim.behaviour import (
     G_USED,
     G_VCPUS,
     G_VM,
+    NR_FIGURES,
     NR_G_FIELDS,
     NR_O_FIELDS,
     NR_SLOTS,
@@ -68,7 +71,7 @@ from hostsim.spec import HostSpec
 
 STOP = 0
 START = 1
-NR_ROW_TAIL = 4  # columns of ``hosts`` that the guests fill: the last ones
+NR_ROW_TAIL = 5 + NR_FIGURES  # columns of ``hosts`` that the guests fill: the last ones
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
 
@@ -111,6 +114,7 @@ def _sum_guests(guests: NDArray[np.int64], row: NDArray[np.int64], first: int) -
         row[first + 1] += guests[guest, G_GUEST_HUGE]
         row[first + 2] += guests[guest, G_EFFECTIVE]
         row[first + 3] += guests[guest, G_BALLOON]
+    sum_figures(guests, row, first + 4)
 
 
 @kernel
@@ -204,6 +208,8 @@ class Node:
         self.guest_spec = guests
         self._guests_key = guests_key(seed)
         self._profiles = behaviour_table(guests)
+        workloads = tuple(behaviour.workload for behaviour in guests.behaviours)
+        self._sampling = Sampling(spec.cpu, workloads, seed, spec.mmu_accesses)
         self.host_id = host_id
         self.tick_ns, self.vm_rows_ns = tick_ns, vm_rows_ns
         self.guests: NDArray[np.int64] = np.full((8, NR_G_FIELDS), -1, np.int64)
@@ -449,6 +455,8 @@ class Node:
         which = np.array(rows, np.int64)
         mem, offset = self.host.mem, self._offset
         fill_vm_rows(mem, self.guests, which, out, t_ns, self.host_id, offset, ended)
+        if self._sampling.accesses:
+            measure_guests(self.guests, which, out, self._sampling)
         self._vm_rows.append(out)
 
     def _note_event(self, t_ns: int, row: int, event: str, reason: str) -> None:

@@ -5,6 +5,7 @@ only those go further down.  Reading files, ``--set`` and error messages are in
 :mod:`fleet.loading`.
 """
 
+import difflib
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -70,11 +71,23 @@ class HostsSection(Section):
     vcpus: Count = 96
     memory: HugePages = 256 * GIB_PAGES
     reserved: Pages = 8 * GIB_PAGES
+    cpu: str = "ice-lake-sp"
     kernel: Literal["6.12", "6.1"] = "6.12"
     thp: ThpSection = ThpSection()
     khugepaged: KhugepagedSection = KhugepagedSection()
     vm: VmSection = VmSection()
     slab: SlabSection = SlabSection()
+
+    @field_validator("cpu")
+    @classmethod
+    def _known_cpu(cls, name: str) -> str:
+        from fleet.hardware import builtin_names  # which reads scenarios, too
+
+        known = builtin_names()
+        if name not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+            raise ValueError(f"{name!r} is no CPU; nearest: {', '.join(near or known)}")
+        return name
 
     @model_validator(mode="after")
     def _memory_for_vms(self) -> "HostsSection":
@@ -164,6 +177,13 @@ class PlacementSection(Section):
     reject_oversized: bool = False
 
 
+class MmuSection(Section):
+    """``[mmu]``: samples of what address translation costs the guests."""
+
+    enabled: bool = True
+    accesses: Annotated[int, Field(ge=8_000, le=10_000_000)] = 40_000
+
+
 class ScenarioFile(Section):
     """A whole scenario file."""
 
@@ -172,6 +192,7 @@ class ScenarioFile(Section):
     guests: GuestsSection = GuestsSection()
     vms: VmsSection = VmsSection()
     placement: PlacementSection = PlacementSection()
+    mmu: MmuSection = MmuSection()
 
 
 class HostGroup(NamedTuple):
@@ -225,7 +246,7 @@ class Scenario(NamedTuple):
         return [group.spec for group in self.groups for _ in range(group.nr_hosts)]
 
 
-def _host_spec(section: HostsSection) -> HostSpec:
+def _host_spec(section: HostsSection, mmu: MmuSection) -> HostSpec:
     slab = section.slab
     return HostSpec(
         vcpus=section.vcpus,
@@ -243,6 +264,8 @@ def _host_spec(section: HostsSection) -> HostSpec:
             base_pages=slab.base,
         ),
         settings=settings_of(section.thp, section.khugepaged, section.vm),
+        cpu=section.cpu,
+        mmu_accesses=mmu.accesses if mmu.enabled else 0,
     )
 
 
@@ -272,7 +295,8 @@ def resolve(file: ScenarioFile, name: str = "scenario", origin: str = "") -> Sce
     groups = []
     first_host_id = 0
     for section in file.hosts:
-        groups.append(HostGroup(section.name, first_host_id, section.count, _host_spec(section)))
+        spec = _host_spec(section, file.mmu)
+        groups.append(HostGroup(section.name, first_host_id, section.count, spec))
         first_host_id += section.count
     run = file.run
     document = file.model_dump(mode="json")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fleet import checkpoint, rundir
 from fleet.demand import arrivals, make_placer, open_demand
+from fleet.mmu_sample import Usage
 from fleet.placement import EpochPlan, Placer, empty_plan
 from fleet.scenario import Scenario
 from fleet.shard import InlineBackend, ShardCommands, Tables, commands_for, in_host_order
@@ -54,6 +55,9 @@ class Backend(Protocol):
 
     def remote_usage(self) -> list[tuple[float, int]]:
         """Return CPU seconds and memory of processes on other machines."""
+
+    def sampling(self) -> list[Usage]:
+        """Return what samples of address translation have cost each process."""
 
     def close(self) -> None:
         """End."""
@@ -143,6 +147,7 @@ def run(
             driver = _Driver(scenario, trace, backend, out, record, costs, options)
             record["tally"] = driver.run(on_epoch)
             costs.look(backend, force=True)
+            record["execution"]["mmu"] = _sampling_record(backend.sampling())
         finally:
             backend.close()
         checkpoint.clear(out)
@@ -227,6 +232,11 @@ def _cost_record(scenario: Scenario, costs: Costs) -> dict[str, float]:
         "peak_memory_bytes": costs.peak_memory_bytes,
         "host_hours": host_hours,
     }
+
+
+def _sampling_record(parts: list[Usage]) -> dict[str, float]:
+    samples, known, cpu_s = (sum(column) for column in zip(*parts, strict=True))
+    return {"samples": samples, "memo_hits": known, "cpu_s": round(cpu_s, 2)}
 
 
 class _Driver:

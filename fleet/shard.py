@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fleet.mmu_sample import Usage, usage_of_samplers
 from fleet.node import START, Commands, Node
 from fleet.placement import EpochPlan
 from fleet.scenario import Scenario
@@ -94,6 +95,7 @@ class Shard:
     def __init__(self, plan: ShardPlan, make_node: MakeNode = Node) -> None:
         self.plan = plan
         self.epoch = 0
+        self._sampled = usage_of_samplers()
         scenario = plan.scenario
         specs = scenario.host_specs()
         self.nodes = [
@@ -133,6 +135,11 @@ class Shard:
                 raise InvariantError(f"{where}, seed {seed}: {error}") from error
         self.epoch += 1
         return {table: np.concatenate([getattr(part, table) for part in parts]) for table in TABLES}
+
+    def sampling(self) -> Usage:
+        """Return what samples of address translation have cost this process since it began."""
+        now, then = usage_of_samplers(), self._sampled
+        return Usage(now.samples - then.samples, now.hits - then.hits, now.cpu_s - then.cpu_s)
 
     def save(self) -> list[tuple[int, bytes]]:
         """Return the state of every host."""
@@ -200,6 +207,10 @@ class InlineBackend:
     def remote_usage(self) -> list[tuple[float, int]]:
         """Return CPU seconds and memory of processes elsewhere: there are none."""
         return []
+
+    def sampling(self) -> list[Usage]:
+        """Return what samples of address translation have cost."""
+        return [self.shard.sampling()]
 
     def close(self) -> None:
         """End: nothing to do."""

@@ -44,6 +44,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "vms": vms,
         "at_end": _gauges(last),
         "counters": _counters(last),
+        "translation": _translation(last),
         "cost": _cost(run),
     }
 
@@ -131,9 +132,30 @@ def _counters(last: pl.DataFrame) -> dict[str, Any]:
     }
 
 
+def _translation(last: pl.DataFrame) -> dict[str, float | None]:
+    """Return what address translation costs the programs that run, a mean over their vCPUs."""
+    weight = last["running_milli_vcpus"]
+    walks = weight * last["tlb_misses"]
+
+    def mean(name: str, weights: pl.Series, unit: float) -> float | None:
+        return _ratio(float((weights * last[name]).sum()), float(weights.sum()) * unit)
+
+    return {
+        "tlb_misses_ratio": mean("tlb_misses", weight, 1e6),
+        "tlb_misses_ratio_error": mean("tlb_misses_error", weight, 1e6),
+        "guest_references_per_walk": mean("walk_guest_reads", walks, 1e3),
+        "ept_references_per_walk": mean("walk_ept_reads", walks, 1e3),
+        "guest_walk_cycles": mean("walk_guest_cycles", walks, 1e3),
+        "ept_walk_cycles": mean("walk_ept_cycles", walks, 1e3),
+        "walk_ratio": mean("walk_share", weight, 1e6),
+        "slowdown_all_huge": mean("slowdown_all_huge", weight, 1e6),
+        "slowdown_native": mean("slowdown_native", weight, 1e6),
+    }
+
+
 def _cost(run: RunDirectory) -> dict[str, Any]:
     cost = run.record["execution"]
-    keys = ("backend", "shards", "wall_s", "advance_wall_s", "cpu_s", "peak_memory_bytes")
+    keys = ("backend", "shards", "wall_s", "advance_wall_s", "cpu_s", "peak_memory_bytes", "mmu")
     found = {key: cost.get(key) for key in keys}
     return found | {
         "host_hours_per_core_s": _ratio(cost.get("host_hours", 0), cost.get("cpu_s", 0))
@@ -147,6 +169,35 @@ def _percent(value: float | None) -> str:
 def _short(value: float | None) -> str:
     value = value or 0.0
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _translation_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say what TLB misses cost, and what is to be had; nothing if no program was sampled."""
+    cost, mmu = found["translation"], found["cost"].get("mmu") or {}
+    if cost["walk_ratio"] is None:
+        return []
+    huge, native = (1.0 - 1.0 / cost[f"slowdown_{name}"] for name in ("all_huge", "native"))
+    lines = [
+        (
+            "TLB",
+            f"{1000 * cost['tlb_misses_ratio']:.1f} +- {1000 * cost['tlb_misses_ratio_error']:.1f}"
+            f" misses a thousand accesses, {_percent(cost['walk_ratio'])} of run time in walks",
+        ),
+        (
+            "",
+            f"huge pages everywhere would return {100 * huge:.2f} % of run time,"
+            f" no hypervisor {100 * native:.2f} %",
+        ),
+    ]
+    if mmu:
+        lines.append(
+            (
+                "MMU samples",
+                f"{mmu['samples']:,} in {mmu['cpu_s']:.1f} s of CPU time,"
+                f" {mmu['memo_hits']:,} VM rows from memory",
+            )
+        )
+    return lines
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -191,6 +242,7 @@ def as_text(found: dict[str, Any]) -> str:
             " of free memory unusable for 2 MiB",
         ),
         ("partial blocks", f"{_percent(now['partial_pageblocks_ratio'])} of pageblocks"),
+        *_translation_lines(found),
         ("wall time", f"{cost['wall_s']:.1f} s, {cost['advance_wall_s']:.1f} s of it simulating"),
         ("CPU time", f"{cost['cpu_s']:.1f} s, all processes"),
         ("peak memory", f"{format_bytes(cost['peak_memory_bytes'])}, all processes"),

@@ -7,6 +7,7 @@ Simplified: a guest reaches all of its huge pages at least once between two rows
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.mmu_state import look_at_program
 from guestsim.behaviour import (
     G_ANON,
     G_BALLOON,
@@ -16,6 +17,8 @@ from guestsim.behaviour import (
     G_KILLS,
     G_MM,
     G_PAGES,
+    G_PROGRAM,
+    G_PROGRAM_BOTH,
     G_REPORTED,
     G_STATE,
     G_USED,
@@ -128,6 +131,7 @@ def fill_vm_rows(
     for i in range(which.size):
         row = which[i]
         look_at_guest(host, guests, row, offset)
+        look_at_program(host, guests, row, offset)
         mm = guests[row, G_MM]
         out[i, 0] = t_ns
         out[i, 1] = host_id
@@ -151,3 +155,7 @@ def fill_vm_rows(
         out[i, 19] = guests[row, G_BALLOON]
         out[i, 20] = guests[row, G_REPORTED]
         out[i, 21] = guests[row, G_KILLS]
+        for column in range(22, out.shape[1]):
+            out[i, column] = 0  # what translation costs is not known here
+        for column in range(G_PROGRAM_BOTH + 1 - G_PROGRAM):
+            out[i, 22 + column] = guests[row, G_PROGRAM + column]

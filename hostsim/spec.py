@@ -29,3 +29,5 @@ class HostSpec(NamedTuple):
     use_zero_page: bool
     slab: SlabSpec
     settings: tuple[tuple[str, str], ...] = ()  # further settings files: name, value
+    cpu: str = "ice-lake-sp"  # name of a description in scenarios/cpus
+    mmu_accesses: int = 0  # accesses of a guest's program that a sample counts, 0: no samples

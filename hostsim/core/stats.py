@@ -7,7 +7,7 @@ order; ratios are computed when reading.
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Kind = Literal["key", "gauge", "counter", "label"]
 
@@ -45,6 +45,53 @@ _ORDERS = tuple(
         "/proc/buddyinfo",
     )
     for order in range(11)
+)
+
+# What address translation costs the programs of a guest: sampled, as of a VM's last row in vms
+MMU_COLUMNS: tuple[Column, ...] = (
+    Column(
+        "tlb_misses", "int64", "gauge", "1/1000000", "Accesses that need a page walk, of a million."
+    ),
+    Column(
+        "tlb_misses_error",
+        "int64",
+        "gauge",
+        "1/1000000",
+        "Standard error of that: the sample's, over its eight parts.",
+    ),
+    Column(
+        "walk_guest_reads", "int64", "gauge", "1/1000", "References of a walk to guest page tables."
+    ),
+    Column("walk_ept_reads", "int64", "gauge", "1/1000", "References of a walk to the EPT."),
+    Column(
+        "walk_guest_cycles",
+        "int64",
+        "gauge",
+        "1/1000 cycles",
+        "Cycles of a walk in guest page tables.",
+    ),
+    Column("walk_ept_cycles", "int64", "gauge", "1/1000 cycles", "Cycles of a walk in the EPT."),
+    Column(
+        "walk_share",
+        "int64",
+        "gauge",
+        "1/1000000",
+        "Cycles of all page walkers, of a million cycles of the run.",
+    ),
+    Column(
+        "slowdown_all_huge",
+        "int64",
+        "gauge",
+        "1/1000000",
+        "Run time against that with huge pages everywhere, in guest and EPT; 1000000 is equal.",
+    ),
+    Column(
+        "slowdown_native",
+        "int64",
+        "gauge",
+        "1/1000000",
+        "Run time against that without a hypervisor, mapped as the guest maps it.",
+    ),
 )
 
 HOST_COLUMNS: tuple[Column, ...] = (
@@ -322,6 +369,17 @@ HOST_COLUMNS: tuple[Column, ...] = (
         "Of them, those that the host maps by one EPT leaf: huge on both sides and aligned alike.",
     ),
     Column("balloon_pages", "int64", "gauge", "pages", "Pages in the balloons of the guests."),
+    Column(
+        "running_milli_vcpus",
+        "int64",
+        "gauge",
+        "vCPUs/1000",
+        "vCPUs that run programs, of the VMs with figures: the weight of the means below.",
+    ),
+    *(
+        column._replace(doc=column.doc[:-1] + "; mean over the vCPUs that run programs.")
+        for column in MMU_COLUMNS
+    ),
 )
 
 VM_COLUMNS: tuple[Column, ...] = (
@@ -400,6 +458,21 @@ VM_COLUMNS: tuple[Column, ...] = (
     Column(
         "guest_oom_kill", "int64", "counter", "processes", "Kills by the guest's own OOM killer."
     ),
+    Column("program_pages", "int64", "gauge", "pages", "Memory of the guest's programs."),
+    Column(
+        "program_guest_huge", "int64", "gauge", "pages", "Of it, what the guest maps by huge PMDs."
+    ),
+    Column(
+        "program_host_huge",
+        "int64",
+        "gauge",
+        "pages",
+        "Of it, what lies where one EPT leaf maps 2 MiB.",
+    ),
+    Column(
+        "program_effective_huge", "int64", "gauge", "pages", "Of it, both: TLB entries of 2 MiB."
+    ),
+    *MMU_COLUMNS,
 )
 
 EVENT_COLUMNS: tuple[Column, ...] = (

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from hostsim.core.units import PTRS_PER_TABLE
 from hostsim.mmu.cpus import Cpu
@@ -109,13 +110,9 @@ def _solve_time(occupancy: Function, target: float) -> float:
     low, high = -3.0, 18.0  # powers of ten of accesses
     if occupancy(10.0**high) <= target:
         return float("inf")
-    for _ in range(80):
-        middle = (low + high) / 2.0
-        if occupancy(10.0**middle) < target:
-            low = middle
-        else:
-            high = middle
-    return float(10.0**low)
+    if occupancy(10.0**low) >= target:
+        return float(10.0**low)
+    return float(10.0 ** brentq(lambda power: occupancy(10.0**power) - target, low, high))
 
 
 def miss_rates(
