@@ -54,7 +54,7 @@ from hostsim.mmu.walker import access_pages
 WARM: Final = 2  # a sample counts this many times the accesses that warm it
 PER_OCTAVE: Final = 2  # classes of footprints
 LEAST_PAGES: Final = HPAGE_PMD_NR
-SMALL: Final = (0.0, 1 / 32, 1 / 4, 1.0)  # classes of the share that small entries map
+SMALL: Final = (0.0, 1 / 128, 1 / 16, 1.0)  # classes of the share that small entries map
 LEAST_WEIGHT: Final = 1 / 64  # of a class around a state; less is left out
 WEYL: Final = 0x9E3779B97F4A7C15  # golden ratio, of 2**64
 PPM: Final = 1_000_000

@@ -84,7 +84,7 @@ def test_between_two_classes_a_state_has_the_shares_of_both():
     assert tables == pytest.approx(state.tables_huge / state.tables, abs=0.02)
 
 
-@pytest.mark.parametrize("share", [0.0, 1 / 32, 0.25, 1.0])
+@pytest.mark.parametrize("share", SMALL)
 @pytest.mark.parametrize("nr", [64, 1000, 4096])
 def test_small_windows_are_a_share_of_any_part(share, nr):
     """A Weyl sequence: in every stretch about as many (discrepancy of order log n / n)."""
