@@ -24,7 +24,7 @@ def _file(name: str) -> Any:
 
 
 class KhugepagedSection(Section):
-    """``[hosts.khugepaged]``: the files under transparent_hugepage/khugepaged, and what wakes it.
+    """``[hosts.khugepaged]``, ``[guests.khugepaged]``: the daemon's files, and what wakes it.
 
     ``wakeup = "event"`` also ends its sleep when huge pages become free, which no kernel does.
     """

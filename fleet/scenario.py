@@ -120,6 +120,7 @@ class GuestsSection(Section):
 
     kernel: Literal["6.12", "6.1"] = "6.12"
     thp: GuestThpSection = GuestThpSection()
+    khugepaged: KhugepagedSection = KhugepagedSection()
     boot: Pages = 256 * MIB_PAGES
     touched_share_mean: Annotated[float, Field(gt=0, le=1)] = 0.85
     touched_share_concentration: Positive = 8.0
@@ -287,6 +288,7 @@ def _guest_spec(section: GuestsSection) -> GuestSpec:
         balloon_ratio=section.balloon_ratio,
         balloon_below=section.balloon_below,
         behaviours=tuple(behaviour(name, weight) for name, weight in section.mix.items()),
+        settings=tuple((f"khugepaged/{name}", str(value)) for name, value in section.khugepaged),
     )
 
 

@@ -28,6 +28,7 @@ from hostsim.mm.mm_slot import (
     next_registered,
 )
 from hostsim.mm.mm_types import (
+    D_CREDIT,
     D_WAKE,
     DAEMON_KHUGEPAGED,
     MM_KHUGEPAGED,
@@ -107,6 +108,18 @@ def _barren_windows(mem: Memory, most: int) -> int:
 
 
 @kernel
+def _spend(mem: Memory, work_ns: int) -> None:
+    """Charge khugepaged for passes that were not made; without sleep they use its slice up."""
+    own = mem.daemon[DAEMON_KHUGEPAGED]
+    mem.pool[P_COST_NS] += work_ns
+    mem.pool[P_SETTLED_NS] += work_ns
+    mem.pool[P_DAEMON_NS] += work_ns
+    if mem.tunables[T_KHUGEPAGED_SCAN_SLEEP_MILLISECS] == 0:
+        spent_ns = work_ns * mem.pool[P_DAEMON_SCALE] // TIME_SCALE_ONE
+        own[D_CREDIT] = max(own[D_CREDIT] - spent_ns, 0)
+
+
+@kernel
 def skip_passes(mem: Memory, until_ns: int) -> None:
     """Count the passes of khugepaged that see only huge or empty windows of one process.
 
@@ -131,9 +144,7 @@ def skip_passes(mem: Memory, until_ns: int) -> None:
         return
     own[K_WINDOW] += nr * windows
     mem.vmstat[KHUGEPAGED_WINDOWS] += nr * windows
-    mem.pool[P_COST_NS] += nr * work_ns
-    mem.pool[P_SETTLED_NS] += nr * work_ns
-    mem.pool[P_DAEMON_NS] += nr * work_ns
+    _spend(mem, nr * work_ns)
     own[D_WAKE] += nr * pause_ns
 
 
@@ -146,9 +157,7 @@ R_PASSES: Final = 515  # passes made since then
 R_LOOK: Final = 516  # passes after which another place is remembered
 R_WAKE: Final = 517
 R_COST: Final = 518
-R_SETTLED: Final = 519
-R_DAEMON: Final = 520
-R_STAT: Final = 521
+R_STAT: Final = 519
 COUNTED: Final = (
     FULL_SCANS,
     KHUGEPAGED_WINDOWS,
@@ -179,8 +188,6 @@ def _remember(mem: Memory, look: int) -> None:
     place[R_LOOK] = look
     place[R_WAKE] = own[D_WAKE]
     place[R_COST] = mem.pool[P_COST_NS]
-    place[R_SETTLED] = mem.pool[P_SETTLED_NS]
-    place[R_DAEMON] = mem.pool[P_DAEMON_NS]
     for i in range(len(COUNTED)):
         place[R_STAT + i] = mem.vmstat[COUNTED[i]]
 
@@ -205,9 +212,7 @@ def skip_rounds(mem: Memory, until_ns: int) -> None:
         for i in range(len(COUNTED)):
             nr = mem.vmstat[COUNTED[i]] - place[R_STAT + i]
             mem.vmstat[COUNTED[i]] += rounds * nr
-        mem.pool[P_COST_NS] += rounds * (mem.pool[P_COST_NS] - place[R_COST])
-        mem.pool[P_SETTLED_NS] += rounds * (mem.pool[P_SETTLED_NS] - place[R_SETTLED])
-        mem.pool[P_DAEMON_NS] += rounds * (mem.pool[P_DAEMON_NS] - place[R_DAEMON])
+        _spend(mem, rounds * (mem.pool[P_COST_NS] - place[R_COST]))
         own[D_WAKE] += rounds * round_ns
     _remember(mem, FIRST_LOOK)
 
@@ -228,7 +233,8 @@ def pass_time(mem: Memory, until_ns: int, most_runs: int) -> bool:
     """
     own = mem.daemon[DAEMON_KHUGEPAGED]
     mem.pool[P_SETTLED_NS] = mem.pool[P_COST_NS]
-    _remember(mem, FIRST_LOOK)
+    mem.scratch[R_LOOK] = FIRST_LOOK
+    mem.scratch[R_PASSES] = FIRST_LOOK  # so that the first pass to begin is remembered
     while True:
         arm_kcompactd(mem)
         daemon = next_daemon(mem)

@@ -43,6 +43,7 @@ from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_RESERVED
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
+from hostsim.mm.settings import write_setting
 from hostsim.mm.slab import alloc_boot_pages
 from hostsim.mm.touched import note_touched
 
@@ -142,6 +143,8 @@ def boot_memory(spec: GuestSpec, nr_pages: int, vcpus: int) -> Memory:
     low = int(low_ram_pages(nr_pages))
     booted = new_memory(nr_pages, spec.kernel, vcpus, memmap=True, dma32_end=low)
     set_thp(booted, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
+    for name, value in spec.settings:
+        write_setting(booted, name, value)
     mem = Memory(**(booted._asdict() | {"touched": trace_log()}))
     mem.pool[P_TRACED] = 1
     reserved = np.flatnonzero((mem.pb["state"][: nr_pages >> HPAGE_PMD_ORDER] & 15) == PB_RESERVED)

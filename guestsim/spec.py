@@ -46,3 +46,4 @@ class GuestSpec(NamedTuple):
     balloon_ratio: float  # share of VMs with a balloon that the host may inflate
     balloon_below: float  # share of free host memory under which it does
     behaviours: tuple[Behaviour, ...]
+    settings: tuple[tuple[str, str], ...] = ()  # further settings files: name, value

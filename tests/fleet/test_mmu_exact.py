@@ -72,7 +72,7 @@ def test_what_is_counted_is_what_the_page_tables_say(case):
 def test_a_remembered_figure_is_within_its_confidence_of_the_guests_own_tables(case):
     """Stated (docs/results.md): three standard errors, and what interpolation adds.
 
-    That is 0.015 misses an access where TLBs just reach, and a tenth of the walks' cycles.
+    That is 0.015 misses an access where TLBs just reach, and 15 % of the walks' cycles.
     """
     workload, node, rows, tables = case
     state = State(CPU, workload, *node.guests[0, G_PROGRAM : G_TABLES_HOST + 1].tolist())

@@ -2,9 +2,12 @@ from typing import get_args
 
 import pytest
 
+from fleet.behaviours import behaviour, behaviour_names
 from fleet.pool import POLICIES
+from fleet.profiles import load_workload
 from fleet.scenario import PlacementSection
 from fleet.sections import duration_text, pages_text
+from hostsim.core.errors import ScenarioError
 from hostsim.core.units import NS_PER_HOUR, parse_duration_ns, parse_pages
 
 
@@ -48,3 +51,26 @@ def test_document_holds_every_default(small):
 def test_policies_of_a_scenario_are_those_of_the_pool():
     annotation = PlacementSection.model_fields["policy"].annotation
     assert set(get_args(annotation)) == set(POLICIES)
+
+
+def test_a_host_has_a_known_cpu(small):
+    assert {spec.cpu for spec in small("hosts.cpu=zen4").host_specs()} == {"zen4"}
+    with pytest.raises(ScenarioError, match="'icelake' is no CPU; nearest: ice-lake-sp"):
+        small("hosts.cpu=icelake")
+
+
+def test_samples_can_be_turned_off_and_sized(small):
+    assert small("mmu.accesses=16000").host_specs()[0].mmu_accesses == 16_000
+    assert small("mmu.enabled=false").host_specs()[0].mmu_accesses == 0
+    with pytest.raises(ScenarioError, match="greater than or equal to 8000"):
+        small("mmu.accesses=100")
+
+
+@pytest.mark.parametrize("name", behaviour_names())
+def test_a_class_of_guests_runs_a_known_workload(name):
+    assert load_workload(behaviour(name, 1.0).workload).pages > 0
+
+
+def test_guests_have_khugepageds_files(small):
+    settings = dict(small("guests.khugepaged.max_ptes_none=0").guests.settings)
+    assert settings["khugepaged/max_ptes_none"] == "0"

@@ -77,7 +77,7 @@ def act(mem, slots, action, where, start, nr):
     mem.pool[P_TOUCHED] = 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     actions=st.lists(ACTION, min_size=5, max_size=40),
     pages_to_scan=st.sampled_from([1, 512, 513, 1500, 4096]),
