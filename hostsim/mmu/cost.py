@@ -273,6 +273,7 @@ def walk_cost(
         )
     ]
     found = np.zeros((NR_READ_CLASSES, LEVEL_STRIDE, len(PLACES)))
+    found[reads > 0, 0] = 1.0  # where no class of accesses is known to walk, walks are few
     for place, part in lines.items():
         hit = [float((wanted[place] * part.read_again(time)).sum()) for time in times]
         found[place] = np.diff([0.0, *np.maximum.accumulate(hit), 1.0])

@@ -19,7 +19,7 @@ from hostsim.mmu.caches import NR_PLACES, new_caches, read_line, read_pages
 from hostsim.mmu.cost import Classes, miss_rates, operations_per_cycle, walk_cost, walk_share
 from hostsim.mmu.cpus import CacheSpec, LatencySpec
 from hostsim.mmu.paging import map_leaf, new_page_tables, tables_needed
-from hostsim.mmu.tlb import C_WALKS, LEVEL_STRIDE
+from hostsim.mmu.tlb import C_ACCESSES, C_FILLS, C_READS, C_WALKS, LEVEL_STRIDE, NR_COUNTERS
 
 LATENCY = LatencySpec(4, 14, 75, 261, 9, 0)
 CPU = SKYLAKE._replace(latency=LATENCY, cache=CacheSpec(1 << 13, 1 << 15, 1 << 19, 1))
@@ -162,3 +162,14 @@ def test_a_walk_that_never_happens_costs_nothing(spaces):
     counts[0] = 100
     cost = walk_cost(CPU, as_classes(UNIFORM), counts, all_small(as_classes(UNIFORM)), 512.0)
     assert cost.walks == cost.walk_cycles == cost.ept_ratio == 0.0
+
+
+def test_walks_where_no_class_is_mapped_so_cost_the_first_cache():
+    """A few walks for small pages though the classes say that all is huge."""
+    classes = Classes(*(np.array([value]) for value in (0.0, 1e4, 1e4, 1.0, 1e-4, 1.0)))
+    counts = np.zeros(NR_COUNTERS, np.int64)
+    counts[C_ACCESSES], counts[C_WALKS], counts[C_FILLS] = 10_000, 5, 5
+    counts[C_READS + 1] = 5  # of class 0, level 1
+    cost = walk_cost(CPU, classes, counts, np.array([[0.0], [1.0], [0.0]]), 512.0)
+    assert cost.walk_cycles == LATENCY.l1_cycles + LATENCY.walk_cycles
+    assert cost.ept_ratio == 0.0
