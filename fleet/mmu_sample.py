@@ -55,6 +55,7 @@ WARM: Final = 2  # a sample counts this many times the accesses that warm it
 PER_OCTAVE: Final = 2  # classes of footprints
 LEAST_PAGES: Final = HPAGE_PMD_NR
 SMALL: Final = (0.0, 1 / 128, 1 / 16, 1.0)  # classes of the share that small entries map
+MOST_STATES: Final = 20_000  # that are remembered, about 10 MiB; then all are forgotten
 LEAST_WEIGHT: Final = 1 / 64  # of a class around a state; less is left out
 WEYL: Final = 0x9E3779B97F4A7C15  # golden ratio, of 2**64
 PPM: Final = 1_000_000
@@ -282,7 +283,8 @@ def _sides(state: State, small: int) -> dict[Side, float]:
     """Return where a state's small entries are small, and the shares of them."""
     host = (state.guest_huge - state.both_huge) / max(small, 1)
     guest = (state.host_huge - state.both_huge) / max(small, 1)
-    return {Side.HOST: host, Side.GUEST: guest, Side.BOTH: max(1.0 - host - guest, 0.0)}
+    shares = {Side.HOST: host, Side.GUEST: guest, Side.BOTH: 1.0 - host - guest}
+    return {side: share for side, share in shares.items() if share > 0.0}
 
 
 def classes_around(state: State, *, native: bool = False) -> list[tuple[Class, float]]:
@@ -298,17 +300,18 @@ def classes_around(state: State, *, native: bool = False) -> list[tuple[Class, f
     pages = max(state.pages, 1)
     small = max(pages - (state.guest_huge if native else state.both_huge), 0)
     of_tables = 1.0 if native else state.tables_huge / max(state.tables, 1)
-    tables = ((True, of_tables), (False, 1.0 - of_tables))
+    tables = [(huge, c) for huge, c in ((True, of_tables), (False, 1.0 - of_tables)) if c > 0.0]
     sides = {Side.NATIVE: 1.0} if native else _sides(state, small)
     none = sides if native else {Side.GUEST: 1.0}  # all entries are large on both sides
-    found = [
-        (Class(state.cpu, state.workload, footprint, share, side, huge), a * b * c * d)
-        for footprint, a in _footprints(pages)
-        for share, b in _between(small / pages, SMALL)
-        for side, c in (sides if SMALL[share] > 0.0 else none).items()
-        for huge, d in tables
-    ]
-    found = [(key, weight) for key, weight in found if weight > LEAST_WEIGHT]
+    found = []
+    for footprint, a in _footprints(pages):
+        for share, b in _between(small / pages, SMALL):
+            for side, c in (sides if SMALL[share] > 0.0 else none).items():
+                for huge, d in tables:
+                    weight = a * b * c * d
+                    if weight > LEAST_WEIGHT:
+                        key = Class(state.cpu, state.workload, footprint, share, side, huge)
+                        found.append((key, weight))
     total = sum(weight for _, weight in found)
     return [(key, weight / total) for key, weight in found]
 
@@ -364,6 +367,8 @@ class Sampler:
         native = self._mean(classes_around(state, native=True))
         found = _as_integers(own, huge, native)
         if self.remember:
+            if len(self._figures) >= MOST_STATES:
+                self._figures.clear()
             self._figures[state] = found
         self.hits += self.samples == before
         self.cpu_s += time.process_time() - begin_s
