@@ -158,3 +158,22 @@ def test_a_clock_begins_when_the_guest_does():
     assert mem.daemon[DAEMON_KHUGEPAGED, D_WAKE] == wake + 77 * NS_PER_S
     start_clock(mem, 70 * NS_PER_S)
     assert mem.pool[P_NOW_NS] == 77 * NS_PER_S
+
+
+@pytest.mark.parametrize("pages_to_scan", [512, 4096])
+@pytest.mark.parametrize("sleep", [500, 10_000])
+def test_long_stretches_of_huge_windows_are_skipped_to_the_same_place(pages_to_scan, sleep):
+    files = {"pages_to_scan": pages_to_scan, "scan_sleep_millisecs": sleep}
+    fast, slow = booted(**files), booted(**files)
+    for mem in (fast, slow):
+        mm = start_process(mem, 20_000, 0, ADVICE_NONE)
+        touch_range(mem, mm, 0, 20_000, 1, 1.0, 0, True, 0)
+        discard_range(mem, mm, 30 * HPAGE_PMD_NR + 5, 64)
+        mem.pool[P_TOUCHED] = 0
+    for seconds in (9, 105, 205, 333, 2000):
+        while not pass_time(fast, seconds * NS_PER_S, 1):
+            fast.pool[P_TOUCHED] = 0
+        pass_tick(slow, seconds * NS_PER_S)
+        fast.pool[P_TOUCHED] = slow.pool[P_TOUCHED] = 0
+        assert_same(fast, slow)
+    assert slow.vmstat[PAGES_COLLAPSED] == 1
