@@ -157,6 +157,8 @@ def change_flags(mem: Memory, mm: int, start: int, end: int, on: int, off: int) 
         Whether there was room for the areas; what was changed before stays changed.
     """
     end = min(end, mem.mm[mm, MM_RAM_PAGES])
+    if start >= end:
+        return True
     if first_vma(mem, mm) == NIL:
         v = _new_vma(mem, 0, mem.mm[mm, MM_RAM_PAGES], 0, NIL)
         if v == NIL:
