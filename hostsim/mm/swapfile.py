@@ -154,8 +154,9 @@ def alloc_slots(mem: Memory, nr: int) -> tuple[int, int]:
         if slot < end:
             break
         mem.pool[P_SWAP_CLUSTER] = 0
-        if mem.swap_cluster[_row(cluster)].count < HPAGE_PMD_NR:
-            _append(mem, cluster, CLUSTER_NONFULL)
+        count = int(mem.swap_cluster[_row(cluster)].count)
+        if count < HPAGE_PMD_NR:
+            _append(mem, cluster, CLUSTER_NONFULL if count > 0 else CLUSTER_FREE)
     taken = 0
     while taken < nr and slot + taken < end and not slot_in_use(mem, slot + taken):
         taken += 1
