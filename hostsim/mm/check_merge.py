@@ -11,6 +11,7 @@ from hostsim.mm.mm_types import (
     MM_KSM_PREV,
     MM_LIVE,
     MM_MERGEABLE,
+    MM_PINNED,
     MM_RAM_PAGES,
     MM_VMAS,
     NIL,
@@ -29,6 +30,7 @@ from hostsim.mm.mm_types import (
     P_KSM_SLAB,
     P_KSM_SLAB_PAGES,
     P_KSM_UNSHARED,
+    P_PINS,
     P_VMA_FREE,
     P_VMA_USED,
     P_WRITTEN_FREE,
@@ -45,9 +47,13 @@ def check_areas(mem: Memory) -> None:
     used = int(mem.pool[P_VMA_USED])
     after = mem.vma["next"][:used].tolist()
     listed = chain("free areas", after, int(mem.pool[P_VMA_FREE]) - 1, used)
+    nr_pins = 0
     for mm in np.flatnonzero(mem.mm[:, MM_LIVE]).tolist():
         mine = chain(f"areas of process {mm}", after, int(mem.mm[mm, MM_VMAS]) - 1, used)
         listed = listed + mine
+        pins = chain(f"pins of process {mm}", after, int(mem.mm[mm, MM_PINNED]) - 1, used)
+        forbid("empty pin", mem.vma["start"][pins] >= mem.vma["end"][pins], pin=pins)
+        listed, nr_pins = listed + pins, nr_pins + len(pins)
         if mine:
             areas = mem.vma[mine]
             ends = np.concatenate([[0], areas["end"]])
@@ -57,6 +63,7 @@ def check_areas(mem: Memory) -> None:
             forbid("empty area", empty, mm=np.full(len(mine), mm), start=areas["start"])
             alike = areas["flags"][1:] == areas["flags"][:-1]
             forbid("neighbouring areas alike", alike, start=areas["start"][1:])
+    agree("pins", pool=mem.pool[P_PINS], listed=nr_pins)
     agree("areas on lists", listed=np.sort(np.array(listed, np.int64)), used=np.arange(used))
 
 

@@ -21,7 +21,7 @@ from hostsim.mm.mm_types import (
     P_SWAP_SLOTS,
     Memory,
 )
-from hostsim.mm.physmem import PB_COMPOUND
+from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_MASK, KIND_SWAP, KIND_SWAPCACHE
 from hostsim.mm.split import COMPOUND_DEFERRED, COMPOUND_SHIFT, COMPOUND_SWAPCACHE
 from hostsim.mm.swapfile import CLUSTER_FREE, CLUSTER_NONFULL, CLUSTER_USED, HEADER_SLOTS
@@ -67,16 +67,25 @@ def _check_clusters(mem: Memory, in_use: Mask) -> None:
 def _check_queue(mem: Memory, state: Ints) -> None:
     """Compare the deferred split queue with the flags of compound pages."""
     flags = mem.pb["b"][: state.size]
-    queued = np.flatnonzero((state == PB_COMPOUND) & (flags & COMPOUND_DEFERRED != 0))
     met: list[int] = []
     at, before = int(mem.pool[P_SPLIT_FIRST]), 0
-    while at != 0 and len(met) <= queued.size:
+    while at != 0 and len(met) <= state.size:
         agree("back link in the split queue", stored=mem.split_queue["prev"][at - 1], walked=before)
         met.append(at - 1)
         before, at = at, int(mem.split_queue["next"][at - 1])
     agree("end of the split queue", pool=mem.pool[P_SPLIT_LAST], walked=before)
     agree("length of the split queue", pool=mem.pool[P_SPLIT_LEN], walked=len(met))
-    agree("huge pages queued for splitting", listed=np.sort(np.array(met, np.int64)), flags=queued)
+    listed = np.array(met, np.int64)
+    partly = (state == PB_COMPOUND) & (flags & COMPOUND_DEFERRED != 0)
+    on_queue = np.zeros(state.size, np.bool_)
+    on_queue[listed] = True
+    page = np.arange(state.size)
+    forbid("partly mapped huge page off the split queue", partly & ~on_queue, pageblock=page)
+    odd = on_queue & ~np.isin(state, (PB_HUGE, PB_COMPOUND))
+    odd |= on_queue & (state == PB_COMPOUND) & (flags & COMPOUND_SWAPCACHE != 0)
+    forbid("not a mapped huge page on the split queue", odd, pageblock=page, state=state)
+    stale = ~on_queue & (mem.split_queue["prev"] != 0)
+    forbid("back link of a page off the split queue", stale, pageblock=page)
 
 
 def check_swap(mem: Memory, state: NDArray[np.int64]) -> Mask:

@@ -43,6 +43,7 @@ from hostsim.mm.mmap import (
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
+from hostsim.mm.pins import any_pinned
 from hostsim.mm.promotion import max_ptes_none
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -56,10 +57,11 @@ from hostsim.mm.rmap import (
     frame_at,
 )
 from hostsim.mm.slowpath import GFP_DIRECT, alloc_huge
-from hostsim.mm.split import deferred_split
+from hostsim.mm.split import deferred_split, is_pinned, queue_huge
 from hostsim.mm.swap_state import do_swap_page, swapped_at
 from hostsim.mm.tunables import (
     T_COLLAPSE_WRITABLE,
+    T_DEFER_UNDERUSED,
     T_KHUGEPAGED_DEFRAG,
     T_KHUGEPAGED_MAX_PTES_SHARED,
     T_KHUGEPAGED_MAX_PTES_SWAP,
@@ -113,6 +115,15 @@ def is_young(mem: Memory, x: int) -> bool:
     if pageblock_state(mem, pb) == PB_COMPOUND:
         stamp |= int(mem.lru[pb])
     return stamp & (LRU_YOUNG | LRU_REFERENCED) != 0
+
+
+@kernel
+def _is_pinned(mem: Memory, mm: int, x: int) -> bool:
+    """Tell whether pages of an extent, or of the huge page of which they are, are pinned."""
+    pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
+    if pageblock_state(mem, pb) == PB_COMPOUND:
+        return is_pinned(mem, pb)
+    return any_pinned(mem, mm, int(mem.ext[x].vpn), int(mem.ext[x].vpn) + int(mem.ext[x].nr))
 
 
 @kernel
@@ -187,7 +198,7 @@ def hpage_collapse_scan_pmd(mem: Memory, mm: int, window: int, by_khugepaged: bo
             if by_khugepaged and shared > max_shared:
                 mem.vmstat[THP_SCAN_EXCEED_SHARE_PTE] += 1
                 return SCAN_EXCEED_SHARED_PTE
-        if mem.mm[mm, MM_PINNED] != 0:
+        if mem.mm[mm, MM_PINNED] != 0 and _is_pinned(mem, mm, x):
             return SCAN_PAGE_COUNT
         if is_young(mem, x):
             referenced += nr
@@ -232,6 +243,8 @@ def collapse_huge_page(mem: Memory, mm: int, window: int, gfp: int, by_khugepage
     mem.vmstat[NR_ANON_THPS] += 1
     mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
     account_rss(mem, mm, window, HPAGE_PMD_NR)
+    if mem.tunables[T_DEFER_UNDERUSED] != 0:
+        queue_huge(mem, pb)
     return SCAN_SUCCEED
 
 

@@ -26,6 +26,7 @@ from hostsim.mm.compact_control import (
     CC_ZONE,
     COMPACT_ASYNC,
     COMPACT_CLUSTER_MAX,
+    COMPACT_SYNC,
     NO_RESTART,
     freelist_scan_limit,
     get_pageblock_skip,
@@ -39,6 +40,7 @@ from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     NIL,
     NR_TYPES,
+    P_PINS,
     Z_START,
     Memory,
 )
@@ -55,7 +57,9 @@ from hostsim.mm.physmem import (
     list_rotate,
     pageblock_state,
 )
-from hostsim.mm.rmap import extents_of
+from hostsim.mm.pins import pinned_run
+from hostsim.mm.rmap import KIND_ANON, KIND_MASK, extents_of, frame_at
+from hostsim.mm.swapout import under_writeback
 from hostsim.mm.tunables import COMPACTION_6_12, T_COMPACTION
 from hostsim.mm.vmstat import COMPACT_ISOLATED
 
@@ -65,12 +69,32 @@ def _map_extents(mem: Memory, pb: int) -> None:
     """Write the extent of each frame of a pageblock that can move, NIL for all others."""
     for i in range(PAGEBLOCK_NR_PAGES):
         mem.compact[CC_MAP + i] = NIL
+    in_flight = mem.compact[CC_MODE] != COMPACT_SYNC
     x = extents_of(mem, pb)
     while x != NIL:
-        if is_migratable(mem, x):
+        if is_migratable(mem, x) and not (in_flight and under_writeback(mem, x)):
             first = int(mem.ext[x].pfn) & (PAGEBLOCK_NR_PAGES - 1)
             for i in range(first, first + int(mem.ext[x].nr)):
                 mem.compact[CC_MAP + i] = x
+        x = int(mem.ext[x].next_b)
+    if mem.pool[P_PINS] != 0:
+        _unmap_pinned(mem, pb)
+
+
+@kernel
+def _unmap_pinned(mem: Memory, pb: int) -> None:
+    """Take the frames that a device uses out of the map of those that can move."""
+    x = extents_of(mem, pb)
+    while x != NIL:
+        if mem.ext[x].flags & KIND_MASK == KIND_ANON:
+            vpn = int(mem.ext[x].vpn)
+            end = vpn + int(mem.ext[x].nr)
+            while vpn < end:
+                pinned, run = pinned_run(mem, int(mem.ext[x].owner), vpn, end - vpn)
+                for page in range(vpn, vpn + (run if pinned else 0)):
+                    frame = frame_at(mem, x, page)
+                    mem.compact[CC_MAP + (frame & (PAGEBLOCK_NR_PAGES - 1))] = NIL
+                vpn += run
         x = int(mem.ext[x].next_b)
 
 

@@ -91,7 +91,7 @@ from hostsim.mm.physmem import (
     is_free_block,
     pageblock_state,
 )
-from hostsim.mm.rmap import KIND_ANON, KIND_MASK, extents_of
+from hostsim.mm.rmap import KIND_MASK, extents_of, is_movable
 from hostsim.mm.tunables import (
     COMPACTION_6_12,
     T_COMPACTION,
@@ -176,7 +176,7 @@ def _sampled(mem: Memory, pb: int, source: bool, target: bool) -> bool:
     while x != NIL:
         pfn = int(mem.ext[x].pfn)
         first = (pfn + SAMPLE_STEP - 1) & ~(SAMPLE_STEP - 1)
-        if mem.ext[x].flags & KIND_MASK == KIND_ANON and first < pfn + int(mem.ext[x].nr):
+        if is_movable(mem.ext[x].flags & KIND_MASK) and first < pfn + int(mem.ext[x].nr):
             return True
         x = int(mem.ext[x].next_b)
     return False

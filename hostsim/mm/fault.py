@@ -73,8 +73,9 @@ from hostsim.mm.rmap import (
     try_extend,
 )
 from hostsim.mm.slowpath import alloc_huge, alloc_pages, vma_thp_gfp_mask
+from hostsim.mm.split import queue_huge
 from hostsim.mm.swap_state import do_swap_page
-from hostsim.mm.tunables import T_THP_POLICY, T_USE_ZERO_PAGE
+from hostsim.mm.tunables import T_DEFER_UNDERUSED, T_THP_POLICY, T_USE_ZERO_PAGE
 from hostsim.mm.unmap import link_before
 from hostsim.mm.vma import window_in_vma
 from hostsim.mm.vmstat import (
@@ -127,6 +128,8 @@ def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
     mem.vmstat[NR_ANON_THPS] += 1
     mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
     account_rss(mem, mm, window, HPAGE_PMD_NR)
+    if mem.tunables[T_DEFER_UNDERUSED] != 0:
+        queue_huge(mem, pb)
 
 
 @kernel

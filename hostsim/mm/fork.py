@@ -1,12 +1,15 @@
 """fork and copy on write.
 
+Pages that a device uses are copied at the fork, so that the parent keeps their frames whoever
+writes first; a huge page of which one is pinned has its PMD split for that.  2.6.38 shares them.
+
 Source: Linux v6.1 mm/memory.c copy_page_range, do_wp_page; mm/huge_memory.c copy_huge_pmd,
-do_huge_pmd_wp_page.
+do_huge_pmd_wp_page, copy_present_page.
 """
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
-from hostsim.mm.content import note_written
+from hostsim.mm.content import is_written, note_written
 from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge
 from hostsim.mm.cow_huge import cow_huge
 from hostsim.mm.ksm_tree import ksm_enter, put_ksm_page
@@ -17,6 +20,7 @@ from hostsim.mm.mm_types import (
     MM_CONTENT,
     MM_HUGE,
     MM_MERGEABLE,
+    MM_PINNED,
     MM_SWAP,
     MM_WINDOWS,
     NIL,
@@ -40,15 +44,18 @@ from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
+from hostsim.mm.pins import pinned_run
 from hostsim.mm.rmap import (
     EXT_KSM,
     EXT_PMD,
     EXT_SHARED,
+    EXT_ZERO,
     KIND_ANON,
     KIND_MASK,
     KIND_PGTABLE,
     KIND_SWAP,
     add_extent,
+    cut_extent,
     del_extent,
     extents_of,
     frame_at,
@@ -56,9 +63,17 @@ from hostsim.mm.rmap import (
     try_extend,
 )
 from hostsim.mm.slowpath import alloc_pages
-from hostsim.mm.split import make_compound, nr_pmd_mappings, pmd_mapping, split_pmd, undo_deferred
-from hostsim.mm.tunables import T_COW_HUGE
-from hostsim.mm.unmap import isolate_page, link_extent, put_frames, unlink_from_window
+from hostsim.mm.split import (
+    is_pinned,
+    make_compound,
+    nr_pmd_mappings,
+    pmd_mapping,
+    split_mapping,
+    split_pmd,
+    undo_deferred,
+)
+from hostsim.mm.tunables import T_COW_HUGE, T_PHYSICAL_SPLIT
+from hostsim.mm.unmap import isolate_page, link_before, link_extent, put_frames, unlink_from_window
 from hostsim.mm.vma import copy_vmas
 from hostsim.mm.vmstat import COW_KSM, NR_ANON_PAGES, PGFAULT
 
@@ -83,12 +98,68 @@ def _copy_huge(mem: Memory, parent: int, child: int, window: int) -> None:
 
 
 @kernel
-def _copy_table(mem: Memory, parent: int, child: int, window: int) -> None:
-    """Let a child map the small pages of one of its parent's windows."""
+def _cut_pinned(mem: Memory, mm: int, x: int) -> bool:
+    """Cut an extent where its pages begin or cease to be pinned; tell whether its own are.
+
+    Of a huge page all are if one is.
+    """
+    pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
+    if pageblock_state(mem, pb) == PB_COMPOUND:
+        return is_pinned(mem, pb)
+    vpn = int(mem.ext[x].vpn)
+    pinned, run = pinned_run(mem, mm, vpn, int(mem.ext[x].nr))
+    if run < mem.ext[x].nr:
+        cut_extent(mem, x, vpn + run)
+    return pinned
+
+
+@kernel
+def _copy_pinned(mem: Memory, parent: int, child: int, window: int) -> bool:
+    """Give a child copies of a window's pinned pages, which its parent keeps (copy_present_page).
+
+    Returns
+    -------
+    bool
+        Whether memory sufficed.
+    """
+    vpn = window << HPAGE_PMD_ORDER
+    end = vpn + HPAGE_PMD_NR
+    while vpn < end:
+        x = _extent_of(mem, parent, window, vpn)
+        if x == NIL:
+            break
+        vpn = max(vpn, int(mem.ext[x].vpn))
+        if mem.ext[x].flags & KIND_MASK != KIND_ANON or not _cut_pinned(mem, parent, x):
+            vpn = int(mem.ext[x].vpn) + int(mem.ext[x].nr)
+            continue
+        zero = int(mem.ext[x].flags) & EXT_ZERO
+        frame = frame_at(mem, x, vpn)
+        if not is_written(mem, frame >> PAGEBLOCK_ORDER, frame & (HPAGE_PMD_NR - 1)):
+            zero = EXT_ZERO
+        pfn, _, _ = alloc_pages(mem, 0, MIGRATE_MOVABLE, 1)
+        if pfn == NO_PFN:
+            return False
+        before = link_before(mem, child, window, vpn)
+        y = add_extent(mem, pfn, 1, child, vpn, KIND_ANON | zero)
+        mem.ext[y].lru = fresh_stamp(mem, LRU_YOUNG)
+        link_extent(mem, child, window, before, y)
+        account_rss(mem, child, window, 1)
+        mem.vmstat[NR_ANON_PAGES] += 1
+        charge(mem, C_COPY_PAGE, 1)
+        vpn += 1
+    return True
+
+
+@kernel
+def _copy_table(mem: Memory, parent: int, child: int, window: int, pins: bool) -> None:
+    """Let a child map the small pages of one of its parent's windows; ``pins``: not pinned ones."""
     last = NIL
     set_window(mem, child, window, table_word(NIL))
     x = table_head(window_word(mem, parent, window))
     while x != NIL:
+        if pins and mem.ext[x].flags & KIND_MASK == KIND_ANON and _cut_pinned(mem, parent, x):
+            x = int(mem.ext[x].next)
+            continue
         if mem.ext[x].flags & EXT_KSM:
             mem.ksm_node[mem.ksm_frame[mem.ext[x].pfn] - 1].maps += 1
         nr = int(mem.ext[x].nr)
@@ -121,6 +192,7 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
     if mem.mm[parent, MM_MERGEABLE] != 0:
         ksm_enter(mem, child)
     khugepaged_fork(mem, parent, child)
+    pins = mem.mm[parent, MM_PINNED] != 0 and mem.tunables[T_PHYSICAL_SPLIT] == 0
     for window in range(mem.mm[parent, MM_WINDOWS]):
         word = window_word(mem, parent, window)
         if word == W_NONE:
@@ -136,10 +208,14 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
         if word == W_ZERO:
             mem.pool[P_ZERO_USERS] += 1
             set_window(mem, child, window, W_ZERO)
-        elif word & W_TAG == W_HUGE:
+        elif word & W_TAG == W_HUGE and not (pins and is_pinned(mem, word >> 2)):
             _copy_huge(mem, parent, child, window)
         else:
-            _copy_table(mem, parent, child, window)
+            if word & W_TAG == W_HUGE:
+                split_mapping(mem, parent, window)
+            _copy_table(mem, parent, child, window, pins)
+            if pins and not _copy_pinned(mem, parent, child, window):
+                return False
     return True
 
 
@@ -189,9 +265,9 @@ def _mapped_elsewhere(mem: Memory, x: int, frame: int) -> bool:
 
 @kernel
 def _extent_of(mem: Memory, mm: int, window: int, page: int) -> int:
-    """Return the extent that covers a page of a window."""
+    """Return the extent of a window that covers a page, or the next one, or NIL."""
     x = table_head(window_word(mem, mm, window))
-    while int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
+    while x != NIL and int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
         x = int(mem.ext[x].next)
     return x
 

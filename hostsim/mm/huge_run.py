@@ -45,6 +45,7 @@ from hostsim.mm.physmem import PB_HUGE, set_state
 from hostsim.mm.rmap import KIND_PGTABLE
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import (
+    T_DEFER_UNDERUSED,
     T_NOFRAGMENT,
     T_PCP_6_12,
     T_PCP_ORDER_0,
@@ -81,6 +82,7 @@ def _may_run(mem: Memory, mm: int) -> bool:
         mem.tunables[T_THP_POLICY] == LINUX
         and mem.tunables[T_PCP_ORDER_0] == 0
         and mem.tunables[T_WATERMARK_DECAY] == 0
+        and mem.tunables[T_DEFER_UNDERUSED] == 0
         and mem.mm[mm, MM_VMAS] == 0
         and thp_enabled(mem, mm)
     )

@@ -50,6 +50,7 @@ from hostsim.mm.mm_types import (
     P_KSM_FIRST,
     P_KSM_FULL_SCANS,
     P_KSM_MM,
+    P_KSM_NODES,
     P_KSM_PAGE,
     P_KSM_PREV_ITEM,
     P_KSM_SEQ,
@@ -60,7 +61,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, window_word
-from hostsim.mm.rmap import EXT_KSM, KIND_KERNEL, add_extent
+from hostsim.mm.rmap import EXT_KSM, EXT_ZERO, KIND_KERNEL, add_extent
 from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.split import split_huge_page
 from hostsim.mm.tunables import (
@@ -70,6 +71,7 @@ from hostsim.mm.tunables import (
     T_KSM_SMART_SCAN,
     T_KSM_USE_ZERO_PAGES,
 )
+from hostsim.mm.unmap import isolate_page
 from hostsim.mm.vma import VM_MERGEABLE, change_flags, find_vma
 from hostsim.mm.vmstat import NR_KERNEL
 
@@ -209,12 +211,19 @@ def _merge_unstable(mem: Memory, item: int, mm: int, vpn: int, key: int) -> bool
     other_vpn = int(mem.ksm_item[other].vpn)
     if page_key(mem, other_mm, other_vpn) != key:
         return False  # it changed, or is gone
+    mem.pool[P_KSM_NODES] += 1
+    enough = _fill_slab(mem)  # before the merge: without memory for a node there is none
+    mem.pool[P_KSM_NODES] -= 1
+    if not enough or page_key(mem, mm, vpn) != key or page_key(mem, other_mm, other_vpn) != key:
+        trim_slab(mem)
+        return True  # reclaim may have changed mappings
     status, node = merge_two_pages(mem, mm, vpn, other_mm, other_vpn, key)
     if status == MERGED:
         remove_item_from_tree(mem, other)
         append_item(mem, other, node)
         append_item(mem, item, node)
-        return _fill_slab(mem)
+        return True
+    trim_slab(mem)
     if status == SAME_HUGE_PAGE:
         split_huge_page(mem, huge_page_of(mem, mm, vpn))
     return True
@@ -315,8 +324,15 @@ def unmerge_all(mem: Memory) -> bool:
         while page != NIL:
             last = page
             if x != NIL and mem.ext[x].flags & EXT_KSM:
+                zero = mem.ksm_node[mem.ksm_frame[mem.ext[x].pfn] - 1].key == KEY_ZERO
                 if not wp_page(mem, mm, page >> HPAGE_PMD_ORDER, page):
                     return False
+                x = find_page(mem, mm, page >> HPAGE_PMD_ORDER, page, NIL)
+                if mem.ext[x].flags & EXT_KSM:
+                    continue  # reclaim changed the window: once more
+                if zero:
+                    x = isolate_page(mem, x, page)
+                    mem.ext[x].flags |= EXT_ZERO
             elif x != NIL:
                 last = int(mem.ext[x].vpn) + int(mem.ext[x].nr) - 1
             else:

@@ -32,6 +32,7 @@ from hostsim.mm.mmap import (
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
+from hostsim.mm.pins import any_pinned
 from hostsim.mm.rmap import (
     EXT_KSM,
     EXT_SHARED,
@@ -139,7 +140,9 @@ def single_page(mem: Memory, mm: int, page: int) -> int:
     int
         NIL if the page is pinned, its huge page cannot be split, or the page is gone.
     """
-    if mem.mm[mm, MM_PINNED] != 0 or mem.pool[P_EXT_LIVE] + 4 * HPAGE_PMD_NR > mem.ext.size:
+    if mem.pool[P_EXT_LIVE] + 4 * HPAGE_PMD_NR > mem.ext.size:
+        return NIL
+    if mem.mm[mm, MM_PINNED] != 0 and any_pinned(mem, mm, page, page + 1):
         return NIL
     pb = huge_page_of(mem, mm, page)
     if pb != NIL and not split_huge_page(mem, pb):

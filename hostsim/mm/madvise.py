@@ -10,10 +10,12 @@ from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import MM_PINNED, MM_WINDOWS, NIL, P_SWAP_FREE, Memory
 from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
+from hostsim.mm.pins import pinned_run
 from hostsim.mm.rmap import EXT_SHARED, KIND_ANON, KIND_MASK, cut_extent
 from hostsim.mm.shrink import SC_FORCE, SC_MAY_SWAP, shrink_huge
-from hostsim.mm.split import COMPOUND_SWAPCACHE, split_huge_page
+from hostsim.mm.split import COMPOUND_SWAPCACHE, is_pinned, split_huge_page
 from hostsim.mm.swapout import swap_out_extent
+from hostsim.mm.tunables import T_PHYSICAL_SPLIT
 
 
 @kernel
@@ -33,6 +35,9 @@ def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> N
                 x = int(mem.ext[x].next)
                 continue
             whole = int(mem.ext[x].nr) == HPAGE_PMD_NR and vpn >= first and last <= end
+            if is_pinned(mem, pb) and mem.tunables[T_PHYSICAL_SPLIT] == 0:
+                x = int(mem.ext[x].next)
+                continue
             if whole:
                 shrink_huge(mem, pb)
             if not whole and not split_huge_page(mem, pb):
@@ -45,6 +50,13 @@ def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> N
             continue
         if last > end:
             cut_extent(mem, x, end)
+        if mem.mm[mm, MM_PINNED] != 0:
+            pinned, run = pinned_run(mem, mm, int(mem.ext[x].vpn), int(mem.ext[x].nr))
+            if run < mem.ext[x].nr:
+                cut_extent(mem, x, int(mem.ext[x].vpn) + run)
+            if pinned:
+                x = int(mem.ext[x].next)
+                continue
         if not swap_out_extent(mem, x):
             return
         x = table_head(window_word(mem, mm, window))
@@ -53,7 +65,7 @@ def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> N
 @kernel
 def madvise_pageout(mem: Memory, mm: int, start: int, nr: int) -> None:
     """Write pages of a process to swap (MADV_PAGEOUT on one range)."""
-    if mem.mm[mm, MM_PINNED] != 0 or mem.pool[P_SWAP_FREE] == 0:
+    if mem.pool[P_SWAP_FREE] == 0:
         return
     mem.scan[SC_FORCE] = 1
     mem.scan[SC_MAY_SWAP] = 1

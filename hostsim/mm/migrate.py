@@ -13,7 +13,7 @@ from hostsim.mm.compact_control import CC_MAP, CC_NR_MIGRATE, CC_NR_WANTED, CC_S
 from hostsim.mm.compact_target import compaction_alloc
 from hostsim.mm.cost import C_MIGRATE_PAGE, charge
 from hostsim.mm.ksm_tree import ksm_migrate_page
-from hostsim.mm.mm_types import MM_PINNED, NIL, P_MAP_SEQ, Memory
+from hostsim.mm.mm_types import NIL, P_MAP_SEQ, Memory
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.rmap import (
@@ -22,9 +22,12 @@ from hostsim.mm.rmap import (
     EXT_SHARED,
     KIND_ANON,
     KIND_MASK,
+    KIND_SWAPCACHE,
     cut_extent,
     del_extent,
     extents_of,
+    frame_at,
+    is_movable,
     set_extents_of,
 )
 from hostsim.mm.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS
@@ -32,12 +35,9 @@ from hostsim.mm.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS
 
 @inline_kernel
 def is_migratable(mem: Memory, x: int) -> bool:
-    """Tell whether an extent's pages can move: anonymous memory that nobody has pinned."""
-    return (
-        mem.ext[x].flags & KIND_MASK == KIND_ANON
-        and mem.ext[x].flags & EXT_PMD == 0
-        and mem.mm[mem.ext[x].owner, MM_PINNED] == 0
-    )
+    """Tell whether an extent's pages can move, pins apart: they are on the LRU lists."""
+    kind = mem.ext[x].flags & KIND_MASK
+    return is_movable(kind) and mem.ext[x].flags & EXT_PMD == 0
 
 
 @kernel
@@ -45,7 +45,9 @@ def _remap(mem: Memory, x: int, pfn: int, descending: bool) -> None:
     """Let an extent map other frames, ``pfn`` the lowest; every moved page passes here."""
     vpn = int(mem.ext[x].vpn)
     mem.pool[P_MAP_SEQ] += 1
-    notify(mem, int(mem.ext[x].owner), vpn >> HPAGE_PMD_ORDER, vpn, vpn + int(mem.ext[x].nr))
+    kind = int(mem.ext[x].flags) & KIND_MASK
+    if kind == KIND_ANON:
+        notify(mem, int(mem.ext[x].owner), vpn >> HPAGE_PMD_ORDER, vpn, vpn + int(mem.ext[x].nr))
     before = int(mem.ext[x].prev_b)
     after = int(mem.ext[x].next_b)
     if after != NIL:
@@ -64,11 +66,16 @@ def _remap(mem: Memory, x: int, pfn: int, descending: bool) -> None:
     if head != NIL:
         mem.ext[head].prev_b = x
     set_extents_of(mem, pb, x)
+    if kind == KIND_SWAPCACHE:
+        for slot in range(vpn, vpn + int(mem.ext[x].nr)):
+            mem.swap_cache[slot] = frame_at(mem, x, slot) + 1
 
 
 @kernel
 def merge_next(mem: Memory, x: int) -> bool:
     """Join an extent with the next one of its window if that continues it on both sides."""
+    if mem.ext[x].flags & KIND_MASK != KIND_ANON:
+        return False
     y = int(mem.ext[x].next)
     if y == NIL or mem.ext[y].vpn != mem.ext[x].vpn + int(mem.ext[x].nr):
         return False

@@ -196,7 +196,7 @@ MM_THP_FALLBACK: Final = 13
 MM_VM: Final = 14  # VM number in the trace
 MM_KHUGEPAGED: Final = 15  # place in khugepaged's list (rising), 0 if not registered
 MM_SWAP: Final = 16  # pages swapped out
-MM_PINNED: Final = 17  # 1: all its pages are pinned for DMA (VFIO)
+MM_PINNED: Final = 17  # first pin + 1: hostsim.mm.pins
 MM_MERGEABLE: Final = 18  # 1: MADV_MERGEABLE
 MM_VMAS: Final = 19  # first area + 1; 0: guest RAM is one plain area
 MM_CONTENT: Final = 20  # what written pages hold: hostsim.mm.content
@@ -260,6 +260,7 @@ P_KSM_UNSHARED: Final = 38  # pages_unshared: items in the unstable tree
 P_KSM_ZERO: Final = 39  # ksm_zero_pages: mappings given to the zero page
 P_KSM_SKIPPED: Final = 40  # pages_skipped
 P_KSM_FULL_SCANS: Final = 41  # full_scans
+P_PINS: Final = 42  # ranges of pages pinned, of all processes
 P_EPT_USED: Final = 43
 P_EPT_FREE: Final = 44
 P_CAPTURE: Final = 45  # zone + 1 in which a direct compactor takes the first free huge page
@@ -363,6 +364,7 @@ class _MemoryArrays(NamedTuple):
     scan: NDArray[Any]  # int64 (NR_SCAN_CONTROL,) what a reclaim is after: hostsim.mm.shrink
     swap_map: NDArray[Any]  # int16 (slots,) entries in page tables that name a slot
     swap_cache: NDArray[Any]  # int32 (slots,) frame + 1 that holds a slot's page
+    swap_zero: NDArray[Any]  # uint8 (slots,) 1 = the slot stands for a page of zeros
     swap_cluster: NDArray[Any]  # (clusters,) CLUSTER_DTYPE
     split_queue: NDArray[Any]  # (nr_pageblocks,) QUEUE_DTYPE, deferred split queue
     daemon: NDArray[Any]  # int64 (NR_DAEMONS, NR_DAEMON_FIELDS): hostsim.daemons
@@ -409,6 +411,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("lru_queue", (NR_LRU_LISTS * (2 * nr_pages + nr_pageblocks),), np.dtype("i8")),
         Field("swap_map", (max_swap_slots(nr_pages),), np.dtype("i2")),
         Field("swap_cache", (max_swap_slots(nr_pages),), np.dtype("i4")),
+        Field("swap_zero", (max_swap_slots(nr_pages),), np.dtype("u1")),
         Field("swap_cluster", (nr_cluster_rows(max_swap_slots(nr_pages)),), CLUSTER_DTYPE),
         Field("split_queue", (nr_pageblocks,), QUEUE_DTYPE),
         Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
@@ -452,6 +455,7 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
         "lru_queue": 0,  # found anew
         "swap_map": int(mem.pool[P_SWAP_SLOTS]),
         "swap_cache": int(mem.pool[P_SWAP_SLOTS]),
+        "swap_zero": int(mem.pool[P_SWAP_SLOTS]),
         "swap_cluster": nr_cluster_rows(int(mem.pool[P_SWAP_SLOTS])),
     }
     return {

@@ -21,6 +21,8 @@ from hostsim.mm.mm_types import (
     NIL,
     NR_MM_FIELDS,
     P_MM_USED,
+    P_VMA_FREE,
+    P_VMA_USED,
     P_WORDS_USED,
     Memory,
 )
@@ -172,3 +174,28 @@ def table_word(head: int) -> int:
 def huge_word(pb: int) -> int:
     """Return the word of a window mapped by a huge PMD."""
     return (pb << 2) | W_HUGE
+
+
+@kernel
+def new_area(mem: Memory, start: int, end: int, flags: int, after: int) -> int:
+    """Return a new range of pages that leads to another one, or NIL if there is no room for it."""
+    v = mem.pool[P_VMA_FREE] - 1
+    if v != NIL:
+        mem.pool[P_VMA_FREE] = mem.vma[v].next + 1
+    elif mem.pool[P_VMA_USED] < mem.vma.size:
+        v = mem.pool[P_VMA_USED]
+        mem.pool[P_VMA_USED] += 1
+    else:
+        return NIL
+    mem.vma[v].start = start
+    mem.vma[v].end = end
+    mem.vma[v].flags = flags
+    mem.vma[v].next = after
+    return v
+
+
+@kernel
+def free_area(mem: Memory, v: int) -> None:
+    """Return a range to the pool."""
+    mem.vma[v].next = mem.pool[P_VMA_FREE] - 1
+    mem.pool[P_VMA_FREE] = v + 1

@@ -10,7 +10,8 @@ from hostsim.mm.ksm import wake_ksmd
 from hostsim.mm.memory import setup_watermarks
 from hostsim.mm.mm_slot import start_stop_khugepaged, wake_khugepaged
 from hostsim.mm.mm_types import Memory
-from hostsim.mm.tunables import set_tunable
+from hostsim.mm.shrinker import queue_all_huge
+from hostsim.mm.tunables import T_DEFER_UNDERUSED, set_tunable
 
 _WAKING: Final = ("khugepaged/scan_sleep_millisecs", "khugepaged/alloc_sleep_millisecs")
 
@@ -26,7 +27,10 @@ def write_setting(mem: Memory, name: str, value: str) -> None:
     ValueError
         The file does not exist in the model, or does not take the value.
     """
+    deferred = mem.tunables[T_DEFER_UNDERUSED]
     set_tunable(mem.tunables, name, value)
+    if mem.tunables[T_DEFER_UNDERUSED] > deferred:
+        queue_all_huge(mem)
     if name == "enabled":
         start_stop_khugepaged(mem)
         setup_watermarks(mem)

@@ -27,15 +27,16 @@ from hostsim.mm.lru import (
     tail_stamp,
 )
 from hostsim.mm.mm_types import (
-    MM_PINNED,
     NIL,
     P_COST_ANON,
     P_LRU_ACTIVE,
+    P_PINS,
     Memory,
 )
 from hostsim.mm.mmu_notifier import clear_flush_young
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
+from hostsim.mm.pins import pinned_run
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_KSM,
@@ -48,11 +49,13 @@ from hostsim.mm.rmap import (
     cut_extent,
     del_extent,
     extents_of,
+    frame_at,
 )
 from hostsim.mm.split import (
     COMPOUND_DEFERRED,
     COMPOUND_SHIFT,
     COMPOUND_SWAPCACHE,
+    frame_pinned,
     free_unmapped_compound,
     is_pinned,
     nr_pmd_mappings,
@@ -66,7 +69,12 @@ from hostsim.mm.swapout import (
     unmap_huge,
     write_huge,
 )
-from hostsim.mm.tunables import SPLIT_BEFORE_SWAP_TABLE, T_SPLIT_BEFORE_SWAP, T_THP_SWAP
+from hostsim.mm.tunables import (
+    SPLIT_BEFORE_SWAP_TABLE,
+    T_PHYSICAL_SPLIT,
+    T_SPLIT_BEFORE_SWAP,
+    T_THP_SWAP,
+)
 from hostsim.mm.unmap import forget_swap_cache_huge
 from hostsim.mm.vmstat import (
     NR_FILE_PAGES,
@@ -160,13 +168,51 @@ def _activate_extent(mem: Memory, x: int, file: bool) -> None:
 
 
 @kernel
+def _cut_pinned(mem: Memory, x: int) -> bool:
+    """Cut an extent where its pages begin or cease to be pinned; tell whether its own are.
+
+    The rest is next on the list.
+    """
+    nr = int(mem.ext[x].nr)
+    vpn = int(mem.ext[x].vpn)
+    pinned, run = pinned_run(mem, int(mem.ext[x].owner), vpn, nr)
+    if mem.ext[x].flags & EXT_SHARED:  # in 2.6.38 another process may have pinned the frame
+        run = 1
+        pinned = frame_pinned(mem, frame_at(mem, x, vpn))
+    if run < nr:
+        rest = cut_extent(mem, x, vpn + run)
+        push_front(mem, INACTIVE_ANON, rest << 1, int(mem.ext[rest].lru))
+    return pinned
+
+
+@kernel
+def _cut_at_pins(mem: Memory, pb: int) -> None:
+    """Cut the extents of a pageblock so that of each all pages or none are pinned."""
+    x = extents_of(mem, pb)
+    while x != NIL:
+        after = int(mem.ext[x].next_b)
+        y = x
+        while mem.ext[y].flags & KIND_MASK == KIND_ANON:
+            vpn, nr = int(mem.ext[y].vpn), int(mem.ext[y].nr)
+            _, run = pinned_run(mem, int(mem.ext[y].owner), vpn, nr)
+            if run == nr:
+                break
+            y = cut_extent(mem, y, vpn + run)
+        x = after
+
+
+@kernel
 def _swap_out_pieces(mem: Memory, pb: int) -> None:
     """Swap out the small pages of a pageblock that was a huge page a moment ago."""
+    if mem.pool[P_PINS] != 0:
+        _cut_at_pins(mem, pb)
     x = extents_of(mem, pb)
     while x != NIL:
         after = int(mem.ext[x].next_b)
         if mem.ext[x].flags & KIND_MASK == KIND_ANON:
             if mem.ext[x].flags & EXT_SHARED:
+                mem.ext[x].lru = fresh_stamp(mem, 0)
+            elif mem.pool[P_PINS] != 0 and _cut_pinned(mem, x):
                 mem.ext[x].lru = fresh_stamp(mem, 0)
             elif not swap_out_extent(mem, x):
                 _activate_extent(mem, x, False)
@@ -212,9 +258,6 @@ def _reclaim_huge(mem: Memory, pb: int) -> int:
 @kernel
 def shrink_huge(mem: Memory, pb: int) -> int:
     """Look at a huge page from the tail of the inactive list; return the pages freed."""
-    if is_pinned(mem, pb):
-        mem.lru[pb] = fresh_stamp(mem, int(mem.lru[pb]) & LRU_REFERENCED)
-        return 0
     young = _young_in_huge(mem, pb)
     verdict = _references(mem, young, mem.lru[pb] & LRU_REFERENCED != 0)
     mem.lru[pb] &= ~LRU_REFERENCED
@@ -223,8 +266,9 @@ def shrink_huge(mem: Memory, pb: int) -> int:
     if verdict == ACTIVATE:
         _activate_huge(mem, pb)
         return 0
-    if verdict == KEEP:
-        mem.lru[pb] = fresh_stamp(mem, LRU_REFERENCED)
+    pinned = is_pinned(mem, pb) and mem.tunables[T_PHYSICAL_SPLIT] == 0  # 2.6.38 splits it
+    if verdict == KEEP or pinned:
+        mem.lru[pb] = fresh_stamp(mem, int(mem.lru[pb]) & LRU_REFERENCED)
         return 0
     return _reclaim_huge(mem, pb)
 
@@ -279,9 +323,12 @@ def shrink_extent(mem: Memory, x: int, most: int) -> tuple[int, int]:
     if young > 0:
         mem.ext[x].lru |= LRU_REFERENCED
     verdict = _references(mem, young, referenced)
-    owner = int(mem.ext[x].owner)
-    if mem.ext[x].flags & EXT_KSM or (owner != NIL and mem.mm[owner, MM_PINNED] != 0):
+    if mem.ext[x].flags & EXT_KSM:
         verdict = KEEP
+    if verdict == RECLAIM and mem.pool[P_PINS] != 0 and kind == KIND_ANON:
+        if _cut_pinned(mem, x):
+            verdict = KEEP
+        nr = int(mem.ext[x].nr)
     if kind == KIND_ANON and mem.scan[SC_MAY_SWAP] == 0 and verdict == RECLAIM:
         verdict = KEEP
     if verdict == ACTIVATE:

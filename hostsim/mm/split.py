@@ -7,7 +7,7 @@ The page itself can be split only while nobody holds further references.
 
 from typing import Final
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import (
     HPAGE_PMD_NR,
     HPAGE_PMD_ORDER,
@@ -20,9 +20,9 @@ from hostsim.mm.lru import LRU_YOUNG
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_HUGE,
-    MM_PINNED,
     NIL,
     P_MAP_SEQ,
+    P_PINS,
     P_SPLIT_FIRST,
     P_SPLIT_LAST,
     P_SPLIT_LEN,
@@ -32,6 +32,7 @@ from hostsim.mm.mmap import set_window, table_head, table_word, window_word
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
 from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, pageblock_state, set_state
+from hostsim.mm.pins import any_pinned
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_PMD,
@@ -54,7 +55,7 @@ from hostsim.mm.vmstat import (
 )
 
 # `Memory.pb[].b` of PB_COMPOUND
-COMPOUND_DEFERRED: Final = 1  # on the deferred split queue
+COMPOUND_DEFERRED: Final = 1  # partly mapped, and so on the deferred split queue
 COMPOUND_SWAPCACHE: Final = 2  # in the swap cache; its cluster of slots above
 COMPOUND_SHIFT: Final = 2
 
@@ -130,6 +131,20 @@ def deferred_split(mem: Memory, pb: int) -> None:
         return
     mem.pb[pb].b |= COMPOUND_DEFERRED
     mem.vmstat[THP_DEFERRED_SPLIT_PAGE] += 1
+    queue_huge(mem, pb)
+
+
+@inline_kernel
+def is_queued(mem: Memory, pb: int) -> bool:
+    """Tell whether a huge page is on the deferred split queue."""
+    return mem.split_queue[pb].prev != 0 or mem.pool[P_SPLIT_FIRST] == pb + 1
+
+
+@kernel
+def queue_huge(mem: Memory, pb: int) -> None:
+    """Put a huge page at the end of the deferred split queue, if it is not on it."""
+    if is_queued(mem, pb):
+        return
     last = mem.pool[P_SPLIT_LAST]
     mem.split_queue[pb].next = 0
     mem.split_queue[pb].prev = last
@@ -144,9 +159,10 @@ def deferred_split(mem: Memory, pb: int) -> None:
 @kernel
 def undo_deferred(mem: Memory, pb: int) -> None:
     """Take a huge page off the deferred split queue, if it is there."""
-    if mem.pb[pb].b & COMPOUND_DEFERRED == 0:
+    if not is_queued(mem, pb):
         return
-    mem.pb[pb].b &= ~COMPOUND_DEFERRED
+    if pageblock_state(mem, pb) == PB_COMPOUND:
+        mem.pb[pb].b &= ~COMPOUND_DEFERRED
     after = int(mem.split_queue[pb].next)
     before = int(mem.split_queue[pb].prev)
     if after != 0:
@@ -157,6 +173,7 @@ def undo_deferred(mem: Memory, pb: int) -> None:
         mem.split_queue[before - 1].next = after
     else:
         mem.pool[P_SPLIT_FIRST] = after
+    mem.split_queue[pb].prev = 0
     mem.pool[P_SPLIT_LEN] -= 1
 
 
@@ -169,13 +186,32 @@ def free_unmapped_compound(mem: Memory, pb: int) -> None:
 
 @kernel
 def is_pinned(mem: Memory, pb: int) -> bool:
-    """Tell whether a process that maps a huge page has its memory pinned."""
+    """Tell whether a page of a huge page is pinned, which counts for all of it."""
+    if mem.pool[P_PINS] == 0:
+        return False
     if pageblock_state(mem, pb) == PB_HUGE:
-        return mem.mm[mem.pb[pb].a, MM_PINNED] != 0
+        first = int(mem.pb[pb].b) << HPAGE_PMD_ORDER
+        return any_pinned(mem, int(mem.pb[pb].a), first, first + HPAGE_PMD_NR)
     x = int(mem.pb[pb].a)
     while x != NIL:
-        if mem.ext[x].owner != NIL and mem.mm[mem.ext[x].owner, MM_PINNED] != 0:
+        first = int(mem.ext[x].vpn)
+        if any_pinned(mem, int(mem.ext[x].owner), first, first + int(mem.ext[x].nr)):
             return True
+        x = int(mem.ext[x].next_b)
+    return False
+
+
+@kernel
+def frame_pinned(mem: Memory, frame: int) -> bool:
+    """Tell whether a process that maps a frame of small pages has pinned that page."""
+    x = extents_of(mem, frame >> PAGEBLOCK_ORDER)
+    while x != NIL:
+        i = frame - int(mem.ext[x].pfn)
+        nr = int(mem.ext[x].nr)
+        if 0 <= i < nr and mem.ext[x].owner != NIL:
+            page = int(mem.ext[x].vpn) + (nr - 1 - i if mem.ext[x].flags & EXT_DESCENDING else i)
+            if any_pinned(mem, int(mem.ext[x].owner), page, page + 1):
+                return True
         x = int(mem.ext[x].next_b)
     return False
 

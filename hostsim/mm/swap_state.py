@@ -15,7 +15,7 @@ from typing import Final
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
-from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, C_SWAP_PAGE, charge
+from hostsim.mm.cost import C_CLEAR_PAGE, C_COPY_PAGE, C_FAULT, C_SWAP_PAGE, charge
 from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -30,6 +30,7 @@ from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
 from hostsim.mm.rmap import (
     EXT_READAHEAD,
+    EXT_ZERO,
     KIND_ANON,
     KIND_MASK,
     KIND_SWAP,
@@ -41,7 +42,7 @@ from hostsim.mm.rmap import (
 )
 from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.swapfile import delete_from_swap_cache, swap_free
-from hostsim.mm.tunables import SWAPIN_6_1, SWAPIN_6_12, T_PAGE_CLUSTER, T_SWAPIN
+from hostsim.mm.tunables import SWAPIN_6_1, SWAPIN_6_12, T_PAGE_CLUSTER, T_SWAP_ZEROMAP, T_SWAPIN
 from hostsim.mm.unmap import (
     isolate_cached,
     isolate_page,
@@ -59,6 +60,7 @@ from hostsim.mm.vmstat import (
     PSWPIN,
     SWAP_RA,
     SWAP_RA_HIT,
+    SWPIN_ZERO,
 )
 
 RA_ORDER_CEILING: Final = 5  # SWAP_RA_ORDER_CEILING, mm/swap_state.c
@@ -134,9 +136,13 @@ def _read_page(mem: Memory, mm: int, window: int, vpn: int, ahead: bool) -> bool
     y = add_extent(mem, pfn, 1, NIL, slot, KIND_SWAPCACHE | (EXT_READAHEAD if ahead else 0))
     mem.ext[y].lru = fresh_stamp(mem, 0)
     mem.vmstat[NR_SWAPCACHED] += 1
-    mem.vmstat[PSWPIN] += 1
     if ahead:
         mem.vmstat[SWAP_RA] += 1
+    if mem.swap_zero[slot] != 0 and mem.tunables[T_SWAP_ZEROMAP] != 0:
+        mem.vmstat[SWPIN_ZERO] += 1
+        charge(mem, C_CLEAR_PAGE, 1)
+        return True
+    mem.vmstat[PSWPIN] += 1
     charge(mem, C_SWAP_PAGE, 1)
     return True
 
@@ -152,8 +158,9 @@ def _swapin_readahead(mem: Memory, mm: int, window: int, vpn: int) -> bool:
 
 
 @kernel
-def _map_page(mem: Memory, mm: int, window: int, vpn: int, pfn: int) -> None:
-    """Map a frame in the place of a swapped-out page, whose slot entry goes."""
+def _map_page(mem: Memory, mm: int, window: int, vpn: int, pfn: int, zero: bool) -> None:
+    """Map a frame, of zeros or not, in the place of a swapped-out page, whose slot entry goes."""
+    flags = KIND_ANON | (EXT_ZERO if zero else 0)
     x = isolate_page(mem, swapped_at(mem, mm, window, vpn), vpn)
     before = unlink_from_window(mem, mm, window, x)
     del_extent(mem, x)
@@ -163,11 +170,11 @@ def _map_page(mem: Memory, mm: int, window: int, vpn: int, pfn: int) -> None:
     if (
         before != NIL
         and int(mem.ext[before].vpn) + int(mem.ext[before].nr) == vpn
-        and try_extend(mem, before, pfn, 1, False, KIND_ANON)
+        and try_extend(mem, before, pfn, 1, False, flags)
     ):
         mem.ext[before].lru |= LRU_YOUNG
         return
-    y = add_extent(mem, pfn, 1, mm, vpn, KIND_ANON)
+    y = add_extent(mem, pfn, 1, mm, vpn, flags)
     mem.ext[y].lru = fresh_stamp(mem, LRU_YOUNG)
     link_extent(mem, mm, window, before, y)
 
@@ -211,7 +218,7 @@ def _map_from_huge(mem: Memory, mm: int, window: int, vpn: int, slot: int, pb: i
         if not shared:
             mem.vmstat[KSM_SWPIN_COPY] += 1
         charge(mem, C_COPY_PAGE, 1)
-    _map_page(mem, mm, window, vpn, pfn)
+    _map_page(mem, mm, window, vpn, pfn, copy and mem.swap_zero[slot] != 0)
     swap_free(mem, slot)
     if not copy:
         try_to_free_swap(mem, pb)
@@ -238,13 +245,13 @@ def _map_from_small(mem: Memory, mm: int, window: int, vpn: int, slot: int) -> b
             x = isolate_cached(mem, slot)
             mem.ext[x].flags = KIND_SWAPCACHE
         swap_free(mem, slot)
-        _map_page(mem, mm, window, vpn, pfn)
+        _map_page(mem, mm, window, vpn, pfn, mem.swap_zero[slot] != 0)
         return True
     del_extent(mem, isolate_cached(mem, slot))
     swap_free(mem, slot)
     delete_from_swap_cache(mem, slot)
     mem.vmstat[NR_SWAPCACHED] -= 1
-    _map_page(mem, mm, window, vpn, pfn)
+    _map_page(mem, mm, window, vpn, pfn, mem.swap_zero[slot] != 0)
     return True
 
 

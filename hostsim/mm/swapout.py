@@ -1,20 +1,30 @@
 """Swap-out: pages get slots, their mappings become swap entries, and they are written.
 
 What was written stays in the swap cache, at the tail of its list, until reclaim meets it again.
-While it is being written, it stands at the head.
+While it is being written, it stands at the head.  Since 6.12 pages of zeros (a huge page only if
+all of it is) are not written, but marked.
 
 Source: Linux v6.1 mm/vmscan.c shrink_folio_list (add_to_swap, try_to_unmap, pageout),
-mm/page_io.c count_swpout_vm_event, mm/swap.c folio_rotate_reclaimable.
+mm/page_io.c count_swpout_vm_event,
+v6.12 swap_writepage, swap_zeromap_folio_set, mm/swap.c folio_rotate_reclaimable.
 Simplified: two writes are in flight; the older is over when a third begins, both when reclaim
 begins the next time.
 """
 
 from typing import Final
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
+from hostsim.mm.content import is_written, nr_zero_pages
 from hostsim.mm.cost import C_SWAP_PAGE, charge
-from hostsim.mm.lru import INACTIVE_ANON, fresh_stamp, key_of, rotate
+from hostsim.mm.lru import (
+    INACTIVE_ANON,
+    fresh_stamp,
+    key_of,
+    push_front,
+    rotate,
+    tail_stamp,
+)
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_HUGE,
@@ -30,6 +40,8 @@ from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_PMD,
+    EXT_ZERO,
+    KIND_MASK,
     KIND_SWAP,
     KIND_SWAPCACHE,
     cut_extent,
@@ -47,12 +59,14 @@ from hostsim.mm.split import (
     undo_deferred,
 )
 from hostsim.mm.swapfile import alloc_slots
+from hostsim.mm.tunables import T_SWAP_ZEROMAP
 from hostsim.mm.unmap import isolate_page, link_extent, unlink_from_window
 from hostsim.mm.vmstat import (
     NR_ANON_PAGES,
     NR_ANON_THPS,
     NR_SWAPCACHED,
     PSWPOUT,
+    SWPOUT_ZERO,
     THP_SPLIT_PMD,
     THP_SWPOUT,
 )
@@ -67,6 +81,14 @@ def end_writes(mem: Memory) -> None:
         if mem.scan[i] != 0:
             rotate(mem, mem.scan[i], INACTIVE_ANON)
             mem.scan[i] = 0
+
+
+@inline_kernel
+def under_writeback(mem: Memory, x: int) -> bool:
+    """Tell whether the small pages of an extent are just being written to swap."""
+    older, newer = mem.scan[SC_WRITES], mem.scan[SC_WRITES + 1]
+    key = key_of(x << 1, int(mem.ext[x].lru))
+    return mem.ext[x].flags & KIND_MASK == KIND_SWAPCACHE and (older == key or newer == key)
 
 
 @kernel
@@ -107,6 +129,11 @@ def _set_entry(mem: Memory, x: int, slot: int, descending: bool) -> None:
 @kernel
 def write_huge(mem: Memory, pb: int) -> None:
     """Write a huge page of the swap cache."""
+    if mem.tunables[T_SWAP_ZEROMAP] != 0 and nr_zero_pages(mem, pb) == HPAGE_PMD_NR:
+        mem.vmstat[SWPOUT_ZERO] += HPAGE_PMD_NR
+        mem.lru[pb] = tail_stamp(mem, 0)
+        push_front(mem, INACTIVE_ANON, (pb << 1) | 1, int(mem.lru[pb]))
+        return
     mem.vmstat[THP_SWPOUT] += 1
     mem.lru[pb] = fresh_stamp(mem, 0)
     _begin_write(mem, (pb << 1) | 1, int(mem.lru[pb]), HPAGE_PMD_NR)
@@ -154,14 +181,15 @@ def unmap_huge(mem: Memory, pb: int, slot: int) -> None:
 @kernel
 def swap_out_huge(mem: Memory, pb: int, slot: int) -> None:
     """Swap a huge page out whole, into a free cluster that begins with ``slot``."""
+    undo_deferred(mem, pb)
     if pageblock_state(mem, pb) == PB_HUGE:
         _unmap_alone(mem, pb, slot)
     else:
-        undo_deferred(mem, pb)
         unmap_huge(mem, pb, slot)
     first = pb << PAGEBLOCK_ORDER
     for i in range(HPAGE_PMD_NR):
         mem.swap_cache[slot + i] = first + i + 1
+        mem.swap_zero[slot + i] = 0 if is_written(mem, pb, i) else 1
     mem.pb[pb].b = (slot >> HPAGE_PMD_ORDER << COMPOUND_SHIFT) | COMPOUND_SWAPCACHE
     mem.vmstat[NR_SWAPCACHED] += HPAGE_PMD_NR
     write_huge(mem, pb)
@@ -172,15 +200,22 @@ def _into_swap_cache(mem: Memory, x: int, slot: int) -> None:
     """Let an extent that no window lists any more stand for pages of the swap cache."""
     nr = int(mem.ext[x].nr)
     vpn = int(mem.ext[x].vpn)
+    zero = mem.ext[x].flags & EXT_ZERO != 0
     for i in range(nr):
         mem.swap_cache[slot + i] = frame_at(mem, x, vpn + i) + 1
+        mem.swap_zero[slot + i] = 1 if zero else 0
     mem.ext[x].flags = KIND_SWAPCACHE | (int(mem.ext[x].flags) & EXT_DESCENDING)
     mem.ext[x].owner = NIL
     mem.ext[x].vpn = slot
     mem.ext[x].next = NIL
-    mem.ext[x].lru = fresh_stamp(mem, 0)
     mem.vmstat[NR_SWAPCACHED] += nr
     mem.vmstat[NR_ANON_PAGES] -= nr
+    if zero and mem.tunables[T_SWAP_ZEROMAP] != 0:
+        mem.vmstat[SWPOUT_ZERO] += nr
+        mem.ext[x].lru = tail_stamp(mem, 0)
+        push_front(mem, INACTIVE_ANON, x << 1, int(mem.ext[x].lru))
+        return
+    mem.ext[x].lru = fresh_stamp(mem, 0)
     _begin_write(mem, x << 1, int(mem.ext[x].lru), nr)
 
 

@@ -9,6 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hostsim.core.units import HPAGE_PMD_NR
+
 FALLBACK_6_1: Final = 0  # one loop, largest block first
 FALLBACK_6_12: Final = 1  # claim phase, then steal phase
 FALLBACK_2_6_38: Final = 2  # largest block first, whole pageblocks for reclaimable ones, RESERVE
@@ -67,7 +69,9 @@ T_COW_HUGE: Final = 43  # 1: a write to a shared huge page copies 2 MiB
 T_SEED_FILES: Final = 44  # 1: only the settings of 2.6.38 exist
 T_THP_POLICY: Final = 45  # THP_POLICIES
 T_KHUGEPAGED_WAKEUP: Final = 46  # WAKEUPS
-NR_TUNABLES: Final = 47
+T_SWAP_ZEROMAP: Final = 47  # 1: pages of zeros are not written to swap
+T_DEFER_UNDERUSED: Final = 48  # 1: new huge pages are queued to be looked at for zeros
+NR_TUNABLES: Final = 49
 
 WRITABLE_ONE: Final = 0  # khugepaged wants at least one writable page in a window
 WRITABLE_NOT_NEEDED: Final = 1  # since 6.18
@@ -106,7 +110,6 @@ LATER_FILES: Final = (
     "use_zero_page",
     "khugepaged/max_ptes_swap",
     "khugepaged/max_ptes_shared",
-    "shrink_underused",
     "watermark_boost_factor",
     "compaction_proactiveness",
     "compact_unevictable_allowed",
@@ -132,6 +135,7 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
         T_PCP_6_12: 0,
         T_REVERSE_ZAP: 0,  # mm/swap.c release_pages frees through a pagevec, in order
         T_UNMAP_DEFERS: 0,
+        T_SWAP_ZEROMAP: 0,
         T_SPLIT_FREES_ZERO: 0,
         T_KSM_SMART_SCAN: 0,
         T_PCP_ORDER_0: 1,
@@ -149,6 +153,7 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
     "6.1": {
         T_NOFRAGMENT: 1,
         T_UNMAP_DEFERS: 1,  # mm/rmap.c page_remove_rmap looks at one page
+        T_SWAP_ZEROMAP: 0,
         T_SPLIT_FREES_ZERO: 0,
         T_KSM_SMART_SCAN: 0,  # since 6.7
         T_FALLBACK: FALLBACK_6_1,
@@ -164,6 +169,7 @@ PROFILES: Final[dict[str, dict[int, int]]] = {
     "6.12": {
         T_NOFRAGMENT: 1,
         T_UNMAP_DEFERS: 0,  # __folio_remove_rmap looks at what stays mapped
+        T_SWAP_ZEROMAP: 1,  # mm/page_io.c swap_writepage
         T_SPLIT_FREES_ZERO: 1,  # mm/huge_memory.c remap_page with RMP_USE_SHARED_ZEROPAGE
         T_KSM_SMART_SCAN: 1,
         T_FALLBACK: FALLBACK_6_12,
@@ -203,6 +209,16 @@ def set_profile(tunables: NDArray[np.int64], kernel: str) -> None:
             T_KHUGEPAGED_MAX_PTES_SHARED,
         ):
             tunables[index] = 0
+    _derive(tunables)
+
+
+def _derive(tunables: NDArray[np.int64]) -> None:
+    """Set what follows from other tunables."""
+    tunables[T_DEFER_UNDERUSED] = (
+        tunables[T_SPLIT_FREES_ZERO]
+        and tunables[T_SHRINK_UNDERUSED]
+        and tunables[T_KHUGEPAGED_MAX_PTES_NONE] < HPAGE_PMD_NR - 1
+    )
 
 
 def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
@@ -218,6 +234,8 @@ def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
         words["defrag"] = (T_DEFRAG, {w: DEFRAG[w] for w in ("always", "madvise", "never")})
         if name in LATER_FILES:
             raise ValueError(f"unknown setting {name!r}: 2.6.38 does not have it")
+    if name == "shrink_underused" and not tunables[T_SPLIT_FREES_ZERO]:
+        raise ValueError("unknown setting 'shrink_underused': kernels before 6.12 do not have it")
     if name in words:
         index, known = words[name]
         if value not in known:
@@ -232,6 +250,7 @@ def set_tunable(tunables: NDArray[np.int64], name: str, value: str) -> None:
         if not value.isdigit() or not least <= int(value) <= most:
             raise ValueError(f"{name}: {value!r} is not a number from {least} to {most}")
         tunables[index] = int(value)
+        _derive(tunables)
     else:
         known_names = ", ".join((*WORDS, "use_zero_page", *NUMBERS))
         raise ValueError(f"unknown setting {name!r}: expected one of {known_names}")

@@ -16,8 +16,6 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     MM_VMAS,
     NIL,
-    P_VMA_FREE,
-    P_VMA_USED,
     P_ZERO_USERS,
     Memory,
 )
@@ -26,6 +24,8 @@ from hostsim.mm.mmap import (
     W_TABLE,
     W_TAG,
     W_ZERO,
+    free_area,
+    new_area,
     set_window,
     table_head,
     table_word,
@@ -73,30 +73,6 @@ def window_in_vma(mem: Memory, mm: int, window: int) -> bool:
 
 
 @kernel
-def _new_vma(mem: Memory, start: int, end: int, flags: int, after: int) -> int:
-    """Return a new area, or NIL if there is no room for one."""
-    v = mem.pool[P_VMA_FREE] - 1
-    if v != NIL:
-        mem.pool[P_VMA_FREE] = mem.vma[v].next + 1
-    elif mem.pool[P_VMA_USED] < mem.vma.size:
-        v = mem.pool[P_VMA_USED]
-        mem.pool[P_VMA_USED] += 1
-    else:
-        return NIL
-    mem.vma[v].start = start
-    mem.vma[v].end = end
-    mem.vma[v].flags = flags
-    mem.vma[v].next = after
-    return v
-
-
-@kernel
-def _free_vma(mem: Memory, v: int) -> None:
-    mem.vma[v].next = mem.pool[P_VMA_FREE] - 1
-    mem.pool[P_VMA_FREE] = v + 1
-
-
-@kernel
 def _adjust_trans_huge(mem: Memory, mm: int, page: int) -> None:
     """Let no PMD and no extent cross a new boundary before a page."""
     window = page >> HPAGE_PMD_ORDER
@@ -122,7 +98,7 @@ def _adjust_trans_huge(mem: Memory, mm: int, page: int) -> None:
 @kernel
 def _split_vma(mem: Memory, mm: int, v: int, page: int) -> bool:
     """Split an area before a page strictly inside it; return whether there was room."""
-    rest = _new_vma(mem, page, int(mem.vma[v].end), int(mem.vma[v].flags), int(mem.vma[v].next))
+    rest = new_area(mem, page, int(mem.vma[v].end), int(mem.vma[v].flags), int(mem.vma[v].next))
     if rest == NIL:
         return False
     mem.vma[v].end = page
@@ -140,7 +116,7 @@ def _merge_vmas(mem: Memory, mm: int) -> None:
         if after != NIL and mem.vma[after].flags == mem.vma[v].flags:
             mem.vma[v].end = mem.vma[after].end
             mem.vma[v].next = mem.vma[after].next
-            _free_vma(mem, after)
+            free_area(mem, after)
         else:
             v = after
 
@@ -160,7 +136,7 @@ def change_flags(mem: Memory, mm: int, start: int, end: int, on: int, off: int) 
     if start >= end:
         return True
     if first_vma(mem, mm) == NIL:
-        v = _new_vma(mem, 0, mem.mm[mm, MM_RAM_PAGES], 0, NIL)
+        v = new_area(mem, 0, mem.mm[mm, MM_RAM_PAGES], 0, NIL)
         if v == NIL:
             return False
         mem.mm[mm, MM_VMAS] = v + 1
@@ -186,7 +162,7 @@ def copy_vmas(mem: Memory, parent: int, child: int) -> bool:
     last = NIL
     v = first_vma(mem, parent)
     while v != NIL:
-        mine = _new_vma(mem, int(mem.vma[v].start), int(mem.vma[v].end), int(mem.vma[v].flags), NIL)
+        mine = new_area(mem, int(mem.vma[v].start), int(mem.vma[v].end), int(mem.vma[v].flags), NIL)
         if mine == NIL:
             return False
         if last == NIL:
@@ -204,6 +180,6 @@ def free_vmas(mem: Memory, mm: int) -> None:
     v = first_vma(mem, mm)
     while v != NIL:
         after = int(mem.vma[v].next)
-        _free_vma(mem, v)
+        free_area(mem, v)
         v = after
     mem.mm[mm, MM_VMAS] = 0

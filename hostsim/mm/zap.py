@@ -15,10 +15,12 @@ from hostsim.mm.mm_slot import khugepaged_exit
 from hostsim.mm.mm_types import (
     MM_HUGE,
     MM_HUGETLB,
+    MM_PINNED,
     MM_RAM_PAGES,
     MM_SWAP,
     MM_WINDOWS,
     NIL,
+    P_SPLIT_LEN,
     P_ZERO_USERS,
     Memory,
 )
@@ -38,6 +40,7 @@ from hostsim.mm.mmu_notifier import notifier_release, notify
 from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.pgtable import free_all_tables, free_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
+from hostsim.mm.pins import forget_pins
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_KSM,
@@ -47,7 +50,7 @@ from hostsim.mm.rmap import (
     KIND_SWAP,
     del_extent,
 )
-from hostsim.mm.split import nr_pmd_mappings, pmd_mapping, split_pmd
+from hostsim.mm.split import nr_pmd_mappings, pmd_mapping, split_pmd, undo_deferred
 from hostsim.mm.tunables import T_REVERSE_ZAP
 from hostsim.mm.unmap import free_swap_and_cache, isolate_extents, put_frames
 from hostsim.mm.vma import free_vmas
@@ -90,6 +93,8 @@ def zap_huge(mem: Memory, mm: int, window: int) -> None:
     if pageblock_state(mem, pb) == PB_HUGE:
         mem.vmstat[NR_ANON_THPS] -= 1
         mem.vmstat[NR_ANON_PAGES] -= HPAGE_PMD_NR
+        if mem.pool[P_SPLIT_LEN] != 0:
+            undo_deferred(mem, pb)
         free_compound(mem, pb)
         return
     x = pmd_mapping(mem, pb, mm, window)
@@ -108,8 +113,11 @@ def zap_window(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
     if word & W_TAG == W_HUGETLB:
         zap_hugetlb(mem, mm, window, first, end)
         return
-    notify(mem, mm, window, first, end)
     whole = end - first == HPAGE_PMD_NR
+    if word == W_ZERO:  # its PMD goes, whatever part is meant
+        first = window << HPAGE_PMD_ORDER
+        end = first + HPAGE_PMD_NR
+    notify(mem, mm, window, first, end)
     if word == W_ZERO:
         mem.pool[P_ZERO_USERS] -= 1
         if whole:
@@ -136,6 +144,8 @@ def discard_range(mem: Memory, mm: int, start: int, nr: int) -> None:
     """
     page = start
     end = start + nr
+    if mem.mm[mm, MM_PINNED] != 0:
+        forget_pins(mem, mm, start, end)
     if mem.mm[mm, MM_HUGETLB] != 0 and start < mem.mm[mm, MM_RAM_PAGES]:
         step = windows_per_page(mem.mm[mm, MM_HUGETLB] - 1) << HPAGE_PMD_ORDER
         if start % step != 0:
@@ -167,6 +177,7 @@ def exit_mm(mem: Memory, mm: int) -> None:
         else:
             zap_window(mem, mm, window, first, first + HPAGE_PMD_NR)
     hugetlb_exit(mem, mm)
+    forget_pins(mem, mm, 0, mem.mm[mm, MM_WINDOWS] << HPAGE_PMD_ORDER)
     free_all_tables(mem, mm)
     ksm_exit(mem, mm)
     free_vmas(mem, mm)

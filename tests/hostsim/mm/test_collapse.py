@@ -29,7 +29,6 @@ from hostsim.mm.mm_types import (
     MM_ANON,
     MM_HUGE,
     MM_PGTABLES,
-    MM_PINNED,
     NR_ZONES,
     P_COST_NS,
     PCP_COUNT,
@@ -38,6 +37,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc, table_head, window_word
 from hostsim.mm.mprotect import mprotect
 from hostsim.mm.pcp import drain_zone_pages
+from hostsim.mm.pins import add_pin
 from hostsim.mm.slowpath import GFP_DIRECT, alloc_huge
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import (
@@ -164,11 +164,11 @@ def test_window_that_nobody_may_write_is_left_alone():
     assert collapse(mem, mm) == SCAN_SUCCEED
 
 
-def test_pinned_pages_are_left_alone():
+def test_a_window_with_a_pinned_page_is_left_alone():
     mem = machine()
     mm = guest(mem)
     touch(mem, mm, 0, WINDOW)
-    mem.mm[mm, MM_PINNED] = 1
+    assert add_pin(mem, mm, 100, 101)
     assert collapse(mem, mm) == SCAN_PAGE_COUNT
     assert madvise_collapse(mem, mm, 0, WINDOW) == -EAGAIN
 

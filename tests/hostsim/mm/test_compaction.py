@@ -47,7 +47,6 @@ from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MIGRATE_UNMOVABLE,
-    MM_PINNED,
     P_CAPTURE,
     P_CAPTURED,
     P_COST_NS,
@@ -66,6 +65,7 @@ from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.page_alloc import free_compound
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import get_pageblock_migratetype
+from hostsim.mm.pins import add_pin, unpin_user_pages
 from hostsim.mm.slowpath import GFP_DIRECT, alloc_huge
 from hostsim.mm.tunables import T_COMPACTION_PROACTIVENESS, set_tunable
 from hostsim.mm.vmstat import NAMES
@@ -227,10 +227,11 @@ def test_compaction_of_everything_makes_most_free_memory_whole(kernel):
 
 def test_pages_of_a_pinned_process_stay():
     """An extra reference on each page: kernel.md 6.4."""
+    whole = 8 * 512
     mem = drawn_memory("6.1", [("A.A.", M), (".A.A", M), ("...A", M)])
-    mem.mm[OWNER, MM_PINNED] = 1
+    add_pin(mem, OWNER, 0, whole)
     assert moved(mem, [OWNER], lambda: compact_node(mem))[0] == {}
-    mem.mm[OWNER, MM_PINNED] = 0
+    unpin_user_pages(mem, OWNER, 0, whole)
     assert moved(mem, [OWNER], lambda: compact_node(mem))[0] != {}
 
 

@@ -21,7 +21,6 @@ from hostsim.mm.mm_types import (
     MM_ANON,
     MM_CONTENT,
     MM_HUGE,
-    MM_PINNED,
     P_COST_NS,
     P_KSM_FULL_SCANS,
     P_KSM_SHARED,
@@ -31,6 +30,7 @@ from hostsim.mm.mm_types import (
     P_KSM_ZERO,
 )
 from hostsim.mm.mmap import mm_alloc
+from hostsim.mm.pins import add_pin
 from hostsim.mm.settings import write_setting
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import (
@@ -203,7 +203,7 @@ def test_unmerging_gives_every_mapping_a_page_of_its_own():
 def test_pinned_pages_do_not_merge():
     mem = machine(enabled="never")
     mm = guest(mem, 20)
-    mem.mm[mm, MM_PINNED] = 1
+    add_pin(mem, mm, 0, 20)
     full_scans(mem, 3)
     assert mem.vmstat[NR_KSM_PAGES] == 0
 

@@ -15,7 +15,6 @@ from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     MM_ANON,
     MM_HUGE,
-    MM_PINNED,
     NR_ZONES,
     PCP_COUNT,
     Z_FREE,
@@ -32,6 +31,7 @@ from hostsim.mm.mmap import ADVICE_NOHUGE, mm_alloc
 from hostsim.mm.mprotect import mprotect
 from hostsim.mm.page_alloc import free_compound, free_order
 from hostsim.mm.pageblock import rmqueue
+from hostsim.mm.pins import add_pin
 from hostsim.mm.slowpath import alloc_huge, alloc_pages
 from hostsim.mm.tunables import FALLBACK_2_6_38, T_FALLBACK, set_tunable
 from hostsim.mm.vmstat import NR_ANON_PAGES, THP_DEFERRED_SPLIT_PAGE, THP_SPLIT_PAGE
@@ -209,7 +209,7 @@ def test_a_partial_discard_splits_the_page_and_frees_the_part_at_once():
 def test_a_split_cannot_fail_even_with_pins_and_splits_every_mapping():
     mem = new_memory(16384, "2.6.38", 1)
     parent, child = family(mem, 1)
-    mem.mm[parent, MM_PINNED] = 1
+    add_pin(mem, parent, 0, 1)
     assert mprotect(mem, parent, 0, 10, True)
     check_memory(mem)
     assert mem.vmstat[THP_SPLIT_PAGE] == 1

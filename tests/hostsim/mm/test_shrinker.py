@@ -21,7 +21,8 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import mm_alloc, window_word
 from hostsim.mm.reclaim import MAX_RECLAIM_RETRIES, run_kswapd, wakeup_kswapd
-from hostsim.mm.shrinker import do_shrink_slab
+from hostsim.mm.settings import write_setting
+from hostsim.mm.shrinker import deferred_split_scan, do_shrink_slab
 from hostsim.mm.split import split_huge_page
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import NAMES
@@ -174,3 +175,71 @@ def test_kswapd_is_hopeless_after_16_runs_without_progress():
     exit_mm(mem, mm)
     check_memory(mem)
     run_kswapd(mem, 0)
+
+
+def sparse(kernel, max_ptes_none, *written):
+    """Return a machine with huge pages of which so many pages are written each."""
+    mem = new_memory(64 * MIB, kernel, 1)
+    write_setting(mem, "khugepaged/max_ptes_none", str(max_ptes_none))
+    mm = mm_alloc(mem, 512 * len(written), 0, 0, False, 0)
+    for window, nr in enumerate(written):
+        assert touch_range(mem, mm, window * 512, nr, 1, 1.0, 0, True, window * 512) == FAULT_OK
+    return mem, mm
+
+
+def test_a_huge_page_with_more_zeros_than_max_ptes_none_is_split_and_loses_them():
+    """kernel.md 4.6: 412 zeros of 412 allowed stay, 413 do not."""
+    mem, mm = sparse("6.12", 412, 100, 99, 512)
+    assert mem.pool[P_SPLIT_LEN] == 3
+    assert deferred_split_scan(mem, 128) == (1, False)
+    check_memory(mem)
+    assert counter(mem, "thp_underused_split_page") == 1
+    assert counter(mem, "thp_split_page") == 1
+    assert counter(mem, "thp_deferred_split_page") == 0
+    assert mem.mm[mm, MM_ANON] == 512 + 99 + 512
+    assert mem.pool[P_SPLIT_LEN] == 0  # what is not underused is not looked at again
+
+
+def test_pages_written_later_count():
+    mem, mm = sparse("6.12", 412, 50)
+    touch_range(mem, mm, 50, 50, 1, 1.0, 0, True, 50)
+    assert deferred_split_scan(mem, 128) == (0, True)
+
+
+def test_with_max_ptes_none_511_no_huge_page_is_underused():
+    mem, mm = sparse("6.12", 511, 1, 1)
+    assert mem.pool[P_SPLIT_LEN] == 0
+    assert mem.mm[mm, MM_ANON] == 1024
+
+
+def test_lowering_max_ptes_none_lets_huge_pages_mapped_before_be_looked_at():
+    mem, mm = sparse("6.12", 511, 1, 512)
+    write_setting(mem, "khugepaged/max_ptes_none", "0")
+    assert mem.pool[P_SPLIT_LEN] == 2
+    check_memory(mem)
+    assert deferred_split_scan(mem, 128)[0] == 1
+    assert mem.mm[mm, MM_ANON] == 513
+
+
+def test_an_exit_takes_huge_pages_off_the_queue():
+    mem, mm = sparse("6.12", 0, 1, 2, 3)
+    exit_mm(mem, mm)
+    check_memory(mem)
+    assert mem.pool[P_SPLIT_LEN] == 0
+
+
+def test_shrink_underused_0_switches_it_off():
+    mem, _ = sparse("6.12", 511)
+    write_setting(mem, "shrink_underused", "0")
+    write_setting(mem, "khugepaged/max_ptes_none", "0")
+    mm = mm_alloc(mem, 512, 0, 0, False, 1)
+    touch_range(mem, mm, 0, 1, 1, 1.0, 0, True, 0)
+    assert mem.pool[P_SPLIT_LEN] == 0
+
+
+@pytest.mark.parametrize("kernel", ["2.6.38", "6.1"])
+def test_kernels_before_6_12_have_no_search_for_underused_pages(kernel):
+    mem, _ = sparse(kernel, 0, 1, 2)
+    assert mem.pool[P_SPLIT_LEN] == 0
+    with pytest.raises(ValueError, match="shrink_underused"):
+        write_setting(mem, "shrink_underused", "1")

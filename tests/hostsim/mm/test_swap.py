@@ -6,14 +6,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hostsim.mm.check import check_memory
+from hostsim.mm.content import KEY_ZERO
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.fork import copy_mm
+from hostsim.mm.ksm_merge import page_key
 from hostsim.mm.madvise import madvise_pageout
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MM_ANON,
     MM_HUGE,
-    MM_PINNED,
     MM_RAM_PAGES,
     MM_SWAP,
     NIL,
@@ -23,6 +24,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import W_HUGE, W_TAG, mm_alloc, window_word
 from hostsim.mm.oom import select_bad_process
+from hostsim.mm.pins import add_pin
 from hostsim.mm.reclaim import run_kswapd, try_to_free_pages
 from hostsim.mm.split import split_huge_page
 from hostsim.mm.swap_state import swapin_nr_pages
@@ -190,7 +192,7 @@ def test_pinned_pages_stay():
     mem = machine()
     mm = mm_alloc(mem, 1024, 0, 0, False, 0)
     touch(mem, mm, 0, 1024)
-    mem.mm[mm, MM_PINNED] = 1
+    add_pin(mem, mm, 0, 1024)
     madvise_pageout(mem, mm, 0, 1024)
     for _ in range(20):
         try_to_free_pages(mem, 0)
@@ -338,3 +340,58 @@ class SwapMachine(RuleBasedStateMachine):
 
 TestSwap = SwapMachine.TestCase
 TestSwap.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def zeros(kernel, pages=512):
+    """Return a machine with a huge page of zeros: 2.6.38 clears one at a read, others if told."""
+    mem = machine(kernel)
+    if kernel != "2.6.38":
+        set_tunable(mem.tunables, "use_zero_page", "0")
+    mm = mm_alloc(mem, pages, 0, 0, False, 0)
+    assert touch(mem, mm, 0, pages, write=False) == FAULT_OK
+    assert mem.mm[mm, MM_ANON] == pages
+    return mem, mm
+
+
+def test_6_12_does_not_write_a_huge_page_of_zeros():
+    mem, mm = zeros("6.12")
+    madvise_pageout(mem, mm, 0, 512)
+    check_memory(mem)
+    assert counter(mem, "swpout_zero") == 512
+    assert counter(mem, "pswpout") == counter(mem, "thp_swpout") == 0
+    for _ in range(3):
+        try_to_free_pages(mem, 0)
+    assert counter(mem, "nr_swapcached") == 0
+    assert touch(mem, mm, 0, 512) == FAULT_OK
+    check_memory(mem)
+    assert counter(mem, "swpin_zero") == 512
+    assert counter(mem, "pswpin") == 0
+
+
+def test_6_12_writes_a_huge_page_with_one_page_that_is_not_zero_whole():
+    mem, mm = zeros("6.12")
+    touch(mem, mm, 3, 1)
+    madvise_pageout(mem, mm, 0, 512)
+    assert counter(mem, "swpout_zero") == 0
+    assert counter(mem, "pswpout") == 512
+
+
+@pytest.mark.parametrize("kernel", ["2.6.38", "6.1"])
+def test_older_kernels_write_pages_of_zeros_too(kernel):
+    mem, mm = zeros(kernel)
+    madvise_pageout(mem, mm, 0, 512)
+    assert counter(mem, "pswpout") == 512
+    assert counter(mem, "swpout_zero") == 0
+
+
+@pytest.mark.parametrize("kernel", ["2.6.38", "6.1", "6.12"])
+def test_what_was_zero_is_zero_after_it_was_swapped_out_and_in(kernel):
+    mem, mm = zeros(kernel)
+    touch(mem, mm, 100, 10)
+    madvise_pageout(mem, mm, 0, 512)
+    for _ in range(3):
+        try_to_free_pages(mem, 0)
+    assert touch(mem, mm, 0, 512, write=False) == FAULT_OK
+    check_memory(mem)
+    key = [page_key(mem, mm, page) for page in (99, 100, 109, 110)]
+    assert [k == KEY_ZERO for k in key] == [True, False, False, True]

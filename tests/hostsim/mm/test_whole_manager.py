@@ -25,9 +25,10 @@ from hostsim.ept import (
 from hostsim.mm.check import check_memory
 from hostsim.mm.collapse import madvise_collapse
 from hostsim.mm.compaction import compact_node
-from hostsim.mm.fault import FAULT_OOM, FAULT_SIGBUS, touch_range
+from hostsim.mm.fault import FAULT_OK, FAULT_OOM, FAULT_SIGBUS, touch_range
 from hostsim.mm.filemap import drop_pagecache, page_cache_access, page_cache_fill
 from hostsim.mm.fork import copy_mm
+from hostsim.mm.gup import pin_user_pages
 from hostsim.mm.hugetlb import hugetlb_mmap, set_nr_hugepages
 from hostsim.mm.kalloc import alloc_blocks, free_blocks
 from hostsim.mm.kcompactd import kcompactd_do_work, proactive_compact_node
@@ -43,7 +44,6 @@ from hostsim.mm.mm_types import (
     MM_HAS_EPT,
     MM_HUGETLB,
     MM_PGTABLES,
-    MM_PINNED,
     MM_RAM_PAGES,
     MM_WINDOWS,
     NIL,
@@ -60,6 +60,7 @@ from hostsim.mm.mprotect import mprotect
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.page_alloc import free_compound
 from hostsim.mm.pcp import decay_pcp, drain_zone_pages
+from hostsim.mm.pins import forget_pins, unpin_user_pages
 from hostsim.mm.reclaim import run_kswapd
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -106,6 +107,7 @@ class WholeManager(RuleBasedStateMachine):
         swapon(self.mem, mib << 7)  # half the memory: it runs full
         self.holds = {}  # process -> what each page holds: NIL nothing, 0 zero, else a number
         self.blocks = []  # kernel blocks: order and extent
+        self.pins = []  # process, first page, pages and the frames that a device uses
         self.number = 0
         self.seen = self.mem.vmstat.copy()
 
@@ -179,9 +181,13 @@ class WholeManager(RuleBasedStateMachine):
         """What the OOM killer does."""
         victim = int(select_bad_process(self.mem))
         assert victim != NIL, "out of memory without a process"
-        exit_mm(self.mem, victim)
-        del self.holds[victim]
+        self.end(victim)
         return victim
+
+    def end(self, mm):
+        exit_mm(self.mem, mm)
+        del self.holds[mm]
+        self.pins = [pin for pin in self.pins if pin[0] != mm]
 
     # Processes
 
@@ -212,6 +218,9 @@ class WholeManager(RuleBasedStateMachine):
             exit_mm(self.mem, child)
             return
         self.holds[child] = self.holds[parent].copy()
+        if self.mem.tunables[T_SEED_FILES]:  # who writes first gets a copy, pinned or not
+            forget_pins(self.mem, parent, 0, self.holds[parent].size)
+            self.pins = [pin for pin in self.pins if pin[0] != parent]
         for window, word in enumerate(self.words(parent)):
             if word & W_TAG == W_HUGETLB:
                 self.holds[child][window * HPAGE_PMD_NR : (window + 1) * HPAGE_PMD_NR] = NIL
@@ -219,9 +228,7 @@ class WholeManager(RuleBasedStateMachine):
     @precondition(lambda self: self.holds)
     @rule(**DRAW)
     def exit(self, n, at, nr, flag):
-        mm = self.some(n)
-        exit_mm(self.mem, mm)
-        del self.holds[mm]
+        self.end(self.some(n))
 
     # Accesses
 
@@ -253,8 +260,7 @@ class WholeManager(RuleBasedStateMachine):
             else:
                 status = touch_range(self.mem, mm, start, nr, step, 1.0, 0, write, done)
             if status == FAULT_SIGBUS:
-                exit_mm(self.mem, mm)
-                del self.holds[mm]
+                self.end(mm)
                 return
             if status != FAULT_OOM:
                 break
@@ -273,8 +279,7 @@ class WholeManager(RuleBasedStateMachine):
         mm = self.some(n)
         start, nr = self.range_of(mm, at, nr)
         if nr and guest_fetch(self.mem, mm, start) == FAULT_SIGBUS:
-            exit_mm(self.mem, mm)
-            del self.holds[mm]
+            self.end(mm)
 
     @precondition(lambda self: self.holds)
     @rule(**DRAW)
@@ -292,6 +297,11 @@ class WholeManager(RuleBasedStateMachine):
         discard_range(self.mem, mm, start, nr)
         assert (self.places(mm)[start : start + nr] == NO_PFN).all()
         self.holds[mm][start : start + nr] = NIL
+        if any(
+            pin[0] == mm and pin[1] < start + nr and start < pin[1] + pin[2] for pin in self.pins
+        ):
+            forget_pins(self.mem, mm, 0, self.holds[mm].size)
+            self.pins = [pin for pin in self.pins if pin[0] != mm]
 
     @precondition(lambda self: self.holds)
     @rule(**DRAW)
@@ -321,7 +331,23 @@ class WholeManager(RuleBasedStateMachine):
     @precondition(lambda self: self.holds)
     @rule(**DRAW)
     def pin(self, n, at, nr, flag):
-        self.mem.mm[self.some(n), MM_PINNED] = flag and n % 4 == 0
+        mm = self.some(n)
+        start, nr = self.range_of(mm, at, nr // (1 if n % 5 == 0 else 100))
+        if nr == 0 or self.mem.mm[mm, MM_HUGETLB]:
+            return
+        while (status := pin_user_pages(self.mem, mm, start, nr)) == FAULT_OOM:
+            if self.kill() == mm:
+                return
+        assert status == FAULT_OK
+        self.number += 1
+        self.holds[mm][start : start + nr] = self.number
+        self.pins.append((mm, start, nr, self.places(mm)[start : start + nr].copy()))
+
+    @precondition(lambda self: self.pins)
+    @rule(**DRAW)
+    def unpin(self, n, at, nr, flag):
+        mm, start, nr, _ = self.pins.pop(n % len(self.pins))
+        assert unpin_user_pages(self.mem, mm, start, nr)
 
     # The kernel itself
 
@@ -426,6 +452,12 @@ class WholeManager(RuleBasedStateMachine):
         assert (np.diff(pairs[0]) != 0).all(), "ksmd merged pages of zeros with written ones"
 
     @invariant()
+    def pinned_pages_stay_where_they_are(self):
+        for mm, start, nr, frames in self.pins:
+            moved = self.places(mm)[start : start + nr] != frames
+            assert not moved.any(), f"process {mm}: pinned pages {start} + {np.flatnonzero(moved)}"
+
+    @invariant()
     def every_mapped_window_has_one_table(self):
         for mm in self.holds:
             mapped = sum(word != 0 and word & W_TAG != W_HUGETLB for word in self.words(mm))
@@ -484,6 +516,7 @@ RULES = {  # how often the long walk takes each
     "pageout": 3,
     "collapse": 3,
     "pin": 2,
+    "unpin": 2,
     "kalloc": 3,
     "kfree": 3,
     "page_cache": 2,
@@ -496,6 +529,9 @@ RULES = {  # how often the long walk takes each
     "per_cpu_lists": 1,
     "settings": 1,
 }
+
+
+ALWAYS = ("start", "kalloc", "kfree", "page_cache", "compact", "kswapd", "hugetlb_pool")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -513,10 +549,8 @@ def walk(kernel, seed, steps):
     for name in rng.choice(list(RULES), steps, p=likely / likely.sum()):
         drawn = {"n": int(rng.integers(100)), "at": rng.random()}
         drawn |= {"nr": int(rng.integers(1, 4001)), "flag": bool(rng.integers(2))}
-        if machine.holds or name not in ("fork", "exit"):
-            step = getattr(machine, name)
-            if machine.holds or name in ("start", "kalloc", "page_cache", "compact", "kswapd"):
-                step(**drawn)
+        if name in ALWAYS or (machine.pins if name == "unpin" else machine.holds):
+            getattr(machine, name)(**drawn)
         check_all(machine)
     machine.teardown()
     return machine
@@ -527,5 +561,6 @@ def check_all(machine):
     machine.consistent()
     machine.every_page_holds_what_was_written()
     machine.merged_pages_are_equal()
+    machine.pinned_pages_stay_where_they_are()
     machine.every_mapped_window_has_one_table()
     machine.counters_never_fall_and_sums_hold()
