@@ -14,6 +14,7 @@ from hostsim.mm.buddy import free_run, rmqueue_run
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
+    MIGRATE_RESERVE,
     MM_ANON,
     MM_BASE,
     MM_KERNEL,
@@ -63,7 +64,8 @@ def drawn_memory(kernel, pageblocks):
     nr = int(mem.pool[P_PAGEBLOCKS])
     assert len(pageblocks) < nr
     for _ in range(nr):
-        assert rmqueue_run(mem, 0, MIGRATE_MOVABLE, PAGEBLOCK_ORDER, 1)[1]
+        taken = rmqueue_run(mem, 0, MIGRATE_MOVABLE, PAGEBLOCK_ORDER, 1)[1]
+        assert taken or rmqueue_run(mem, 0, MIGRATE_RESERVE, PAGEBLOCK_ORDER, 1)[1]
     mm = mm_alloc(mem, 0, nr * PAGEBLOCK_NR_PAGES, 0, False, 0)
     pictures = [*pageblocks, *[("*", MIGRATE_MOVABLE)] * (nr - 1 - len(pageblocks))]
     for pb, (picture, label) in reversed(list(enumerate(pictures))):

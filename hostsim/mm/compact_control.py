@@ -10,17 +10,26 @@ update_cached_migrate, compact_scanners_met, isolation_suitable.
 from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.core.units import NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     LABEL_SKIP,
     NR_COMPACT,
+    NR_PCP_TYPES,
     Z_CACHED_MIGRATE,
+    Z_FREE,
     Memory,
 )
 
 COMPACT_ASYNC: Final = 0  # include/linux/migrate_mode.h
 COMPACT_SYNC_LIGHT: Final = 1
 COMPACT_SYNC: Final = 2
+COMPACT_SKIPPED: Final = 0  # include/linux/compaction.h enum compact_result
+COMPACT_DEFERRED: Final = 1
+COMPACT_CONTINUE: Final = 2
+COMPACT_COMPLETE: Final = 3
+COMPACT_PARTIAL_SKIPPED: Final = 4
+COMPACT_CONTENDED: Final = 5
+COMPACT_SUCCESS: Final = 6
 COMPACT_CLUSTER_MAX: Final = 32  # include/linux/swap.h
 WHOLE_ZONE: Final = -1  # order: compact all there is (is_via_compact_memory)
 
@@ -51,7 +60,7 @@ NR_CC: Final = 64
 
 CC_BLOCKS: Final = NR_CC  # isolated free blocks: pfn * 16 + order
 CC_FREE: Final = CC_BLOCKS + 2 * PAGEBLOCK_NR_PAGES  # isolated free pages, taken from the end
-CC_SOURCE: Final = CC_FREE + 2 * PAGEBLOCK_NR_PAGES  # pages to move, from the end
+CC_SOURCE: Final = CC_FREE + 3 * PAGEBLOCK_NR_PAGES  # pages to move, from the end
 CC_MAP: Final = CC_SOURCE + PAGEBLOCK_NR_PAGES  # extent of each frame of the source pageblock
 assert CC_MAP + PAGEBLOCK_NR_PAGES <= NR_COMPACT
 
@@ -112,3 +121,18 @@ def update_cached_migrate(mem: Memory, pfn: int) -> None:
 def freelist_scan_limit(mem: Memory) -> int:
     """Return how many blocks a fast search looks at: fewer after each one that failed."""
     return (COMPACT_CLUSTER_MAX >> min(63, mem.compact[CC_FAST_FAIL])) + 1
+
+
+@kernel
+def fragmentation_index_zone(mem: Memory, zone: int, order: int) -> int:
+    """Return why an allocation would fail in a zone: `hostsim.mm.pageblock.fragmentation_index`."""
+    blocks = 0
+    for current in range(NR_PAGE_ORDERS):
+        for migratetype in range(NR_PCP_TYPES):
+            nr = mem.nr_free[zone, migratetype, current]
+            blocks += nr
+            if current >= order and nr > 0:
+                return -1000
+    if blocks == 0:
+        return 0
+    return 1000 - (1000 + mem.zone[zone, Z_FREE] * 1000 // (1 << order)) // blocks

@@ -65,7 +65,7 @@ from hostsim.mm.vmstat import COMPACT_ISOLATED
 
 
 @kernel
-def _map_extents(mem: Memory, pb: int) -> None:
+def map_extents(mem: Memory, pb: int) -> None:
     """Write the extent of each frame of a pageblock that can move, NIL for all others."""
     for i in range(PAGEBLOCK_NR_PAGES):
         mem.compact[CC_MAP + i] = NIL
@@ -146,7 +146,7 @@ def isolate_migratepages_block(mem: Memory, low: int, end: int) -> None:
         scanned = _scan_whole(mem, pb, low, end, skip_on_failure)
         low = end
     else:
-        _map_extents(mem, pb)
+        map_extents(mem, pb)
     next_skip = end
     if skip_on_failure and order < PAGEBLOCK_ORDER:
         next_skip = (low | ((1 << order) - 1)) + 1

@@ -33,6 +33,7 @@ from hostsim.mm.compact_control import (
     pageblock_start_pfn,
     set_pageblock_skip,
 )
+from hostsim.mm.compaction_2_6_38 import isolate_freepages as isolate_freepages_2_6_38
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     NIL,
@@ -65,7 +66,13 @@ from hostsim.mm.physmem import (
     set_pageblock_migratetype,
 )
 from hostsim.mm.touched import note_touched
-from hostsim.mm.tunables import COMPACTION_6_12, FALLBACK_6_12, T_COMPACTION, T_FALLBACK
+from hostsim.mm.tunables import (
+    COMPACTION_2_6_38,
+    COMPACTION_6_12,
+    FALLBACK_6_12,
+    T_COMPACTION,
+    T_FALLBACK,
+)
 from hostsim.mm.vmstat import COMPACT_ISOLATED, PGFREE
 
 
@@ -231,7 +238,11 @@ def compaction_alloc(mem: Memory, want: int) -> tuple[int, int, int]:
         First page, how many, and 1 or -1 from one to the next; NO_PFN if there are none.
     """
     if mem.compact[CC_NR_FREE] == 0:
-        isolate_freepages(mem)
+        if mem.tunables[T_COMPACTION] == COMPACTION_2_6_38:
+            isolate_freepages_2_6_38(mem)
+            _split_map_pages(mem)
+        else:
+            isolate_freepages(mem)
     nr = mem.compact[CC_NR_FREE]
     if nr == 0:
         return NO_PFN, 0, 0

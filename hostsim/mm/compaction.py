@@ -39,15 +39,25 @@ from hostsim.mm.compact_control import (
     CC_WHOLE_ZONE,
     CC_ZONE,
     COMPACT_ASYNC,
+    COMPACT_COMPLETE,
+    COMPACT_CONTENDED,
+    COMPACT_CONTINUE,
+    COMPACT_DEFERRED,
+    COMPACT_PARTIAL_SKIPPED,
+    COMPACT_SKIPPED,
+    COMPACT_SUCCESS,
     COMPACT_SYNC,
     WHOLE_ZONE,
     clear_pageblock_skip,
     compact_scanners_met,
+    fragmentation_index_zone,
     get_pageblock_skip,
     pageblock_start_pfn,
 )
-from hostsim.mm.compact_source import isolate_migratepages
+from hostsim.mm.compact_source import isolate_migratepages, map_extents
 from hostsim.mm.compact_target import release_freepages
+from hostsim.mm.compaction_2_6_38 import compact_finished, start_scanners
+from hostsim.mm.compaction_2_6_38 import isolate_migratepages as isolate_migratepages_2_6_38
 from hostsim.mm.cost import C_SCAN_PAGE, charge
 from hostsim.mm.migrate import migrate_pages
 from hostsim.mm.mm_types import (
@@ -84,6 +94,7 @@ from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_FREE9,
     PB_FREE10,
+    PB_FULL,
     PB_HUGE,
     PB_PARTIAL,
     PB_VIRGIN,
@@ -93,20 +104,20 @@ from hostsim.mm.physmem import (
 )
 from hostsim.mm.rmap import KIND_MASK, extents_of, is_movable
 from hostsim.mm.tunables import (
+    COMPACTION_2_6_38,
     COMPACTION_6_12,
     T_COMPACTION,
     T_COMPACTION_PROACTIVENESS,
     T_EXTFRAG_THRESHOLD,
 )
-from hostsim.mm.vmstat import COMPACT_FREE_SCANNED, COMPACT_MIGRATE_SCANNED
+from hostsim.mm.vmstat import (
+    COMPACT_BLOCKS_MOVED,
+    COMPACT_FREE_SCANNED,
+    COMPACT_MIGRATE_SCANNED,
+    COMPACT_PAGEMIGRATE_FAILED,
+    COMPACT_PAGES_MOVED,
+)
 
-COMPACT_SKIPPED: Final = 0  # include/linux/compaction.h enum compact_result
-COMPACT_DEFERRED: Final = 1
-COMPACT_CONTINUE: Final = 2
-COMPACT_COMPLETE: Final = 3
-COMPACT_PARTIAL_SKIPPED: Final = 4
-COMPACT_CONTENDED: Final = 5
-COMPACT_SUCCESS: Final = 6
 COMPACT_MAX_DEFER_SHIFT: Final = 6
 PROACTIVE_LOW_LEAST: Final = 5
 PROACTIVE_LEEWAY: Final = 10
@@ -317,21 +328,6 @@ def has_block(mem: Memory, zone: int, order: int, mark: int) -> bool:
 
 
 @kernel
-def fragmentation_index_zone(mem: Memory, zone: int, order: int) -> int:
-    """Return why an allocation would fail in a zone: `hostsim.mm.pageblock.fragmentation_index`."""
-    blocks = 0
-    for current in range(NR_PAGE_ORDERS):
-        for migratetype in range(NR_PCP_TYPES):
-            nr = mem.nr_free[zone, migratetype, current]
-            blocks += nr
-            if current >= order and nr > 0:
-                return -1000
-    if blocks == 0:
-        return 0
-    return 1000 - (1000 + mem.zone[zone, Z_FREE] * 1000 // (1 << order)) // blocks
-
-
-@kernel
 def compaction_suitable(mem: Memory, zone: int, order: int, reserve: int) -> bool:
     """Tell whether a run could help: enough free pages to move to, and in too small blocks."""
     mark = mem.zone[zone, Z_WMARK_LOW if order > COSTLY_ORDER else Z_WMARK_MIN]
@@ -392,15 +388,22 @@ def compact_zone(mem: Memory, zone: int, reserve: int) -> int:
     mem.compact[CC_ZONE] = zone
     mem.compact[CC_MIGRATE_SCANNED] = 0
     mem.compact[CC_FREE_SCANNED] = 0
-    if order != WHOLE_ZONE:
+    seed = mem.tunables[T_COMPACTION] == COMPACTION_2_6_38
+    if seed:
+        if not start_scanners(mem, zone):
+            return COMPACT_SKIPPED
+    elif order != WHOLE_ZONE:
         if has_block(mem, zone, order, mem.zone[zone, Z_WMARK_MIN] + reserve):
             return COMPACT_SUCCESS
         if not compaction_suitable(mem, zone, order, reserve):
             return COMPACT_SKIPPED
         if _restarting(mem, zone, order):
             reset_isolation_suitable(mem, zone)
-    _set_scanners(mem, zone)
-    result = _run(mem, zone)
+    if seed:
+        result = _run_2_6_38(mem)
+    else:
+        _set_scanners(mem, zone)
+        result = _run(mem, zone)
     if mem.compact[CC_NR_FREE] > 0:
         highest = pageblock_start_pfn(release_freepages(mem))
         if highest > mem.zone[zone, Z_CACHED_FREE]:
@@ -408,6 +411,26 @@ def compact_zone(mem: Memory, zone: int, reserve: int) -> int:
     mem.vmstat[COMPACT_MIGRATE_SCANNED] += mem.compact[CC_MIGRATE_SCANNED]
     mem.vmstat[COMPACT_FREE_SCANNED] += mem.compact[CC_FREE_SCANNED]
     charge(mem, C_SCAN_PAGE, mem.compact[CC_MIGRATE_SCANNED] + mem.compact[CC_FREE_SCANNED])
+    return result
+
+
+@kernel
+def _run_2_6_38(mem: Memory) -> int:
+    """Do what `_run` does by the rules of 2.6.38; no failure ends a run."""
+    result = compact_finished(mem)
+    while result == COMPACT_CONTINUE:
+        pb = mem.compact[CC_MIGRATE_PFN] >> PAGEBLOCK_ORDER
+        if pageblock_state(mem, pb) == PB_PARTIAL or pageblock_state(mem, pb) == PB_FULL:
+            map_extents(mem, pb)
+        if isolate_migratepages_2_6_38(mem):
+            nr = mem.compact[CC_NR_MIGRATE]
+            migrate_pages(mem)
+            left = mem.compact[CC_NR_MIGRATE]
+            mem.compact[CC_NR_MIGRATE] = 0
+            mem.vmstat[COMPACT_BLOCKS_MOVED] += 1
+            mem.vmstat[COMPACT_PAGES_MOVED] += nr - left
+            mem.vmstat[COMPACT_PAGEMIGRATE_FAILED] += left
+        result = compact_finished(mem)
     return result
 
 

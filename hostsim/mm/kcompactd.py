@@ -15,14 +15,14 @@ from hostsim.mm.compact_control import (
     CC_MIGRATE_SCANNED,
     CC_PROACTIVE,
     CC_WHOLE_ZONE,
+    COMPACT_COMPLETE,
+    COMPACT_PARTIAL_SKIPPED,
+    COMPACT_SUCCESS,
     COMPACT_SYNC_LIGHT,
     WHOLE_ZONE,
 )
 from hostsim.mm.compaction import (
-    COMPACT_COMPLETE,
     COMPACT_MAX_DEFER_SHIFT,
-    COMPACT_PARTIAL_SKIPPED,
-    COMPACT_SUCCESS,
     begin,
     compact_zone,
     compaction_defer_reset,
@@ -48,7 +48,12 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.pcp import drain_zone_pages
-from hostsim.mm.tunables import COMPACTION_6_12, T_COMPACTION, T_COMPACTION_PROACTIVENESS
+from hostsim.mm.tunables import (
+    COMPACTION_2_6_38,
+    COMPACTION_6_12,
+    T_COMPACTION,
+    T_COMPACTION_PROACTIVENESS,
+)
 from hostsim.mm.vmstat import (
     COMPACT_DAEMON_FREE_SCANNED,
     COMPACT_DAEMON_MIGRATE_SCANNED,
@@ -65,6 +70,8 @@ BACKED_OFF_NS: Final = CHECK_NS << COMPACT_MAX_DEFER_SHIFT  # after a run that d
 @kernel
 def wakeup_kcompactd(mem: Memory, order: int) -> None:
     """Ask kcompactd for an order; it wakes if some zone lacks it and could be compacted."""
+    if mem.tunables[T_COMPACTION] == COMPACTION_2_6_38:
+        return  # which has none
     wanted = max(order, mem.pool[P_KCOMPACTD_ORDER])
     for zone in range(NR_ZONES):
         if mem.zone[zone, Z_MANAGED] == 0:

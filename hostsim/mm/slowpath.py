@@ -1,18 +1,26 @@
 """Page allocation for whoever may wait: the fast path, then daemons, compaction and reclaim.
 
 Source: Linux v6.1 and v6.12 mm/page_alloc.c __alloc_pages, __alloc_pages_slowpath,
-should_reclaim_retry; include/linux/gfp_types.h; mm/huge_memory.c vma_thp_gfp_mask.
+should_reclaim_retry; v2.6.38 __alloc_pages_direct_compact;
+include/linux/gfp_types.h; mm/huge_memory.c vma_thp_gfp_mask.
 """
 
 from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
-from hostsim.mm.compact_control import COMPACT_ASYNC, COMPACT_SYNC_LIGHT
-from hostsim.mm.compaction import (
+from hostsim.mm.compact_control import (
+    COMPACT_ASYNC,
     COMPACT_DEFERRED,
     COMPACT_SKIPPED,
+    COMPACT_SYNC_LIGHT,
+)
+from hostsim.mm.compaction import (
+    begin,
+    compact_zone,
     compaction_defer_reset,
+    compaction_deferred,
+    defer_compaction,
     try_to_compact_pages,
 )
 from hostsim.mm.lru import ACTIVE_ANON, ACTIVE_FILE, INACTIVE_ANON, INACTIVE_FILE, lru_size
@@ -22,12 +30,18 @@ from hostsim.mm.mm_types import (
     NR_ZONES,
     P_BOOSTED,
     P_CAPTURED,
+    P_COST_NS,
+    P_STALL_NS,
     P_SWAP_FREE,
     P_TRACED,
+    Z_COMPACT_CONSIDERED,
+    Z_COMPACT_DEFER_SHIFT,
     Z_FREE,
     Z_MANAGED,
     Z_RESERVE,
+    Z_WMARK_LOW,
     Z_WMARK_MIN,
+    ZONE_DMA,
     ZONE_DMA32,
     ZONE_NORMAL,
     Memory,
@@ -38,9 +52,10 @@ from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_of
 from hostsim.mm.reclaim import MAX_RECLAIM_RETRIES, try_to_free_pages, wakeup_kswapd
 from hostsim.mm.touched import note_touched
-from hostsim.mm.tunables import DEFRAG, T_DEFRAG, T_NOFRAGMENT
+from hostsim.mm.tunables import COMPACTION_2_6_38, DEFRAG, T_COMPACTION, T_DEFRAG, T_NOFRAGMENT
 from hostsim.mm.vmstat import COMPACT_FAIL, COMPACT_STALL
 from hostsim.mm.vmstat import COMPACT_SUCCESS as COMPACTSUCCESS
+from hostsim.mm.watermark import zone_watermark_ok
 
 GFP_DIRECT: Final = 1  # __GFP_DIRECT_RECLAIM: may compact and reclaim itself
 GFP_KSWAPD: Final = 2  # __GFP_KSWAPD_RECLAIM: wakes kswapd
@@ -109,6 +124,42 @@ def alloc_pages(mem: Memory, order: int, migratetype: int, nr: int) -> tuple[int
 
 
 @kernel
+def _direct_compact_2_6_38(
+    mem: Memory, order: int, migratetype: int, nr: int, mode: int
+) -> tuple[int, int, int, int]:
+    """Do what `_direct_compact` does; the first zone's failures put all off, a skip is a stall."""
+    preferred = ZONE_NORMAL
+    while preferred > ZONE_DMA and mem.zone[preferred, Z_MANAGED] == 0:
+        preferred -= 1
+    if compaction_deferred(mem, preferred, order):
+        return NO_PFN, 0, 0, COMPACT_DEFERRED
+    mem.vmstat[COMPACT_STALL] += 1
+    started = mem.pool[P_COST_NS]
+    result = COMPACT_SKIPPED
+    for zone in range(preferred, ZONE_DMA - 1, -1):
+        if mem.zone[zone, Z_MANAGED] == 0:
+            continue
+        begin(mem, order, migratetype, mode)
+        result = max(result, compact_zone(mem, zone, 0))
+        if zone_watermark_ok(mem, zone, order, mem.zone[zone, Z_WMARK_LOW]):
+            break
+    mem.pool[P_STALL_NS] += mem.pool[P_COST_NS] - started
+    if result == COMPACT_SKIPPED:
+        return NO_PFN, 0, 0, result
+    for zone in range(NR_ZONES):
+        drain_zone_pages(mem, zone)
+    pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+    if pfn == NO_PFN:
+        mem.vmstat[COMPACT_FAIL] += 1
+        defer_compaction(mem, preferred, order)
+        return NO_PFN, 0, 0, result
+    mem.zone[preferred, Z_COMPACT_CONSIDERED] = 0
+    mem.zone[preferred, Z_COMPACT_DEFER_SHIFT] = 0
+    mem.vmstat[COMPACTSUCCESS] += 1
+    return pfn, taken, step, result
+
+
+@kernel
 def _direct_compact(
     mem: Memory, order: int, migratetype: int, nr: int, mode: int
 ) -> tuple[int, int, int, int]:
@@ -119,6 +170,8 @@ def _direct_compact(
     pfn, taken, step, result
         As `alloc_pages_gfp`, and the COMPACT_* result.
     """
+    if mem.tunables[T_COMPACTION] == COMPACTION_2_6_38:
+        return _direct_compact_2_6_38(mem, order, migratetype, nr, mode)
     result = try_to_compact_pages(mem, order, migratetype, mode, ZONE_NORMAL)
     if result == COMPACT_SKIPPED:
         return NO_PFN, 0, 0, result
@@ -166,14 +219,17 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
     if pfn != NO_PFN or gfp & GFP_DIRECT == 0:
         return pfn, taken, step
     costly = order > COSTLY_ORDER
+    seed = mem.tunables[T_COMPACTION] == COMPACTION_2_6_38
+    if seed and gfp & GFP_THISNODE:
+        return NO_PFN, 0, 0  # it has no attempt for the local node only
     if costly or (order > 0 and migratetype != MIGRATE_MOVABLE):
         pfn, taken, step, result = _direct_compact(mem, order, migratetype, nr, COMPACT_ASYNC)
         if pfn != NO_PFN:
             return pfn, taken, step
-        if costly and gfp & GFP_NORETRY:
+        if costly and gfp & GFP_NORETRY and not seed:
             if gfp & GFP_THISNODE or result == COMPACT_SKIPPED or result == COMPACT_DEFERRED:
                 return NO_PFN, 0, 0
-    mode = COMPACT_ASYNC if gfp & GFP_NORETRY else COMPACT_SYNC_LIGHT
+    mode = COMPACT_ASYNC if gfp & GFP_NORETRY and not seed else COMPACT_SYNC_LIGHT
     no_progress = 0
     while no_progress <= MAX_RECLAIM_RETRIES:
         reclaimed = try_to_free_pages(mem, order)

@@ -15,6 +15,7 @@ FALLBACK_6_1: Final = 0  # one loop, largest block first
 FALLBACK_6_12: Final = 1  # claim phase, then steal phase
 FALLBACK_2_6_38: Final = 2  # largest block first, whole pageblocks for reclaimable ones, RESERVE
 COMPACTION_6_1: Final = 0  # a fast search that finds a source marks it to be skipped
+COMPACTION_2_6_38: Final = 2  # scanners begin at the zone's ends: compaction_2_6_38
 COMPACTION_6_12: Final = 1  # pageblocks are finished; free blocks are kept whole
 
 SWAPIN_6_1: Final = 0  # tail pages of a huge page in the swap cache are copied
@@ -131,7 +132,7 @@ WORDS: Final = {  # files that take a word: index, words
 PROFILES: Final[dict[str, dict[int, int]]] = {
     "2.6.38": {
         T_FALLBACK: FALLBACK_2_6_38,
-        T_COMPACTION: COMPACTION_6_1,
+        T_COMPACTION: COMPACTION_2_6_38,
         T_PCP_6_12: 0,
         T_REVERSE_ZAP: 0,  # mm/swap.c release_pages frees through a pagevec, in order
         T_UNMAP_DEFERS: 0,

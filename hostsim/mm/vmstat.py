@@ -98,6 +98,9 @@ NAMES: Final = (
     "ept_leaves_zapped",
     "thp_reservation_alloc",
     "thp_reservation_promote",
+    "compact_blocks_moved",
+    "compact_pages_moved",
+    "compact_pagemigrate_failed",
 )
 
 NR_ANON_PAGES: Final = 0
@@ -190,6 +193,9 @@ EPT_VIOLATIONS: Final = 88
 EPT_LEAVES_ZAPPED: Final = 89
 THP_RESERVATION_ALLOC: Final = 90  # thp_policy reservation
 THP_RESERVATION_PROMOTE: Final = 91
+COMPACT_BLOCKS_MOVED: Final = 92  # 2.6.38: batches
+COMPACT_PAGES_MOVED: Final = 93
+COMPACT_PAGEMIGRATE_FAILED: Final = 94
 NR_VMSTAT: Final = len(NAMES)
 EVENTS: Final = frozenset(range(PGALLOC, EXTFRAG_EVENTS + 1)) | {
     number for number, name in enumerate(NAMES) if number > NR_GUEST_PAGES and name[:3] != "nr_"

@@ -21,7 +21,9 @@ from hostsim.mm.compaction import (
     COMPACT_PARTIAL_SKIPPED,
     COMPACT_SKIPPED,
     COMPACT_SUCCESS,
+    begin,
     compact_node,
+    compact_zone,
     compaction_defer_reset,
     compaction_deferred,
     compaction_suitable,
@@ -401,3 +403,33 @@ def test_a_merged_page_moves_for_all_that_map_it(kernel):
     assert len(moves) > 0
     assert stat(mem, "nr_ksm_pages") == shared
     assert np.count_nonzero(mem.ksm_frame[list(moves.values())]) > 0, "no merged page moved"
+
+
+def test_2_6_38_moves_pages_from_the_zone_s_start_to_its_end():
+    """Both scanners begin at the ends at every run; free blocks of order 9 are broken up too."""
+    mem = drawn_memory("2.6.38", [("A.A.", M), (".A..", M), ("K...", M), (".", M), (".A", U)])
+    where, _ = moved(mem, [OWNER], lambda: compact_node(mem))
+    blocks = {(old >> 9, new >> 9) for old, new in where.items()}
+    assert {old for old, _ in blocks} >= {0, 1}
+    assert {new for _, new in blocks} == {3}  # not 4, which is unmovable, nor 2 before 3 is full
+    assert stat(mem, "compact_pages_moved") == len(where) == stat(mem, "pgmigrate_success")
+    assert stat(mem, "compact_blocks_moved") >= -(-len(where) // 32)
+    assert stat(mem, "compact_pagemigrate_failed") == 0
+
+
+def test_asynchronous_compaction_of_2_6_38_leaves_pageblocks_alone_that_are_not_movable():
+    pictures = [("A.A.", U), *[("A.A.", M)] * 6]
+    for mode, sources in ((COMPACT_ASYNC, {1}), (COMPACT_SYNC_LIGHT, {0})):
+        mem = drawn_memory("2.6.38", pictures)
+        begin(mem, 9, M, mode)
+        where, result = moved(mem, [OWNER], lambda mem=mem: compact_zone(mem, 0, 0))
+        assert result != COMPACT_SKIPPED
+        assert min(old >> 9 for old in where) == min(sources)
+
+
+def test_a_stall_of_2_6_38_counts_though_no_zone_is_suitable():
+    mem = new_memory(4096, "2.6.38", 1)
+    mem.zone[0, [Z_WMARK_MIN, Z_WMARK_LOW]] = 1 << 20
+    assert alloc_huge(mem, OWNER, 0, GFP_DIRECT) == NO_PFN
+    assert stat(mem, "compact_stall") == 2  # asynchronous, then synchronous
+    assert stat(mem, "compact_fail") == stat(mem, "compact_success") == 0

@@ -469,7 +469,8 @@ class WholeManager(RuleBasedStateMachine):
             assert self.mem.vmstat[number] >= self.seen[number], NAMES[number]
         self.seen[:] = self.mem.vmstat
         stall = self.stat("compact_success") + self.stat("compact_fail")
-        assert self.stat("compact_stall") == stall
+        skips = self.mem.tunables[T_SEED_FILES] != 0  # 2.6.38 counts them as stalls
+        assert self.stat("compact_stall") == stall or (skips and self.stat("compact_stall") > stall)
         for kind in ("anon", "file", "kswapd", "direct"):
             assert self.stat(f"pgsteal_{kind}") <= self.stat(f"pgscan_{kind}")
         assert self.stat("pswpout") >= HPAGE_PMD_NR * self.stat("thp_swpout")
