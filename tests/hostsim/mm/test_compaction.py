@@ -34,6 +34,7 @@ from hostsim.mm.compaction import (
     try_to_compact_pages,
 )
 from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.filemap import page_cache_fill
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.kcompactd import (
     BACKED_OFF_NS,
@@ -45,6 +46,7 @@ from hostsim.mm.kcompactd import (
     wakeup_kcompactd,
 )
 from hostsim.mm.ksm import ksm_do_scan, madvise_mergeable
+from hostsim.mm.madvise import madvise_pageout
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -69,6 +71,7 @@ from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import get_pageblock_migratetype
 from hostsim.mm.pins import add_pin, unpin_user_pages
 from hostsim.mm.slowpath import GFP_DIRECT, alloc_huge
+from hostsim.mm.swapfile import swapon
 from hostsim.mm.tunables import T_COMPACTION_PROACTIVENESS, set_tunable
 from hostsim.mm.vmstat import NAMES
 from hostsim.mm.zap import discard_range
@@ -433,3 +436,41 @@ def test_a_stall_of_2_6_38_counts_though_no_zone_is_suitable():
     assert alloc_huge(mem, OWNER, 0, GFP_DIRECT) == NO_PFN
     assert stat(mem, "compact_stall") == 2  # asynchronous, then synchronous
     assert stat(mem, "compact_fail") == stat(mem, "compact_success") == 0
+
+
+@pytest.mark.parametrize("kernel", ["2.6.38", *KERNELS])
+def test_pages_of_the_page_cache_move(kernel):
+    """kernel.md 6.4: what is on the LRU lists moves, anonymous or file."""
+    mem = new_memory(64 << 8, kernel, 1)
+    set_tunable(mem.tunables, "enabled", "never")
+    mm = mm_alloc(mem, 4096, 0, 0, False, 0)
+    for page in range(0, 4096, 32):
+        assert touch_range(mem, mm, page, 32, 1, 1.0, 0, True, page) == FAULT_OK
+        assert page_cache_fill(mem, 16, False) == 16
+    discard_range(mem, mm, 0, 4096)
+    in_huge = mem.nr_free[:, :, 9:] @ [1, 2]
+    compact_node(mem)
+    check_memory(mem)
+    assert stat(mem, "nr_file_pages") == 2048
+    assert stat(mem, "pgmigrate_success") > 500
+    assert (mem.nr_free[:, :, 9:] @ [1, 2]).sum() > in_huge.sum()
+
+
+@pytest.mark.parametrize("kernel", ["2.6.38", *KERNELS])
+def test_pages_of_the_swap_cache_move_and_are_found_again(kernel):
+    mem = new_memory(64 << 8, kernel, 1)
+    set_tunable(mem.tunables, "enabled", "never")
+    assert swapon(mem, 8192)
+    mm = mm_alloc(mem, 4096, 0, 0, False, 0)
+    assert touch_range(mem, mm, 0, 4096, 1, 1.0, 0, True, 0) == FAULT_OK
+    for page in range(0, 4096, 3):
+        discard_range(mem, mm, page, 1)
+    madvise_pageout(mem, mm, 0, 4096)
+    cached = stat(mem, "nr_swapcached")
+    compact_node(mem)
+    check_memory(mem)
+    assert stat(mem, "nr_swapcached") == cached > 2000
+    assert stat(mem, "pgmigrate_success") > 300
+    assert touch_range(mem, mm, 1, 4094, 3, 1.0, 0, True, 1) == FAULT_OK
+    check_memory(mem)
+    assert stat(mem, "pswpin") == 0  # all were in the swap cache
