@@ -448,8 +448,12 @@ def test_pages_of_the_page_cache_move(kernel):
         assert touch_range(mem, mm, page, 32, 1, 1.0, 0, True, page) == FAULT_OK
         assert page_cache_fill(mem, 16, False) == 16
     discard_range(mem, mm, 0, 4096)
+    for zone in range(3):
+        drain_zone_pages(mem, zone)
     in_huge = mem.nr_free[:, :, 9:] @ [1, 2]
     compact_node(mem)
+    for zone in range(3):
+        drain_zone_pages(mem, zone)
     check_memory(mem)
     assert stat(mem, "nr_file_pages") == 2048
     assert stat(mem, "pgmigrate_success") > 500
