@@ -31,8 +31,6 @@ ADVICE_NONE: Final = 0
 ADVICE_HUGE: Final = 1  # MADV_HUGEPAGE
 ADVICE_NOHUGE: Final = 2  # MADV_NOHUGEPAGE
 
-SPARSE_WORDS: Final = 4096  # words of dead address spaces that are not worth moving others
-
 # A window's word: what its PMD entry holds.
 W_NONE: Final = 0  # nothing, never touched or zapped whole
 W_ZERO: Final = 4  # the shared huge zero page
@@ -63,20 +61,22 @@ def mm_alloc(
     windows = ram_windows + own_windows
     if mm == MAX_PROCESSES:
         return NIL
-    if mem.pool[P_WORDS_USED] + windows > mem.windows.size or _is_sparse(mem):
+    base = _first_gap(mem, windows)
+    if base + windows > mem.windows.size:
         _compact_windows(mem)
-        if mem.pool[P_WORDS_USED] + windows > mem.windows.size:
+        base = mem.pool[P_WORDS_USED]
+        if base + windows > mem.windows.size:
             return NIL
     for field in range(NR_MM_FIELDS):
         mem.mm[mm, field] = 0
     mem.mm[mm, MM_LIVE] = 1
-    mem.mm[mm, MM_BASE] = mem.pool[P_WORDS_USED]
+    mem.mm[mm, MM_BASE] = base
     mem.mm[mm, MM_WINDOWS] = windows
     mem.mm[mm, MM_RAM_PAGES] = ram_pages
     mem.mm[mm, MM_ADVICE] = advice
     mem.mm[mm, MM_HAS_EPT] = 1 if has_ept else 0
     mem.mm[mm, MM_VM] = vm_id
-    mem.pool[P_WORDS_USED] += windows
+    mem.pool[P_WORDS_USED] = max(mem.pool[P_WORDS_USED], base + windows)
     mem.pool[P_MM_USED] = max(mem.pool[P_MM_USED], mm + 1)
     return mm
 
@@ -92,24 +92,32 @@ def _clear_words(mem: Memory, first: int, end: int) -> None:
 
 
 @kernel
-def _is_sparse(mem: Memory) -> bool:
-    """Tell whether most of the words lie between address spaces that are gone."""
-    live = 0
-    for mm in range(mem.pool[P_MM_USED]):
-        if mem.mm[mm, MM_LIVE] != 0:
-            live += mem.mm[mm, MM_WINDOWS]
-    return mem.pool[P_WORDS_USED] > 2 * live + SPARSE_WORDS
+def _first_gap(mem: Memory, nr: int) -> int:
+    """Return the lowest word from which on so many belong to no process."""
+    base = 0
+    mm = 0
+    while mm < mem.pool[P_MM_USED]:
+        first = mem.mm[mm, MM_BASE]
+        end = first + mem.mm[mm, MM_WINDOWS]
+        if mem.mm[mm, MM_LIVE] != 0 and first < base + nr and base < end:
+            base = end
+            mm = 0
+        else:
+            mm += 1
+    return base
 
 
 @kernel
 def mm_free(mem: Memory, mm: int) -> None:
     """End a process whose windows are all unmapped."""
     base = mem.mm[mm, MM_BASE]
-    end = base + mem.mm[mm, MM_WINDOWS]
-    _clear_words(mem, base, end)
+    _clear_words(mem, base, base + mem.mm[mm, MM_WINDOWS])
     mem.mm[mm, MM_LIVE] = 0
-    if end == mem.pool[P_WORDS_USED]:
-        mem.pool[P_WORDS_USED] = base
+    used = 0
+    for other in range(mem.pool[P_MM_USED]):
+        if mem.mm[other, MM_LIVE] != 0:
+            used = max(used, mem.mm[other, MM_BASE] + mem.mm[other, MM_WINDOWS])
+    mem.pool[P_WORDS_USED] = used
     while mem.pool[P_MM_USED] > 0 and mem.mm[mem.pool[P_MM_USED] - 1, MM_LIVE] == 0:
         mem.pool[P_MM_USED] -= 1
 
