@@ -97,7 +97,7 @@ def test_check_says_ok_and_counts_the_vms():
 
 def test_check_prints_a_json_schema():
     schema = json.loads(fleet("check", "--schema").stdout)
-    assert set(schema["properties"]) == {"run", "hosts", "guests", "vms", "placement"}
+    assert set(schema["properties"]) == {"run", "hosts", "guests", "vms", "placement", "mmu"}
 
 
 def test_scenarios_lists_names_with_their_questions():
