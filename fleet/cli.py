@@ -317,6 +317,18 @@ def mmu(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def largepages(context: typer.Context) -> None:
+    """Run the THP commit message's benchmark on a simulated machine, beside its table."""
+    _forward(context, "fleet.cli_largepages", "largepages")
+
+
+@app.command(context_settings=_FORWARD)
+def validate(context: typer.Context) -> None:
+    """Run and judge every claim about fidelity: claim, expected, source, printed, verdict."""
+    _forward(context, "fleet.cli_validate", "validate")
+
+
+@app.command(context_settings=_FORWARD)
 def cpus(context: typer.Context) -> None:
     """List the CPUs whose translation hardware can be simulated."""
     _forward(context, "fleet.cli_mmu", "cpus")

@@ -152,7 +152,9 @@ def _back(guest: Memory, mm: int, setup: Setup, pages: int) -> PageTables:
     """Fault in on a host what a guest's program uses; return the EPT."""
     host = _machine(memory_pages_of_host(setup.memory_pages), setup.host_thp)
     vm = mm_alloc(host, setup.memory_pages, 0, ADVICE_NONE, True, 0)
-    alloc_upper_tables(host, vm, KIND_EPT, setup.levels - DIRECTORY_LEVEL)
+    alloc_upper_tables(
+        host, vm, KIND_EPT, tables_needed(setup.memory_pages, setup.levels, DIRECTORY_LEVEL + 1)
+    )
     frames = np.empty(2 * (pages >> HPAGE_PMD_ORDER) + SLACK_PAGES, np.int64)
     nr = int(table_frames(guest, mm, KIND_PGTABLE, frames))
     if not touch_frames(guest, mm, frames[:nr][::-1].copy(), host, vm):

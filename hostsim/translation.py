@@ -22,7 +22,15 @@ from hostsim.core.units import (
 from hostsim.ept import guest_access
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.mm_types import MM_KERNEL, MM_RAM_PAGES, MM_WINDOWS, NIL, P_ZERO_PB, Memory
-from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
+from hostsim.mm.mmap import (
+    W_HUGETLB,
+    W_NONE,
+    W_TAG,
+    W_ZERO,
+    maps_huge,
+    table_head,
+    window_word,
+)
 from hostsim.mm.mmu_notifier import E_LEAF, E_SHIFT, E_TABLE, E_TAG, ept_word, has_leaf
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import (
@@ -117,7 +125,8 @@ def windows_with_table(mem: Memory, mm: int, kind: int, rank: NDArray[np.int64])
     Parameters
     ----------
     kind
-        KIND_PGTABLE: huge windows own one, too, the deposited one; or KIND_EPT.
+        KIND_PGTABLE: huge windows own one, too, the deposited one, hugetlb windows none; or
+        KIND_EPT.
     rank
         Filled with the numbers; NO_PFN for the other windows.
     """
@@ -126,7 +135,8 @@ def windows_with_table(mem: Memory, mm: int, kind: int, rank: NDArray[np.int64])
         if kind == KIND_EPT:
             owns = ept_word(mem, mm, window) & E_TAG == E_TABLE
         else:
-            owns = window_word(mem, mm, window) != W_NONE
+            word = window_word(mem, mm, window)
+            owns = word != W_NONE and word & W_TAG != W_HUGETLB
         rank[window] = nr if owns else NO_PFN
         if owns:
             nr += 1
