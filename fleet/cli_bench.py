@@ -183,3 +183,35 @@ def guest(as_json: JsonOption = False) -> None:
     typer.echo(f"  huge fault, host alone       {found['host_huge_fault_ns']:8.0f} ns")
     typer.echo(f"  huge fault, guest and host   {found['guest_and_host_huge_fault_ns']:8.0f} ns")
     typer.echo(f"  page cache, 4 KiB, both      {found['guest_and_host_cache_page_ns']:8.1f} ns")
+
+
+@bench_app.command()
+def mmu(as_json: JsonOption = False) -> None:
+    """Time TLBs and nested walks over 3 GiB, beside a C++ twin that must count the same.
+
+    CPU time; the twin is compiled with g++ (or $CXX) and left out if there is none.
+
+    \b
+    Example:
+      fleet bench mmu
+    """
+    from fleet.bench_mmu import judge, measure_mmu
+
+    rows = measure_mmu()
+    wrong = [judge(row) for row in rows]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        for row, problems in zip(rows, wrong, strict=True):
+            tables = f"guest THP {row['guest_thp']}, host THP {row['host_thp']}"
+            typer.echo(f"{row['stream']}, {tables}: {', '.join(problems) or 'ok'}")
+            counts = "  ".join(f"{name} {count:,}" for name, count in row["counted"].items())
+            typer.echo(f"  kernel {row['rate'] / 1e6:8.1f} M/s  {counts}")
+            if "ratio" in row:
+                counts = "  ".join(f"{n} {count:,}" for n, count in row["twin_counted"].items())
+                typer.echo(f"  C++    {row['twin_rate'] / 1e6:8.1f} M/s  {counts}")
+                typer.echo(f"  kernel / C++ {row['ratio']:.2f}")
+            else:
+                typer.echo("  no C++ compiler: not compared")
+    if any(wrong):
+        raise typer.Exit(1)

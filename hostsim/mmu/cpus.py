@@ -9,6 +9,7 @@ import numpy as np
 
 from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, PAGE_SIZES
 from hostsim.mmu.tlb import (
+    AHEAD,
     EPT_PWC,
     G_FIRST,
     G_GROUP,
@@ -179,6 +180,7 @@ def new_mmu(cpu: Cpu) -> Mmu:
         moment=np.zeros(layout.end, np.int64),
         state=np.zeros(NR_S_FIELDS, np.int64),
         counts=np.zeros(NR_COUNTERS, np.int64),
+        ahead=np.zeros(AHEAD, np.int64),
         log=np.zeros(LOG_ENTRIES, np.int64),
     )
 

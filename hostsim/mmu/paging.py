@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.byref import ByReference
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER, NO_PFN, PTRS_PER_TABLE
 
 INDEX_BITS: Final = HPAGE_PMD_ORDER  # of a page number, a level
@@ -142,6 +142,24 @@ def look_up(tables: PageTables, page: int) -> tuple[int, int]:
         table = entry >> 2
         level -= 1
     return NO_PFN, 0
+
+
+@hot_kernel
+def leaf_slot(tables: PageTables, page: int) -> tuple[int, int]:
+    """Return where the entry that maps a page stands, if any does, and its level.
+
+    An entry of level 1 is not read: it is where this is called to look ahead.
+    """
+    table = int(tables.root[R_ROOT])
+    level = int(tables.root[R_LEVELS])
+    slot = table * PTRS_PER_TABLE + index_at(page, level)
+    while level > 1:
+        entry = int(tables.entry[np.uint64(slot)])
+        if entry & E_TAG != E_TABLE:
+            return slot, level
+        level -= 1
+        slot = (entry >> 2) * PTRS_PER_TABLE + index_at(page, level)
+    return slot, level
 
 
 @kernel

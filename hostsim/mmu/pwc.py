@@ -11,8 +11,10 @@ al., Accelerating Two-Dimensional Page Walks for Virtualized Systems, ASPLOS 200
 Simplified: one number serves as VPID and as tag of the EPT; vCPUs of one VM do not share entries.
 """
 
+import numpy as np
+
 from hostsim.core.jit import hot_kernel
-from hostsim.mmu.paging import INDEX_BITS, NR_SIZES
+from hostsim.mmu.paging import INDEX_BITS
 from hostsim.mmu.tlb import (
     C_NESTED_HITS,
     C_NESTED_MISSES,
@@ -22,6 +24,7 @@ from hostsim.mmu.tlb import (
     S_NESTED_SIZES,
     TAG_TABLE,
     Mmu,
+    geometry_of,
     insert,
     probe,
     tag_of,
@@ -38,18 +41,18 @@ def deepest_table(mmu: Mmu, caches: int, levels: int, page: int, vpid: int) -> t
         PWC or EPT_PWC.
     """
     for level in range(2, levels + 1):
-        if mmu.geometry[caches + level, G_WAYS] != 0:
+        if geometry_of(mmu, caches + level, G_WAYS) != 0:
             part = page >> ((level - 1) * INDEX_BITS)
             at = probe(mmu, caches + level, part, TAG_TABLE | tag_of(part, level - 1, vpid))
             if at != NOTHING:
-                return level - 1, int(mmu.value[at])
+                return level - 1, int(mmu.value[np.uint64(at)])
     return 0, 0
 
 
 @hot_kernel
 def remember_table(mmu: Mmu, caches: int, level: int, page: int, vpid: int, table: int) -> None:
     """Enter that the entry of a level on the way to a page leads to a table."""
-    if mmu.geometry[caches + level, G_WAYS] != 0:
+    if geometry_of(mmu, caches + level, G_WAYS) != 0:
         part = page >> ((level - 1) * INDEX_BITS)
         insert(mmu, caches + level, part, TAG_TABLE | tag_of(part, level - 1, vpid), table)
 
@@ -58,12 +61,15 @@ def remember_table(mmu: Mmu, caches: int, level: int, page: int, vpid: int, tabl
 def nested_hit(mmu: Mmu, gfn: int, vpid: int) -> bool:
     """Look the frame of a guest table up in the nested TLB."""
     sizes = mmu.state[S_NESTED_SIZES]
-    for size in range(NR_SIZES):
-        if (sizes >> size) & 1:
+    size = 0
+    while sizes != 0:
+        if sizes & 1:
             page = gfn >> (size * INDEX_BITS)
             if probe(mmu, NESTED_TLB, page, tag_of(page, size, vpid)) != NOTHING:
                 mmu.counts[C_NESTED_HITS] += 1
                 return True
+        sizes >>= 1
+        size += 1
     mmu.counts[C_NESTED_MISSES] += 1
     return False
 
@@ -71,7 +77,7 @@ def nested_hit(mmu: Mmu, gfn: int, vpid: int) -> bool:
 @hot_kernel
 def nested_fill(mmu: Mmu, gfn: int, size: int, vpid: int, frame: int) -> None:
     """Enter the host frame of a guest table into the nested TLB."""
-    if mmu.geometry[NESTED_TLB, G_WAYS] != 0:
+    if geometry_of(mmu, NESTED_TLB, G_WAYS) != 0:
         page = gfn >> (size * INDEX_BITS)
         first = frame & ~((1 << (size * INDEX_BITS)) - 1)
         insert(mmu, NESTED_TLB, page, tag_of(page, size, vpid), first)

@@ -43,7 +43,7 @@ G_GROUP: Final = 3  # ways of a group; 0: a plain set, ordered by use
 G_GROUPS_MASK: Final = 4  # groups - 1, or the number of groups if that is no power of two
 G_ODD_GROUPS: Final = 5  # 1: `G_GROUPS_MASK` is the number of groups
 G_SETS_BITS: Final = 6
-NR_G_FIELDS: Final = 7
+NR_G_FIELDS: Final = 8  # a power of two: rows are found by a shift
 
 # Columns of Mmu.state
 S_SIZES: Final = 0  # bit per page size that was ever inserted into a TLB
@@ -72,6 +72,7 @@ LEVEL_STRIDE: Final = MAX_LEVELS + 1
 NR_COUNTERS: Final = C_READS + NR_READ_CLASSES * LEVEL_STRIDE
 
 LOG_ENTRIES: Final = 64  # more than the 35 reads of the longest walk
+AHEAD: Final = 64  # accesses whose page-table lines are asked for at a time
 NOTHING: Final = -1
 
 # A tag: page number of the entry's size, size, whether it leads to a table, and VPID.
@@ -79,7 +80,9 @@ TAG_SIZE_SHIFT: Final = 45  # page numbers of 57-bit addresses
 TAG_SIZE_MASK: Final = 7
 TAG_TABLE: Final = 1 << (TAG_SIZE_SHIFT + 3)
 TAG_VPID_SHIFT: Final = TAG_SIZE_SHIFT + 4
-FEW_WAYS: Final = 4
+FOUR_WAYS: Final = 4
+EIGHT_WAYS: Final = 8
+TWELVE_WAYS: Final = 12
 MAX_VPID: Final = (1 << 14) - 1
 
 
@@ -90,6 +93,7 @@ class _MmuArrays(NamedTuple):
     moment: NDArray[np.int64]  # (entries,) last use, in stores with groups of ways
     state: NDArray[np.int64]  # (NR_S_FIELDS,)
     counts: NDArray[np.int64]  # (NR_COUNTERS,)
+    ahead: NDArray[np.int64]  # (AHEAD,) scratch: where entries of accesses to come stand
     log: NDArray[np.int64]  # (LOG_ENTRIES,) reads of the last walk: class, level and entry
 
 
@@ -103,45 +107,62 @@ def tag_of(page: int, size: int, vpid: int) -> int:
     return page | (size << TAG_SIZE_SHIFT) | (vpid << TAG_VPID_SHIFT)
 
 
-# Indices are unsigned in the loops below: numba tests signed ones for wrap-around at each use,
-# which makes the loops three times slower.
+# Indices are unsigned below: numba tests signed ones for wrap-around at each use.  Sets of four
+# ways, and second levels of eight and twelve, have straight code; all others share a loop.
 
 
 @hot_kernel
-def _probe_few(mmu: Mmu, row: int, row_end: int, tag: int) -> int:
-    """Look up a short set without branches on where the tag stands, which nothing predicts."""
-    first = np.uint64(row)
-    end = np.uint64(row_end)
-    found = end
-    i = first
-    while i < end:
-        found = i if mmu.tag[i] == tag else found
-        i += np.uint64(1)
-    if found == end:
+def geometry_of(mmu: Mmu, store: int, column: int) -> int:
+    """Return one number of a store's geometry."""
+    return int(mmu.geometry[np.uint64(store), np.uint64(column)])
+
+
+@hot_kernel
+def _set_row(mmu: Mmu, store: int, page: int) -> int:
+    """Return the first entry of the set in which a page may stand."""
+    number = page & geometry_of(mmu, store, G_SETS_MASK)
+    return int(geometry_of(mmu, store, G_FIRST) + number * geometry_of(mmu, store, G_WAYS))
+
+
+@hot_kernel
+def _among_four(mmu: Mmu, first: int, tag: int) -> bool:
+    at = np.uint64(first)
+    return bool(
+        (mmu.tag[at] == tag)
+        | (mmu.tag[at + np.uint64(1)] == tag)
+        | (mmu.tag[at + np.uint64(2)] == tag)
+        | (mmu.tag[at + np.uint64(3)] == tag)
+    )
+
+
+@hot_kernel
+def _probe_four(mmu: Mmu, row: int, tag: int) -> int:
+    """Look up a set of four without branches on where the tag stands, which nothing predicts."""
+    if not _among_four(mmu, row, tag):
         return NOTHING
-    value = mmu.value[found]
-    i = end - np.uint64(1)
-    while i > first:
-        before = i - np.uint64(1)
-        mmu.tag[i] = mmu.tag[before] if i <= found else mmu.tag[i]
-        mmu.value[i] = mmu.value[before] if i <= found else mmu.value[i]
-        i = before
-    mmu.tag[first] = tag
-    mmu.value[first] = value
-    return int(np.int64(first))
+    at0 = np.uint64(row)
+    at1, at2, at3 = at0 + np.uint64(1), at0 + np.uint64(2), at0 + np.uint64(3)
+    tag0, tag1, tag2, tag3 = mmu.tag[at0], mmu.tag[at1], mmu.tag[at2], mmu.tag[at3]
+    value0, value1, value2, value3 = mmu.value[at0], mmu.value[at1], mmu.value[at2], mmu.value[at3]
+    first = tag0 == tag
+    second = first | (tag1 == tag)
+    third = second | (tag2 == tag)
+    mmu.tag[at0] = tag
+    mmu.value[at0] = value0 if first else (value1 if second else (value2 if third else value3))
+    mmu.tag[at1] = tag1 if first else tag0
+    mmu.value[at1] = value1 if first else value0
+    mmu.tag[at2] = tag2 if second else tag1
+    mmu.value[at2] = value2 if second else value1
+    mmu.tag[at3] = tag3 if third else tag2
+    mmu.value[at3] = value3 if third else value2
+    return row
 
 
-@hot_kernel
-def _probe_ordered(mmu: Mmu, store: int, page: int, tag: int) -> int:
-    ways = mmu.geometry[store, G_WAYS]
-    row = mmu.geometry[store, G_FIRST] + (page & mmu.geometry[store, G_SETS_MASK]) * ways
+@kernel
+def _probe_many(mmu: Mmu, row: int, ways: int, tag: int) -> int:
     first = np.uint64(row)
     end = np.uint64(row + ways)
-    if ways <= FEW_WAYS:
-        return _probe_few(mmu, row, row + ways, tag)
-    if mmu.tag[first] == tag:
-        return int(row)
-    i = first + np.uint64(1)
+    i = first
     while i < end:
         if mmu.tag[i] == tag:
             value = mmu.value[i]
@@ -151,41 +172,77 @@ def _probe_ordered(mmu: Mmu, store: int, page: int, tag: int) -> int:
                 i -= np.uint64(1)
             mmu.tag[first] = tag
             mmu.value[first] = value
-            return int(row)
+            return row
         i += np.uint64(1)
     return NOTHING
 
 
 @hot_kernel
+def _probe_ordered(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    row = _set_row(mmu, store, page)
+    ways = geometry_of(mmu, store, G_WAYS)
+    if ways == FOUR_WAYS:
+        return _probe_four(mmu, row, tag)
+    if mmu.tag[np.uint64(row)] == tag:
+        return row
+    return _probe_many(mmu, row, ways, tag)
+
+
+@hot_kernel
+def _shift_four(mmu: Mmu, at: int) -> None:
+    """Move three entries back by one, and with them forget a fourth."""
+    at0 = np.uint64(at)
+    at1, at2, at3 = at0 + np.uint64(1), at0 + np.uint64(2), at0 + np.uint64(3)
+    tag0, tag1, tag2 = mmu.tag[at0], mmu.tag[at1], mmu.tag[at2]
+    value0, value1, value2 = mmu.value[at0], mmu.value[at1], mmu.value[at2]
+    mmu.tag[at1], mmu.tag[at2], mmu.tag[at3] = tag0, tag1, tag2
+    mmu.value[at1], mmu.value[at2], mmu.value[at3] = value0, value1, value2
+
+
+@hot_kernel
+def _carry(mmu: Mmu, to: int) -> None:
+    """Move the entry before one on its place."""
+    at = np.uint64(to)
+    before = np.uint64(to - 1)
+    mmu.tag[at] = mmu.tag[before]
+    mmu.value[at] = mmu.value[before]
+
+
+@kernel
+def _shift_many(mmu: Mmu, row: int, ways: int) -> None:
+    """Move the entries of a set back by one; the last is lost."""
+    for i in range(row + ways - 1, row, -1):
+        _carry(mmu, i)
+
+
+@hot_kernel
 def _insert_ordered(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
-    ways = mmu.geometry[store, G_WAYS]
-    row = mmu.geometry[store, G_FIRST] + (page & mmu.geometry[store, G_SETS_MASK]) * ways
-    first = np.uint64(row)
-    i = np.uint64(row + ways - 1)
-    while i > first:
-        mmu.tag[i] = mmu.tag[i - np.uint64(1)]
-        mmu.value[i] = mmu.value[i - np.uint64(1)]
-        i -= np.uint64(1)
-    mmu.tag[first] = tag
-    mmu.value[first] = value
+    row = _set_row(mmu, store, page)
+    ways = geometry_of(mmu, store, G_WAYS)
+    if ways == FOUR_WAYS:
+        _shift_four(mmu, row)
+    else:
+        _shift_many(mmu, row, ways)
+    mmu.tag[np.uint64(row)] = tag
+    mmu.value[np.uint64(row)] = value
 
 
 @kernel
 def _group_row(mmu: Mmu, store: int, page: int) -> int:
     """Return the first entry of the group of ways in which a page may stand."""
-    above = page >> mmu.geometry[store, G_SETS_BITS]
-    if mmu.geometry[store, G_ODD_GROUPS] != 0:
-        group = above % mmu.geometry[store, G_GROUPS_MASK]
+    above = page >> geometry_of(mmu, store, G_SETS_BITS)
+    if geometry_of(mmu, store, G_ODD_GROUPS) != 0:
+        group = above % geometry_of(mmu, store, G_GROUPS_MASK)
     else:
-        group = above & mmu.geometry[store, G_GROUPS_MASK]
-    row = (page & mmu.geometry[store, G_SETS_MASK]) * mmu.geometry[store, G_WAYS]
-    return int(mmu.geometry[store, G_FIRST] + row + group * mmu.geometry[store, G_GROUP])
+        group = above & geometry_of(mmu, store, G_GROUPS_MASK)
+    row = (page & geometry_of(mmu, store, G_SETS_MASK)) * geometry_of(mmu, store, G_WAYS)
+    return int(geometry_of(mmu, store, G_FIRST) + row + group * geometry_of(mmu, store, G_GROUP))
 
 
 @kernel
 def _probe_grouped(mmu: Mmu, store: int, page: int, tag: int) -> int:
     row = _group_row(mmu, store, page)
-    for i in range(row, row + mmu.geometry[store, G_GROUP]):
+    for i in range(row, row + geometry_of(mmu, store, G_GROUP)):
         if mmu.tag[i] == tag:
             mmu.state[S_CLOCK] += 1
             mmu.moment[i] = mmu.state[S_CLOCK]
@@ -197,7 +254,7 @@ def _probe_grouped(mmu: Mmu, store: int, page: int, tag: int) -> int:
 def _insert_grouped(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
     row = _group_row(mmu, store, page)
     oldest = row
-    for i in range(row, row + mmu.geometry[store, G_GROUP]):
+    for i in range(row, row + geometry_of(mmu, store, G_GROUP)):
         if mmu.tag[i] == NOTHING:
             oldest = i
             break
@@ -212,7 +269,7 @@ def _insert_grouped(mmu: Mmu, store: int, page: int, tag: int, value: int) -> No
 @hot_kernel
 def probe(mmu: Mmu, store: int, page: int, tag: int) -> int:
     """Look a tag up and mark it used; return where its value stands, or NOTHING."""
-    if mmu.geometry[store, G_GROUP] != 0:
+    if geometry_of(mmu, store, G_GROUP) != 0:
         return _probe_grouped(mmu, store, page, tag)
     return _probe_ordered(mmu, store, page, tag)
 
@@ -220,12 +277,43 @@ def probe(mmu: Mmu, store: int, page: int, tag: int) -> int:
 @hot_kernel
 def insert(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
     """Add a tag that is not in a store as the most recently used of its set."""
-    if mmu.geometry[store, G_WAYS] == 0:
+    if geometry_of(mmu, store, G_WAYS) == 0:
         return
-    if mmu.geometry[store, G_GROUP] != 0:
+    if geometry_of(mmu, store, G_GROUP) != 0:
         _insert_grouped(mmu, store, page, tag, value)
     else:
         _insert_ordered(mmu, store, page, tag, value)
+
+
+@hot_kernel
+def _probe_second_level(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    """Look a tag up in a second-level store: most often it is not there."""
+    if geometry_of(mmu, store, G_GROUP) != 0:
+        return _probe_grouped(mmu, store, page, tag)
+    row = _set_row(mmu, store, page)
+    ways = geometry_of(mmu, store, G_WAYS)
+    if ways == EIGHT_WAYS or ways == TWELVE_WAYS:
+        found = _among_four(mmu, row, tag) | _among_four(mmu, row + FOUR_WAYS, tag)
+        if ways == TWELVE_WAYS:
+            found |= _among_four(mmu, row + EIGHT_WAYS, tag)
+        if not found:
+            return NOTHING
+    return _probe_many(mmu, row, ways, tag)
+
+
+@hot_kernel
+def _insert_second_level(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
+    if geometry_of(mmu, store, G_GROUP) == 0 and geometry_of(mmu, store, G_WAYS) == TWELVE_WAYS:
+        row = _set_row(mmu, store, page)
+        _shift_four(mmu, row + EIGHT_WAYS)
+        _carry(mmu, row + EIGHT_WAYS)
+        _shift_four(mmu, row + FOUR_WAYS)
+        _carry(mmu, row + FOUR_WAYS)
+        _shift_four(mmu, row)
+        mmu.tag[np.uint64(row)] = tag
+        mmu.value[np.uint64(row)] = value
+    else:
+        insert(mmu, store, page, tag, value)
 
 
 @hot_kernel
@@ -235,8 +323,8 @@ def second_level(mmu: Mmu, size: int, page: int) -> int:
     A size that two stores hold is spread over them by the page-number bit above the set's.
     """
     store = L2_TLB + size
-    if mmu.geometry[L2_OTHER + size, G_WAYS] != 0:
-        if (page >> mmu.geometry[store, G_SETS_BITS]) & 1:
+    if geometry_of(mmu, L2_OTHER + size, G_WAYS) != 0:
+        if (page >> geometry_of(mmu, store, G_SETS_BITS)) & 1:
             return L2_OTHER + size
     return store
 
@@ -245,12 +333,15 @@ def second_level(mmu: Mmu, size: int, page: int) -> int:
 def first_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
     """Look a page up in the first level by every size in use; return where, or NOTHING."""
     sizes = mmu.state[S_SIZES]
-    for size in range(NR_SIZES):
-        if (sizes >> size) & 1:
+    size = 0
+    while sizes != 0:
+        if sizes & 1:
             page = vpn >> (size * INDEX_BITS)
             at = _probe_ordered(mmu, L1_TLB + size, page, tag_of(page, size, vpid))
             if at != NOTHING:
                 return at
+        sizes >>= 1
+        size += 1
     return NOTHING
 
 
@@ -258,14 +349,17 @@ def first_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
 def second_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
     """Look a page up in the second level, copying a hit to the first; return where, or NOTHING."""
     sizes = mmu.state[S_SIZES]
-    for size in range(NR_SIZES):
-        if (sizes >> size) & 1:
+    size = 0
+    while sizes != 0:
+        if sizes & 1:
             page = vpn >> (size * INDEX_BITS)
             tag = tag_of(page, size, vpid)
-            at = probe(mmu, second_level(mmu, size, page), page, tag)
+            at = _probe_second_level(mmu, second_level(mmu, size, page), page, tag)
             if at != NOTHING:
-                _insert_ordered(mmu, L1_TLB + size, page, tag, mmu.value[at])
+                _insert_ordered(mmu, L1_TLB + size, page, tag, mmu.value[np.uint64(at)])
                 return at
+        sizes >>= 1
+        size += 1
     return NOTHING
 
 
@@ -281,10 +375,10 @@ def fill(mmu: Mmu, vpn: int, size: int, vpid: int, frame: int) -> None:
     page = vpn >> (size * INDEX_BITS)
     first = frame & ~((1 << (size * INDEX_BITS)) - 1)
     tag = tag_of(page, size, vpid)
-    insert(mmu, second_level(mmu, size, page), page, tag, first)
+    _insert_second_level(mmu, second_level(mmu, size, page), page, tag, first)
     _insert_ordered(mmu, L1_TLB + size, page, tag, first)
     mmu.state[S_SIZES] |= 1 << size
-    mmu.counts[C_FILLS + size] += 1
+    mmu.counts[np.uint64(C_FILLS + size)] += 1
 
 
 @hot_kernel
@@ -296,9 +390,9 @@ def entry_bits(tag: int) -> int:
 @kernel
 def _drop(mmu: Mmu, store: int, at: int) -> None:
     """Remove an entry; in an ordered store the rest of its set keeps its order."""
-    if mmu.geometry[store, G_GROUP] == 0:
-        ways = mmu.geometry[store, G_WAYS]
-        offset = at - mmu.geometry[store, G_FIRST]
+    if geometry_of(mmu, store, G_GROUP) == 0:
+        ways = geometry_of(mmu, store, G_WAYS)
+        offset = at - geometry_of(mmu, store, G_FIRST)
         end = at - offset % ways + ways
         for j in range(at, end - 1):
             mmu.tag[j] = mmu.tag[j + 1]
@@ -317,8 +411,8 @@ def invalidate_store(mmu: Mmu, store: int, vpid: int, first: int, nr: int) -> in
         Entries dropped.
     """
     dropped = 0
-    begin = mmu.geometry[store, G_FIRST]
-    entries = (mmu.geometry[store, G_SETS_MASK] + 1) * mmu.geometry[store, G_WAYS]
+    begin = geometry_of(mmu, store, G_FIRST)
+    entries = (geometry_of(mmu, store, G_SETS_MASK) + 1) * geometry_of(mmu, store, G_WAYS)
     for back in range(entries):
         at = begin + entries - 1 - back  # from the last, as dropping moves later ones up
         tag = mmu.tag[at]
@@ -346,7 +440,7 @@ def invalidate(mmu: Mmu, vpid: int, first: int, nr: int) -> int:
     """
     dropped = 0
     for store in range(EPT_PWC):
-        if mmu.geometry[store, G_WAYS] != 0:
+        if geometry_of(mmu, store, G_WAYS) != 0:
             dropped += invalidate_store(mmu, store, vpid, first, nr)
     return dropped
 
@@ -364,7 +458,7 @@ def invalidate_vpid(mmu: Mmu, vpid: int) -> int:
     """
     dropped = 0
     for store in range(NR_STORES):
-        if mmu.geometry[store, G_WAYS] != 0:
+        if geometry_of(mmu, store, G_WAYS) != 0:
             dropped += invalidate_store(mmu, store, vpid, 0, 1 << TAG_SIZE_SHIFT)
     return dropped
 

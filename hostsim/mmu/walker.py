@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.jit import hot_kernel, kernel
+from hostsim.core.prefetch import prefetch
 from hostsim.core.units import NO_PFN, PTRS_PER_TABLE
 from hostsim.mmu.paging import (
     E_LEAF,
@@ -23,11 +24,13 @@ from hostsim.mmu.paging import (
     R_ROOT,
     PageTables,
     index_at,
+    leaf_slot,
     look_up,
     table_at,
 )
 from hostsim.mmu.pwc import deepest_table, nested_fill, nested_hit, remember_table
 from hostsim.mmu.tlb import (
+    AHEAD,
     C_ACCESSES,
     C_L1_HITS,
     C_L2_HITS,
@@ -51,6 +54,7 @@ from hostsim.mmu.tlb import (
     second_level_hit,
 )
 
+RARE_WALKS: Final = 4  # where fewer than one access in so many walks, looking ahead is no gain
 LOG_LEVEL_SHIFT: Final = 40  # a logged read: entry number, level, class
 LOG_CLASS_SHIFT: Final = 44
 
@@ -180,7 +184,7 @@ def walk_nested(
     return frame, min(level, ept_level)
 
 
-@hot_kernel
+@kernel
 def _walk(mmu: Mmu, guest: PageTables, ept: PageTables, nested: bool, vpn: int, vpid: int) -> int:
     """Walk for a page and fill the TLBs; return its frame, or NO_PFN."""
     mmu.counts[C_WALKS] += 1
@@ -213,6 +217,35 @@ def translate(
 
 
 @kernel
+def _look_ahead(
+    mmu: Mmu,
+    guest: PageTables,
+    ept: PageTables,
+    nested: bool,
+    pages: NDArray[np.int64],
+    start: int,
+    end: int,
+) -> None:
+    """Ask for the page-table lines of accesses to come, so that their walks need not wait.
+
+    This changes no counter and no entry: it is about the caches of the machine that simulates.
+    """
+    for i in range(start, end):
+        slot, level = leaf_slot(guest, pages[i])
+        prefetch(guest.entry, slot)
+        mmu.ahead[np.uint64(i - start)] = slot * LEVEL_STRIDE + level
+    if not nested:
+        return
+    for i in range(start, end):
+        coded = mmu.ahead[np.uint64(i - start)]
+        entry = int(guest.entry[np.uint64(coded // LEVEL_STRIDE)])
+        if entry & E_TAG == E_LEAF:
+            below = pages[i] & ((1 << ((coded % LEVEL_STRIDE - 1) * INDEX_BITS)) - 1)
+            slot, _ = leaf_slot(ept, (entry >> 2) + below)
+            prefetch(ept.entry, slot)
+
+
+@kernel
 def access_pages(
     mmu: Mmu,
     guest: PageTables,
@@ -239,7 +272,15 @@ def access_pages(
     last = NO_PFN
     l1_hits = 0
     l2_hits = 0
+    looked_ahead = 0
+    walks_before = mmu.counts[C_WALKS]
     for i in range(nr):
+        if i >= looked_ahead:
+            looked_ahead = i + AHEAD
+            walks = mmu.counts[C_WALKS]
+            if (walks - walks_before) * RARE_WALKS >= AHEAD:
+                _look_ahead(mmu, guest, ept, nested, pages, i, min(looked_ahead, nr))
+            walks_before = walks
         vpn = pages[i]
         if vpn == last:
             l1_hits += 1

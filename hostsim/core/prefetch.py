@@ -1,0 +1,32 @@
+"""Asking for a cache line before it is needed."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+_READ, _KEEP, _DATA = 0, 3, 1
+_intrinsic: Any = intrinsic
+
+
+@_intrinsic
+def prefetch(_context: Any, array: Any, index: Any) -> Any:
+    """Ask, inside a kernel, for the line of an element of a one-dimensional array."""
+    if not isinstance(array, types.Array) or not isinstance(index, types.Integer):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [pointer.type],
+            ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word]),
+        )
+        builder.call(function, [pointer, word(_READ), word(_KEEP), word(_DATA)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen
