@@ -58,12 +58,15 @@ def draw(name: str, pages: int, seed: int = 1) -> NDArray[np.int64]:
     """Return the pages of a stream."""
     rng = stream(seed, Stream.BENCH)
     if name == "uniform":
-        return rng.integers(0, pages, ACCESSES)
+        anywhere: NDArray[np.int64] = rng.integers(0, pages, ACCESSES)
+        return anywhere
     if name == "zipf":
         below = np.cumsum(np.arange(1, pages + 1, dtype=np.float64) ** -0.99)
         ranks = np.searchsorted(below, rng.random(ACCESSES) * below[-1])
-        return rng.permutation(pages)[ranks].astype(np.int64)
-    return (np.arange(ACCESSES, dtype=np.int64) // LINES_PER_PAGE) % pages
+        scattered: NDArray[np.int64] = rng.permutation(pages)
+        return scattered[ranks]
+    lines: NDArray[np.int64] = np.arange(ACCESSES, dtype=np.int64)
+    return lines // LINES_PER_PAGE % pages
 
 
 def _measure_kernel(space: Space, pages: NDArray[np.int64]) -> tuple[list[int], list[float]]:

@@ -9,6 +9,7 @@ from numba.np.arrayobj import make_array
 
 _READ, _KEEP, _DATA = 0, 3, 1
 _intrinsic: Any = intrinsic
+_make_array: Any = make_array
 
 
 @_intrinsic
@@ -18,7 +19,7 @@ def prefetch(_context: Any, array: Any, index: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        data = _make_array(signature.args[0])(context, builder, arguments[0]).data
         pointer = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
         word = ir.IntType(32)
         function = builder.module.declare_intrinsic(

@@ -73,6 +73,19 @@ def test_five_levels_change_no_miss_and_save_no_reference(name):
         assert five["walks_per_access"] == four["walks_per_access"]
 
 
+@pytest.mark.parametrize("gib", [1, 600])
+@pytest.mark.parametrize("levels", [4, 5])
+def test_every_table_of_a_guest_and_its_ept_lies_in_a_frame_of_its_own(gib, levels):
+    """Also beyond 512 GiB, where the level above the directories has a second table."""
+    workload = load_workload("gups", gib << 30)
+    space = build_space(workload, Setup(True, "always", "always", levels, memory_for(workload)))
+    for tables in (space.guest, space.ept):
+        used = int(tables.root[2])
+        assert len(set(tables.frame[:used].tolist())) == used
+        upper = sum(-(-workload.pages // (1 << 9 * level)) for level in range(2, levels + 1))
+        assert upper <= used <= upper + 4  # the EPT maps the guest's tables, too
+
+
 def test_the_same_seed_gives_the_same_figures():
     assert measured("jvm") == measured("jvm")
 

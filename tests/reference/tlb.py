@@ -1,35 +1,4 @@
-"""TLBs in NumPy and in plain Python: two oracles that share nothing with the kernels.
-
-`hits_by_cascade` replays a whole stream at once.  In one set of a true-LRU store the slot at depth
-``d`` holds, before an access that reaches it, what the last access that reached it pushed down
-from depth ``d - 1``; so one pass a way tells at which depth every access hits.
-"""
-
-import numpy as np
-
-
-def hits_by_cascade(keys, sets, ways):
-    """Return which accesses hit a set-associative LRU store.
-
-    ``keys`` are looked up in order, each in its set of ``sets``, and inserted on a miss.
-    """
-    order = np.argsort(sets, kind="stable")
-    where = order  # position in the stream of every access that reaches the present depth
-    wanted = keys[order]
-    pushed = wanted  # what it leaves at the present depth
-    group = sets[order]
-    hit = np.zeros(len(keys), bool)
-    for _ in range(ways):
-        if len(where) == 0:
-            break
-        content = np.full(len(where), -1, np.int64)
-        same = group[1:] == group[:-1]
-        content[1:][same] = pushed[:-1][same]
-        found = content == wanted
-        hit[where[found]] = True
-        on = ~found
-        where, wanted, group, pushed = where[on], wanted[on], group[on], content[on]
-    return hit
+"""TLBs, walk caches and walks in plain Python: an oracle that shares nothing with the kernels."""
 
 
 class Lru:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from machines import SIZES, SKYLAKE, cpu, empty_ept, fresh, tlb
-from reference.tlb import hits_by_cascade
 
+from fleet.lru_cascade import hits_by_cascade
 from hostsim.core.rng import Stream, stream
 from hostsim.mmu.paging import map_leaf, new_page_tables, tables_needed
 from hostsim.mmu.tlb import C_ACCESSES, C_L1_HITS, C_L2_HITS, C_READS, C_WALKS, LEVEL_STRIDE
