@@ -63,8 +63,8 @@ def draw(name: str, pages: int, seed: int = 1) -> NDArray[np.int64]:
     if name == "zipf":
         below = np.cumsum(np.arange(1, pages + 1, dtype=np.float64) ** -0.99)
         ranks = np.searchsorted(below, rng.random(ACCESSES) * below[-1])
-        scattered: NDArray[np.int64] = rng.permutation(pages)
-        return scattered[ranks]
+        chosen: NDArray[np.int64] = rng.permutation(pages)[ranks]
+        return chosen
     lines: NDArray[np.int64] = np.arange(ACCESSES, dtype=np.int64)
     return lines // LINES_PER_PAGE % pages
 
