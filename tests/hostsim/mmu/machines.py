@@ -65,7 +65,14 @@ HALVES = cpu(
     walk_caches={2: (4, 2), 3: (2, 2), 4: (2, 2), 5: (1, 1)},
     nested=(4, 2),
 )
-MACHINES = {"tiny": TINY, "zen": ZEN, "halves": HALVES}
+FOURS = cpu(  # one set a store, of the numbers of ways that have straight code
+    *(tlb(1, (size,), 4, 4) for size in SIZES),
+    tlb(2, ("4K", "2M"), 12, 12),
+    tlb(2, ("1G",), 8, 8),
+    walk_caches={2: (4, 4), 3: (4, 4), 4: (4, 4), 5: (4, 4)},
+    nested=(4, 4),
+)
+MACHINES = {"tiny": TINY, "zen": ZEN, "halves": HALVES, "fours": FOURS}
 
 
 def tables(leaves, levels=4, first_frame=1, room=64):

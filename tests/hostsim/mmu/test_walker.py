@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import HALVES, MACHINES, SIZES, TINY, empty_ept, entry_bits, fresh, plain, tables
+from machines import (
+    FOURS,
+    HALVES,
+    MACHINES,
+    SIZES,
+    TINY,
+    empty_ept,
+    entry_bits,
+    fresh,
+    plain,
+    tables,
+)
 from reference.tlb import Lru, PlainMmu
 
 from hostsim.core.units import NO_PFN
@@ -348,3 +359,18 @@ def test_more_huge_pages_never_mean_more_references_of_a_cold_walk(pages, g1, h1
     few = references(g1 & g2, h1 & h2)
     many = references(g1, h1)
     assert all(m <= f for m, f in zip(many, few, strict=True))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+@pytest.mark.parametrize("nested", [False, True])
+@given(picks=st.lists(st.integers(0, 13), min_size=1, max_size=80))
+def test_entries_keep_their_frames_wherever_they_stand_in_a_set(size, nested, picks):
+    """One set of 4, 8 or 12 ways a store, and pages enough to reach every way and leave again."""
+    leaves = [(page << 9 * size, size, (40 - page) << 9 * size) for page in range(14)]
+    guest = tables(leaves)
+    ept = tables([(page << 18, 2, page << 18) for page in range(41)]) if nested else empty_ept()
+    mmu = fresh(FOURS)
+    for pick in picks:
+        page, _, frame = leaves[pick]
+        below = 5 if size else 0
+        assert translate(mmu, guest, ept, nested, page + below, 1) == frame + below
