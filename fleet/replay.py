@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.replay_ops import LATER_OPS, OPS
+from fleet.replay_pipes import Pipes, end_files
 from fleet.replay_script import KB_SHIFT, Op, Script, Start, unaccounted_pages, zones_of
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.units import NS_PER_MS, PAGE_SHIFT, PAGEBLOCK_ORDER
@@ -65,8 +66,8 @@ class Process(NamedTuple):
     anon_pages: int = 13  # stack, heap and data written to
     file_pages: int = 150  # text and data shared with the parent, counted in Rss
     pgtable_pages: int = 5  # upper levels and the tables of text, heap and stack, but one
-    kernel_pages: int = 11  # kernel stack, PGD and order-0 slabs
-    slab_order: int = 2  # one slab that goes back to the buddy when the process is gone
+    kernel_pages: int = 13  # kernel stack, buffers of its two control pipes, slabs
+    pgd_order: int = 1  # PGD_ALLOCATION_ORDER with CONFIG_PAGE_TABLE_ISOLATION
 
 
 PROCESS: Final = Process()
@@ -103,9 +104,9 @@ class Replay:
             self.t_ms_of = start.t_ms
         start_vmstat_worker(self.mem)
         self.mm_of: dict[str, int] = {}  # VM -> process, NIL once the OOM killer took it
-        self.slab_of: dict[int, NDArray[np.int64]] = {}  # process -> extent of its slab
+        self.pgd_of: dict[int, NDArray[np.int64]] = {}  # process -> extent of its PGD
         self.paced_ns = np.zeros(2, np.int64)  # time and model cost of all intervals so far
-        self.pipes: list[NDArray[np.int64] | None] = []
+        self.pipes = Pipes()
         self.later: list[str] = []  # what the model cannot do yet
 
     def run(self) -> Iterator[dict[str, Any]]:
@@ -157,7 +158,9 @@ class Replay:
         nr_pages = int(self.mem.pool[P_PAGEBLOCKS]) << PAGEBLOCK_ORDER
         other.mem = restore_parts(used_parts(self.mem), nr_pages)
         for name, value in vars(self).items():
-            if isinstance(value, dict | list):
+            if isinstance(value, Pipes):
+                setattr(other, name, value.copy())
+            elif isinstance(value, dict | list):
                 setattr(other, name, copy.copy(value))
         return other
 
@@ -231,24 +234,26 @@ class Replay:
         """End a process."""
         place = int(self.mem.mm[mm, MM_KHUGEPAGED])
         exit_mm(self.mem, mm)
-        slab = self.slab_of.pop(mm, None)
-        if slab is not None and not hold_mm(self.mem, place, int(slab[0])):
-            free_blocks(self.mem, PROCESS.slab_order, slab)
+        end_files(self, mm)
+        pgd = self.pgd_of.pop(mm, None)
+        if pgd is not None and not hold_mm(self.mem, place, int(pgd[0])):
+            free_blocks(self.mem, PROCESS.pgd_order, pgd)
 
-    def new_process(self, name: str, pages: int, advice: int) -> int:
-        """Start a process with the kernel's pages for it, as a VM."""
+    def new_process(self, name: str, pages: int, advice: int, parent: int = NIL) -> int:
+        """Start a process with the kernel's pages for it, as a VM; NIL is the recorder's child."""
         mem = self.mem
         self.charge(VM_NS)
-        slab = np.zeros(1, np.int64)
-        nr_slabs = alloc_blocks(mem, PROCESS.slab_order, MIGRATE_UNMOVABLE, 1, slab)
+        pgd = np.zeros(1, np.int64)
+        nr_pgds = alloc_blocks(mem, PROCESS.pgd_order, MIGRATE_UNMOVABLE, 1, pgd)
         mm = int(mm_alloc(mem, pages, PROCESS.anon_pages, advice, False, len(self.mm_of)))
         for _ in range(PROCESS.kernel_pages):
             alloc_table(mem, mm, KIND_KERNEL)
         for _ in range(PROCESS.pgtable_pages):
             alloc_table(mem, mm, KIND_PGTABLE)
         self.mm_of[name] = mm
-        if nr_slabs:
-            self.slab_of[mm] = slab
+        self.pipes.inherit(mm, parent)
+        if nr_pgds:
+            self.pgd_of[mm] = pgd
         return mm
 
     def spawn(self, name: str, pages: int, advice: int) -> None:

@@ -7,9 +7,8 @@ An operation is a function of the replay and the op; more of them stand in modul
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from fleet.replay_advice import ksm_run_written, op_merge, op_readonly
+from fleet.replay_pipes import op_kalloc, op_kfree
 from fleet.replay_reclaim import op_pageout, op_swapon
 from fleet.replay_script import ADVICE, Op
 from hostsim.core.errors import Problem, ScenarioError
@@ -19,11 +18,8 @@ from hostsim.mm.collapse import madvise_collapse
 from hostsim.mm.compaction import compact_node
 from hostsim.mm.fault import chosen
 from hostsim.mm.fork import copy_mm
-from hostsim.mm.kalloc import alloc_blocks, free_blocks
 from hostsim.mm.mm_slot import khugepaged_enter
 from hostsim.mm.mm_types import (
-    MIGRATE_RECLAIMABLE,
-    MIGRATE_UNMOVABLE,
     MM_ADVICE,
     MM_RAM_PAGES,
     NIL,
@@ -35,7 +31,6 @@ from hostsim.mm.zap import discard_range
 if TYPE_CHECKING:
     from fleet.replay import Replay
 
-PIPE_BUFFERS: Final = 16  # PIPE_DEF_BUFFERS, include/linux/pipe_fs_i.h
 LATER_OPS: Final[tuple[str, ...]] = ()
 
 
@@ -109,7 +104,7 @@ def op_fork(replay: "Replay", op: Op) -> None:
         return
     pages, advice = (int(replay.mem.mm[parent, field]) for field in (MM_RAM_PAGES, MM_ADVICE))
     while True:
-        child = replay.new_process(op.words[1], pages, advice)
+        child = replay.new_process(op.words[1], pages, advice, parent)
         if copy_mm(replay.mem, parent, child):
             return
         replay.end(child)
@@ -124,36 +119,6 @@ def op_exit(replay: "Replay", op: Op) -> None:
     if mm != NIL:
         replay.end(mm)
         del replay.mm_of[op.words[0]]
-
-
-def op_kalloc(replay: "Replay", op: Op) -> None:
-    """Fill pipes with kernel pages, 16 a pipe; their own slab comes on top."""
-    want = int(op.words[0])
-    while want > 0:
-        here = min(want, PIPE_BUFFERS)
-        extents = np.zeros(here, np.int64)
-        if len(replay.pipes) % 16 == 0:  # kmalloc-1k: 16 pipe_buffer arrays in 4 pages
-            _slab(replay, 2, MIGRATE_UNMOVABLE)
-        if len(replay.pipes) % 26 == 0:  # inode_cache: 26 inodes in 4 pages
-            _slab(replay, 2, MIGRATE_RECLAIMABLE)
-        got = int(alloc_blocks(replay.mem, 0, MIGRATE_UNMOVABLE, here, extents))
-        replay.pipes.append(extents[:got])
-        if got < here:
-            replay.kill()
-        want -= here
-
-
-def _slab(replay: "Replay", order: int, migratetype: int) -> None:
-    alloc_blocks(replay.mem, order, migratetype, 1, np.zeros(1, np.int64))
-
-
-def op_kfree(replay: "Replay", op: Op) -> None:
-    """Close the chosen pipes; their slab stays with its neighbours."""
-    _, fraction, seed = options_of(op)
-    for index, extents in enumerate(replay.pipes):
-        if extents is not None and chosen(seed, index, fraction):
-            free_blocks(replay.mem, 0, extents)
-            replay.pipes[index] = None
 
 
 def op_compact(replay: "Replay", op: Op) -> None:

@@ -121,7 +121,7 @@ def next_registered(mem: Memory, place: int) -> int:
 
 @kernel
 def hold_mm(mem: Memory, place: int, x: int) -> bool:
-    """Leave the memory of a gone process's mm_struct to khugepaged if its cursor is there.
+    """Leave the PGD of a gone process to khugepaged if its cursor is there (mmdrop).
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from fleet.replay import REQUEST_NS, SNAPSHOT_NS, VM_NS, Replay
+from fleet.replay import PROCESS, REQUEST_NS, SNAPSHOT_NS, VM_NS, Replay
 from fleet.replay_script import Start, read_script, unaccounted_pages, zones_of
 from hostsim.core.errors import ScenarioError
 from hostsim.mm.check import check_memory
@@ -141,6 +141,27 @@ def test_kfree_closes_only_chosen_pipes(tmp_path):
     assert freed == 16 * sum(_chosen(4, pipe, 0.5) for pipe in range(10))
 
 
+def test_a_process_keeps_pipes_that_were_open_when_it_started(tmp_path):
+    text = "set enabled never\nkalloc 64\nvm a 100\nfork a b\nkalloc 32\nsnapshot s\nkfree\n"
+    found = snapshots(tmp_path, text + "snapshot k\nexit a\nsnapshot a\nexit b\nsnapshot b\n")
+    kernel = {label: s["vmstat"]["nr_kernel_pages"] for label, s in found.items()}
+    process = PROCESS.kernel_pages + (1 << PROCESS.pgd_order)
+    assert kernel["s"] - kernel["k"] == 32
+    assert kernel["k"] - kernel["a"] == process
+    assert kernel["a"] - kernel["b"] == process + 64
+
+
+def test_slabs_of_closed_pipes_serve_later_ones(tmp_path):
+    text = "kalloc 336\nsnapshot s\nkfree\nkalloc 336\nsnapshot t\nkalloc 16\nsnapshot u\n"
+    found = snapshots(tmp_path, text)
+    kernel = {label: s["vmstat"]["nr_kernel_pages"] for label, s in found.items()}
+    # 21 pipes: 2 slabs of buffer arrays and 1 of inodes (4 pages each), 1 + 1 of 21 objects
+    # of pipe and dentry, 3 of 16 files; the 22nd pipe needs another of those with 21
+    assert kernel["s"] == 336 + 12 + 2 + 3
+    assert kernel["t"] == kernel["s"]
+    assert kernel["u"] - kernel["t"] == 16 + 2
+
+
 PAGETYPEINFO = [
     "Free pages count per migrate type at order       0      1      2      3      4      5"
     "      6      7      8      9     10 ",
@@ -244,7 +265,7 @@ def test_trial_leaves_the_machine_alone(tmp_path, start):
     assert replay._trial_cost_ns(list(replay.script.ops[2:])) > 0
     assert all((a == b).all() for a, b in zip(before, replay.mem, strict=True))
     assert replay.mm_of == {}
-    assert replay.pipes == []
+    assert replay.pipes.extents == []
 
 
 def test_khugepaged_works_while_the_script_waits(tmp_path):
@@ -273,5 +294,5 @@ def test_mm_under_khugepageds_cursor_is_freed_when_the_cursor_moves_on(tmp_path)
     for s in replay.run():
         kernel_pages[s["snapshot"]] = s["vmstat"]["nr_kernel_pages"]
         check_memory(replay.mem)
-    assert kernel_pages["t"] == 4
+    assert kernel_pages["t"] == 1 << PROCESS.pgd_order
     assert kernel_pages["u"] == 0
