@@ -27,6 +27,7 @@ from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
+    MIGRATE_UNMOVABLE,
     MM_HUGE,
     MM_HUGETLB,
     MM_RAM_PAGES,
@@ -55,7 +56,7 @@ from hostsim.mm.mmap import (
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.pgtable import alloc_table
-from hostsim.mm.physmem import PB_HUGE, pageblock_state
+from hostsim.mm.physmem import PB_HUGE, pageblock_state, set_state
 from hostsim.mm.policy_reservation import promote_if_full, reserve, reserved_block
 from hostsim.mm.promotion import RESERVATION, first_fault
 from hostsim.mm.promotion_types import FIRST_RESERVE, FIRST_SMALL
@@ -72,7 +73,13 @@ from hostsim.mm.rmap import (
     frame_at,
     try_extend,
 )
-from hostsim.mm.slowpath import alloc_huge, alloc_pages, vma_thp_gfp_mask
+from hostsim.mm.slowpath import (
+    GFP_DIRECT,
+    alloc_huge,
+    alloc_pages,
+    alloc_pages_gfp,
+    vma_thp_gfp_mask,
+)
 from hostsim.mm.split import queue_huge
 from hostsim.mm.swap_state import do_swap_page
 from hostsim.mm.tunables import T_DEFER_UNDERUSED, T_THP_POLICY, T_USE_ZERO_PAGE
@@ -133,14 +140,18 @@ def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
 
 
 @kernel
-def _huge_zero_page(mem: Memory, mm: int) -> bool:
-    """Make sure that the shared huge zero page exists."""
+def _huge_zero_page(mem: Memory) -> bool:
+    """Make sure that the shared huge zero page exists; nothing can move it."""
     if mem.pool[P_ZERO_PB] != 0:
         return True
-    pb = alloc_huge(mem, NIL, 0, vma_thp_gfp_mask(mem, mm))
-    if pb == NO_PFN:
+    pfn, _, _ = alloc_pages_gfp(mem, HPAGE_PMD_ORDER, MIGRATE_UNMOVABLE, 1, GFP_DIRECT)
+    if pfn == NO_PFN:
         mem.vmstat[THP_ZERO_PAGE_ALLOC_FAILED] += 1
         return False
+    pb = pfn >> PAGEBLOCK_ORDER
+    set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
+    mem.pb[pb].a = NIL
+    mem.pb[pb].b = 0
     mem.pool[P_ZERO_PB] = pb + 1
     mem.vmstat[THP_ZERO_PAGE_ALLOC] += 1
     return True
@@ -169,7 +180,7 @@ def _fault_empty_window(
         choice = first_fault(mem)
     if choice != FIRST_SMALL:
         if not write and mem.tunables[T_USE_ZERO_PAGE] != 0:
-            if _huge_zero_page(mem, mm):
+            if _huge_zero_page(mem):
                 if not alloc_table(mem, mm, KIND_PGTABLE):
                     return FAULT_OOM
                 mem.pool[P_ZERO_USERS] += 1
