@@ -7,11 +7,12 @@ then those with small free blocks, then whole free ones.  A pageblock holds at m
 free block of an order, at the offset equal to its size, so that it merges with nothing.
 
 Pages on the per-CPU lists are in no /proc file.  They are placed in used pageblocks of their
-type, highest first, two frames of which (the first of each half) stay in use.
+type, highest first, the beginning of each half of which stays in use.
 
 Simplified: all memory in use counts as unmovable.
 Simplified: a kernel's per-CPU lists begin with a stated share of each type (`PCP_SHARES`), as
-the recorded kernels' allocations after boot show it.
+the recorded kernels' allocations after boot show it, and with half a refill of each order that
+kernel memory is taken in.
 """
 
 from typing import Final, NamedTuple
@@ -45,6 +46,7 @@ from hostsim.mm.mm_types import (
     Z_FREE,
     Z_LABEL,
     Z_MANAGED,
+    Z_PCP_BATCH,
     Z_START,
     Z_VIRGIN,
     Z_VIRGIN_END,
@@ -73,6 +75,10 @@ LAYOUT_TYPES: Final = (MIGRATE_UNMOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_MOVABLE)
 PCP_SHARES: Final = {  # per-CPU pages of each migratetype after boot, in 1/16: T_PCP_6_12 ->
     0: {MIGRATE_UNMOVABLE: 1, MIGRATE_MOVABLE: 15},
     1: {MIGRATE_UNMOVABLE: 5, MIGRATE_RECLAIMABLE: 2, MIGRATE_MOVABLE: 9},
+}
+PCP_HALF_REFILLS: Final = {  # migratetype -> orders whose lists begin with half a refill
+    MIGRATE_UNMOVABLE: (1, 2, 3),
+    MIGRATE_RECLAIMABLE: (2,),
 }
 DMA_MANAGED_PAGES: Final = 3840  # zoneinfo managed of the DMA zone of a PC
 
@@ -141,7 +147,11 @@ def memory_from(
     for migratetype, share in PCP_SHARES[int(mem.tunables[T_PCP_6_12])].items():
         here = left if migratetype == MIGRATE_MOVABLE else pcp_pages * share // 16
         left -= here
-        fill_pcp(mem, top, migratetype, spans[top][0], spans[top][1], here)
+        fill_pcp(mem, top, 0, migratetype, spans[top][0], spans[top][1], here)
+    for migratetype, orders in PCP_HALF_REFILLS.items():
+        for order in orders:
+            here = int(mem.zone[top, Z_PCP_BATCH]) >> order >> 1
+            fill_pcp(mem, top, order, migratetype, spans[top][0], spans[top][1], here)
     for zone in zones:
         first, last = spans[zone]
         frames = (last - first) << PAGEBLOCK_ORDER
@@ -177,10 +187,12 @@ def is_listed(mem: Memory, pb: int) -> bool:
 
 
 @kernel
-def fill_pcp(mem: Memory, zone: int, migratetype: int, first: int, end: int, nr: int) -> None:
-    """Move pages in use since boot to a type's order-0 list of a zone."""
+def fill_pcp(
+    mem: Memory, zone: int, order: int, migratetype: int, first: int, end: int, nr: int
+) -> None:
+    """Move ``nr`` blocks in use since boot to the per-CPU list of an order and a type."""
     half = PAGEBLOCK_NR_PAGES // 2
-    head = zone * NR_PCP_LISTS + list_index(0, migratetype, False)
+    head = zone * NR_PCP_LISTS + list_index(order, migratetype, False)
     for i in range(end - first):
         pb = end - 1 - i
         if pageblock_state(mem, pb) != PB_FULL:
@@ -194,12 +206,13 @@ def fill_pcp(mem: Memory, zone: int, migratetype: int, first: int, end: int, nr:
         del_extent(mem, int(mem.pb[pb].a))
         for part in range(2):
             pfn = (pb << PAGEBLOCK_ORDER) + part * half
-            here = min(nr, half - 1)
+            here = min(nr, (half >> order) - 1)
             nr -= here
-            add_extent(mem, pfn, half - here, NIL, 0, KIND_BOOT)
+            used = half - (here << order)
+            add_extent(mem, pfn, used, NIL, 0, KIND_BOOT)
             if here > 0:
-                push_tail(mem, head, pfn + half - here, here, 1)
-                mem.zone[zone, PCP_COUNT] += here
+                push_tail(mem, head, pfn + used, here, 1 << order)
+                mem.zone[zone, PCP_COUNT] += here << order
         if nr == 0:
             return
 
