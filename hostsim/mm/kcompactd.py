@@ -80,7 +80,8 @@ def wakeup_kcompactd(mem: Memory, order: int) -> None:
             continue
         if compaction_suitable(mem, zone, wanted, 0):
             mem.pool[P_KCOMPACTD_ORDER] = wanted
-            mem.daemon[DAEMON_KCOMPACTD, D_WAKE] = mem.pool[P_NOW_NS] + 1
+            if mem.daemon[DAEMON_KCOMPACTD, KC_RUNNING] == 0:
+                mem.daemon[DAEMON_KCOMPACTD, D_WAKE] = mem.pool[P_NOW_NS] + 1
             return
 
 
@@ -170,7 +171,8 @@ def kcompactd_step(mem: Memory) -> int:
     """Do what was asked for, or judge the node.
 
     A proactive run is paid for when it begins and done when that time is over: what others did
-    meanwhile comes first.  It comes to nothing if kswapd ran meanwhile.
+    meanwhile comes first, and what they asked for after it.  It comes to nothing if kswapd ran
+    meanwhile.
 
     Returns
     -------
@@ -178,11 +180,10 @@ def kcompactd_step(mem: Memory) -> int:
         Nanoseconds until the next check, or -1 if nothing calls for one (`arm_kcompactd`).
     """
     own = mem.daemon[DAEMON_KCOMPACTD]
-    if mem.pool[P_KCOMPACTD_ORDER] > 0:
-        own[KC_RUNNING] = 0
-        kcompactd_do_work(mem)
-        return -1
     if own[KC_RUNNING] == 0:
+        if mem.pool[P_KCOMPACTD_ORDER] > 0:
+            kcompactd_do_work(mem)
+            return -1
         if not should_proactive_compact_node(mem):
             return -1
         own[KC_RUNNING] = 1
@@ -190,9 +191,11 @@ def kcompactd_step(mem: Memory) -> int:
         mem.pool[P_COST_NS] += _price_ns(mem)
         return 0
     own[KC_RUNNING] = 0
-    if own[KC_PAGEOUTRUN] != mem.vmstat[PAGEOUTRUN]:
-        return BACKED_OFF_NS
-    before = mem.pool[P_COST_NS]
-    sleep_ns = proactive_check(mem)
-    mem.pool[P_COST_NS] = before
+    sleep_ns = BACKED_OFF_NS
+    if own[KC_PAGEOUTRUN] == mem.vmstat[PAGEOUTRUN]:
+        before = mem.pool[P_COST_NS]
+        sleep_ns = proactive_check(mem)
+        mem.pool[P_COST_NS] = before
+    if mem.pool[P_KCOMPACTD_ORDER] > 0:
+        return 0
     return -1 if sleep_ns == CHECK_NS else sleep_ns
