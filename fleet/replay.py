@@ -58,6 +58,10 @@ from hostsim.mm.zap import exit_mm
 SNAPSHOT_NS: Final = 2_000_000  # printing a snapshot on a serial console
 VM_NS: Final = 2_500_000  # starting a process
 REQUEST_NS: Final = 15_000  # a request to a process and its answer, two context switches
+# A recorded machine's time for one nanosecond of cost, median of the recordings' intervals, and
+# the cost at which what was seen counts as much: a busy interval says little of the next one.
+USUAL_PACE: Final = 9
+USUAL_NS: Final = 100_000_000
 
 
 class Process(NamedTuple):
@@ -105,7 +109,8 @@ class Replay:
         start_vmstat_worker(self.mem)
         self.mm_of: dict[str, int] = {}  # VM -> process, NIL once the OOM killer took it
         self.pgd_of: dict[int, NDArray[np.int64]] = {}  # process -> extent of its PGD
-        self.paced_ns = np.zeros(2, np.int64)  # time and model cost of all intervals so far
+        # time and model cost of all intervals so far, and of one before them at the usual pace
+        self.paced_ns = np.array([USUAL_PACE * USUAL_NS, USUAL_NS])
         self.pipes = Pipes()
         self.later: list[str] = []  # what the model cannot do yet
 
