@@ -16,9 +16,9 @@ next one; daemons do not slow each other or the processes down.
 from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.units import HPAGE_PMD_NR, NS_PER_MS, NS_PER_S, NS_PER_US
+from hostsim.core.units import HPAGE_PMD_NR, NS_PER_S, NS_PER_US
 from hostsim.mm.fault import FAULT_OK, touch_range
-from hostsim.mm.kcompactd import arm_kcompactd, kcompactd_step
+from hostsim.mm.kcompactd import SLICE_NS, arm_kcompactd, kcompactd_step
 from hostsim.mm.khugepaged import UNTIL_WOKEN, arm_khugepaged, khugepaged_step
 from hostsim.mm.ksm import ksmd_step
 from hostsim.mm.mm_types import (
@@ -49,7 +49,6 @@ from hostsim.mm.tunables import T_PCP_6_12
 
 WEIGHT: Final = 1024  # of nice 0: kernel/sched/core.c sched_prio_to_weight
 _WEIGHTS: Final = (15, WEIGHT, WEIGHT, 335, WEIGHT)  # khugepaged has nice 19, ksmd 5
-SLICE_NS: Final = 4 * NS_PER_MS  # CFS, kernel/sched/fair.c: a tick at CONFIG_HZ=250
 SHORTEST_STEP_NS: Final = NS_PER_US  # so that a daemon that never sleeps lets time pass
 
 

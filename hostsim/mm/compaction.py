@@ -34,8 +34,10 @@ from hostsim.mm.compact_control import (
     CC_NR_MIGRATE,
     CC_ORDER,
     CC_PROACTIVE,
+    CC_RESUME,
     CC_SEARCH_ORDER,
     CC_TYPE,
+    CC_UNTIL,
     CC_WHOLE_ZONE,
     CC_ZONE,
     COMPACT_ASYNC,
@@ -348,11 +350,15 @@ def begin(mem: Memory, order: int, migratetype: int, mode: int) -> None:
     mem.compact[CC_SEARCH_ORDER] = order
     mem.compact[CC_TYPE] = migratetype
     mem.compact[CC_MODE] = mode
+    mem.compact[CC_RESUME] = 0
+    mem.compact[CC_UNTIL] = 0
 
 
 @kernel
 def _set_scanners(mem: Memory, zone: int) -> None:
     """Let the scanners begin where earlier runs stopped, or at the zone's ends."""
+    if mem.compact[CC_RESUME] != 0:
+        return
     state = mem.zone[zone]
     start = state[Z_START]
     last = pageblock_start_pfn(state[Z_END] - 1)
@@ -436,7 +442,10 @@ def _run_2_6_38(mem: Memory) -> int:
 
 @kernel
 def _run(mem: Memory, zone: int) -> int:
-    """Isolate and migrate until the run has finished; return a COMPACT_* result."""
+    """Isolate and migrate until the run has finished; return a COMPACT_* result.
+
+    COMPACT_CONTINUE is that of a run that pauses.
+    """
     order = mem.compact[CC_ORDER]
     era_6_12 = mem.tunables[T_COMPACTION] == COMPACTION_6_12
     last_migrated = 0
@@ -475,6 +484,8 @@ def _run(mem: Memory, zone: int) -> int:
                 drain_zone_pages(mem, zone)
                 last_migrated = 0
         result = _compact_finished(mem)
+        if 0 < mem.compact[CC_UNTIL] <= mem.pool[P_COST_NS]:
+            break
     return result
 
 

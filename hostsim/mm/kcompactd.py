@@ -2,20 +2,25 @@
 
 Source: Linux v6.1 and v6.12 mm/compaction.c kcompactd_do_work, wakeup_kcompactd,
 kcompactd_node_suitable, should_proactive_compact_node, proactive_compact_node, kcompactd.
-Simplified: a run on demand is done when it begins, a proactive one when it ends.
+Simplified: a run on demand is done when it begins, a proactive one a slice of time at once.
 """
 
 from typing import Final
 
 from hostsim.core.jit import kernel
-from hostsim.core.units import PAGEBLOCK_ORDER
+from hostsim.core.units import NO_PFN, NS_PER_MS
 from hostsim.mm.compact_control import (
+    CC_FREE_PFN,
     CC_FREE_SCANNED,
     CC_IGNORE_SKIP,
+    CC_MIGRATE_PFN,
     CC_MIGRATE_SCANNED,
     CC_PROACTIVE,
+    CC_RESUME,
+    CC_UNTIL,
     CC_WHOLE_ZONE,
     COMPACT_COMPLETE,
+    COMPACT_CONTINUE,
     COMPACT_PARTIAL_SKIPPED,
     COMPACT_SUCCESS,
     COMPACT_SYNC_LIGHT,
@@ -33,16 +38,16 @@ from hostsim.mm.compaction import (
     has_block,
     proactive_high,
 )
-from hostsim.mm.cost import C_MIGRATE_PAGE, C_SCAN_PAGE
 from hostsim.mm.mm_types import (
     D_WAKE,
     DAEMON_KCOMPACTD,
     MIGRATE_UNMOVABLE,
-    NR_TYPES,
     NR_ZONES,
     P_COST_NS,
+    P_DAEMON_SCALE,
     P_KCOMPACTD_ORDER,
     P_NOW_NS,
+    TIME_SCALE_ONE,
     Z_MANAGED,
     Z_WMARK_MIN,
     Memory,
@@ -63,6 +68,11 @@ from hostsim.mm.vmstat import (
 
 KC_RUNNING: Final = 1  # columns of Memory.daemon: 1 during a proactive run
 KC_PAGEOUTRUN: Final = 2  # runs of kswapd when that began
+KC_SCORE: Final = 3  # the node's fragmentation then
+KC_ZONE: Final = 4  # zone that it has come to
+KC_MIGRATE_PFN: Final = 5  # where its scanners are in the zone; NO_PFN: at the ends
+KC_FREE_PFN: Final = 6
+SLICE_NS: Final = 4 * NS_PER_MS  # CFS, kernel/sched/fair.c: a tick at CONFIG_HZ=250
 CHECK_NS: Final = 500_000_000  # HPAGE_FRAG_CHECK_INTERVAL_MSEC
 BACKED_OFF_NS: Final = CHECK_NS << COMPACT_MAX_DEFER_SHIFT  # after a run that did not help
 
@@ -118,29 +128,52 @@ def should_proactive_compact_node(mem: Memory) -> bool:
 
 
 @kernel
-def proactive_compact_node(mem: Memory) -> bool:
-    """Compact all zones until they are less fragmented; tell whether the node's score fell."""
-    before = fragmentation_score_node(mem)
-    for zone in range(NR_ZONES):
-        if mem.zone[zone, Z_MANAGED] == 0:
-            continue
+def _begin_proactive(mem: Memory) -> None:
+    """Begin a proactive run at the first zone."""
+    own = mem.daemon[DAEMON_KCOMPACTD]
+    own[KC_RUNNING] = 1
+    own[KC_PAGEOUTRUN] = mem.vmstat[PAGEOUTRUN]
+    own[KC_SCORE] = fragmentation_score_node(mem)
+    own[KC_ZONE] = 0
+    own[KC_MIGRATE_PFN] = NO_PFN
+
+
+@kernel
+def _proactive_slice(mem: Memory, slice_ns: int) -> bool:
+    """Compact the next zone, or go on with it, for about a cost; tell whether there is more."""
+    own = mem.daemon[DAEMON_KCOMPACTD]
+    zone = own[KC_ZONE]
+    if mem.zone[zone, Z_MANAGED] > 0:
         begin(mem, WHOLE_ZONE, MIGRATE_UNMOVABLE, COMPACT_SYNC_LIGHT)
         mem.compact[CC_IGNORE_SKIP] = 1
         mem.compact[CC_WHOLE_ZONE] = 1
         mem.compact[CC_PROACTIVE] = 1
-        compact_zone(mem, zone, 0)
+        mem.compact[CC_UNTIL] = mem.pool[P_COST_NS] + slice_ns
+        if own[KC_MIGRATE_PFN] != NO_PFN:
+            mem.compact[CC_RESUME] = 1
+            mem.compact[CC_MIGRATE_PFN] = own[KC_MIGRATE_PFN]
+            mem.compact[CC_FREE_PFN] = own[KC_FREE_PFN]
+        result = compact_zone(mem, zone, 0)
         if mem.tunables[T_COMPACTION] == COMPACTION_6_12:  # 6.1 counts only work on demand
             mem.vmstat[COMPACT_DAEMON_MIGRATE_SCANNED] += mem.compact[CC_MIGRATE_SCANNED]
             mem.vmstat[COMPACT_DAEMON_FREE_SCANNED] += mem.compact[CC_FREE_SCANNED]
-    return fragmentation_score_node(mem) < before
+        if result == COMPACT_CONTINUE:
+            own[KC_MIGRATE_PFN] = mem.compact[CC_MIGRATE_PFN]
+            own[KC_FREE_PFN] = mem.compact[CC_FREE_PFN]
+            return True
+    own[KC_MIGRATE_PFN] = NO_PFN
+    own[KC_ZONE] = zone + 1
+    return bool(zone + 1 < NR_ZONES)
 
 
 @kernel
-def proactive_check(mem: Memory) -> int:
-    """Let kcompactd judge the node when its timer runs out; return nanoseconds to the next time."""
-    if should_proactive_compact_node(mem) and not proactive_compact_node(mem):
-        return BACKED_OFF_NS
-    return CHECK_NS
+def proactive_compact_node(mem: Memory) -> bool:
+    """Compact all zones until they are less fragmented; tell whether the node's score fell."""
+    _begin_proactive(mem)
+    while _proactive_slice(mem, SLICE_NS):
+        pass
+    mem.daemon[DAEMON_KCOMPACTD, KC_RUNNING] = 0
+    return bool(fragmentation_score_node(mem) < mem.daemon[DAEMON_KCOMPACTD, KC_SCORE])
 
 
 @kernel
@@ -154,25 +187,11 @@ def arm_kcompactd(mem: Memory) -> None:
 
 
 @kernel
-def _price_ns(mem: Memory) -> int:
-    """Return about what compacting all memory costs: half of what is small and free is filled."""
-    small = 0
-    managed = 0
-    for zone in range(NR_ZONES):
-        managed += mem.zone[zone, Z_MANAGED]
-        for migratetype in range(NR_TYPES):
-            for order in range(PAGEBLOCK_ORDER):
-                small += mem.nr_free[zone, migratetype, order] << order
-    return int(managed * mem.cost[C_SCAN_PAGE] + small // 2 * mem.cost[C_MIGRATE_PAGE])
-
-
-@kernel
 def kcompactd_step(mem: Memory) -> int:
-    """Do what was asked for, or judge the node.
+    """Do what was asked for, or judge the node; a proactive run goes on a slice a step.
 
-    A proactive run is paid for when it begins and done when that time is over: what others did
-    meanwhile comes first, and what they asked for after it.  It comes to nothing if kswapd ran
-    meanwhile.
+    What others ask for during a proactive run waits for its end.  The run ends early if kswapd
+    ran meanwhile.
 
     Returns
     -------
@@ -186,16 +205,14 @@ def kcompactd_step(mem: Memory) -> int:
             return -1
         if not should_proactive_compact_node(mem):
             return -1
-        own[KC_RUNNING] = 1
-        own[KC_PAGEOUTRUN] = mem.vmstat[PAGEOUTRUN]
-        mem.pool[P_COST_NS] += _price_ns(mem)
-        return 0
+        _begin_proactive(mem)
+    vain = own[KC_PAGEOUTRUN] != mem.vmstat[PAGEOUTRUN]
+    if not vain:
+        slice_ns = SLICE_NS * TIME_SCALE_ONE // mem.pool[P_DAEMON_SCALE]
+        if _proactive_slice(mem, slice_ns):
+            return 0
+        vain = fragmentation_score_node(mem) >= own[KC_SCORE]
     own[KC_RUNNING] = 0
-    sleep_ns = BACKED_OFF_NS
-    if own[KC_PAGEOUTRUN] == mem.vmstat[PAGEOUTRUN]:
-        before = mem.pool[P_COST_NS]
-        sleep_ns = proactive_check(mem)
-        mem.pool[P_COST_NS] = before
     if mem.pool[P_KCOMPACTD_ORDER] > 0:
         return 0
-    return -1 if sleep_ns == CHECK_NS else sleep_ns
+    return BACKED_OFF_NS if vain else -1

@@ -39,8 +39,9 @@ from hostsim.mm.fork import copy_mm
 from hostsim.mm.kcompactd import (
     BACKED_OFF_NS,
     CHECK_NS,
+    SLICE_NS,
     kcompactd_do_work,
-    proactive_check,
+    kcompactd_step,
     proactive_compact_node,
     should_proactive_compact_node,
     wakeup_kcompactd,
@@ -382,9 +383,10 @@ def test_proactive_compaction_begins_above_ninety_and_ends_at_eighty(kernel):
     mem.tunables[T_COMPACTION_PROACTIVENESS] = 0
     assert not should_proactive_compact_node(mem)
     mem.tunables[T_COMPACTION_PROACTIVENESS] = 20
-    assert proactive_check(mem) == CHECK_NS
+    assert proactive_compact_node(mem)
     assert 60 < fragmentation_score_node(mem) <= 90
     assert not should_proactive_compact_node(mem)
+    assert CHECK_NS == 500_000_000
     assert BACKED_OFF_NS == 32_000_000_000
     counted = stat(mem, "compact_daemon_migrate_scanned")
     assert (counted > 0) == (kernel == "6.12")
@@ -478,3 +480,21 @@ def test_pages_of_the_swap_cache_move_and_are_found_again(kernel):
     assert touch_range(mem, mm, 1, 4094, 3, 1.0, 0, True, 1) == FAULT_OK
     check_memory(mem)
     assert stat(mem, "pswpin") == 0  # all were in the swap cache
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_proactive_run_goes_on_by_slices_and_requests_wait_for_its_end(kernel):
+    mem, _ = half_full(kernel)
+    assert kcompactd_step(mem) == 0
+    moved = stat(mem, "pgmigrate_success")
+    assert moved * 2896 < SLICE_NS + 512 * 2896  # hostsim.mm.cost: one migrated page
+    mem.pool[P_KCOMPACTD_ORDER] = 9
+    steps = 1
+    while mem.pool[P_KCOMPACTD_ORDER] == 9:
+        assert stat(mem, "compact_daemon_wake") == 0
+        kcompactd_step(mem)
+        check_memory(mem)
+        steps += 1
+    assert steps > 2
+    assert stat(mem, "pgmigrate_success") > moved
+    assert stat(mem, "compact_daemon_wake") == 1

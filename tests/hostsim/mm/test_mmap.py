@@ -18,9 +18,7 @@ def words(mem, mm):
 
 
 @given(
-    st.lists(
-        st.one_of(st.sampled_from([1, 7, 900, 9000, 20000]), st.integers(-9, -1)), max_size=40
-    )
+    st.lists(st.one_of(st.sampled_from([1, 7, 900, 9000, 20000]), st.integers(-9, -1)), max_size=40)
 )
 @settings(max_examples=60, deadline=None)
 def test_no_two_processes_share_a_word_and_all_keep_their_memory(steps):
