@@ -150,7 +150,7 @@ def memory_from(
         fill_pcp(mem, top, 0, migratetype, spans[top][0], spans[top][1], here)
     for migratetype, orders in PCP_HALF_REFILLS.items():
         for order in orders:
-            here = int(mem.zone[top, Z_PCP_BATCH]) >> order >> 1
+            here = max(int(mem.zone[top, Z_PCP_BATCH]) >> order, 2) // 2
             fill_pcp(mem, top, order, migratetype, spans[top][0], spans[top][1], here)
     for zone in zones:
         first, last = spans[zone]
