@@ -182,7 +182,7 @@ class MmuSection(Section):
     """``[mmu]``: samples of what address translation costs the guests."""
 
     enabled: bool = True
-    accesses: Annotated[int, Field(ge=8_000, le=10_000_000)] = 40_000
+    accesses: Annotated[int, Field(ge=8_000, le=10_000_000)] = 20_000
 
 
 class ScenarioFile(Section):

@@ -15,6 +15,7 @@ Simplified: no prefetching of data or of table lines.
 Simplified: an operation's own cycles are the same whatever the caches hold and on every CPU.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from hostsim.core.jit import kernel
 from hostsim.core.units import PTRS_PER_TABLE
 from hostsim.mmu.cpus import Cpu
 from hostsim.mmu.tlb import (
@@ -65,6 +67,13 @@ class WalkCost(NamedTuple):
     l2_tlb_hits: float  # an access
 
 
+def groups(classes: Classes) -> NDArray[np.int64]:
+    """Return which classes are scattered over the same region, as a number for each."""
+    where = np.stack([classes.region_first, classes.region_pages, classes.per_page], axis=1)
+    _, group = np.unique(where, axis=0, return_inverse=True)
+    return group.astype(np.int64)
+
+
 class _Units:
     """Pages in a row, taken together, and how long one of them stays unread.
 
@@ -73,13 +82,16 @@ class _Units:
     """
 
     def __init__(
-        self, classes: Classes, weight: NDArray[np.float64], present: NDArray[np.float64]
+        self,
+        classes: Classes,
+        weight: NDArray[np.float64],
+        present: NDArray[np.float64],
+        group: NDArray[np.int64],
     ) -> None:
         self.classes = classes
         self.weight = weight  # reads of one object that takes part, of one access
         self.present = present  # share of the objects that take part
-        where = np.stack([classes.region_first, classes.region_pages, classes.per_page], axis=1)
-        _, self.group = np.unique(where, axis=0, return_inverse=True)
+        self.group = group
         objects = np.bincount(self.group, classes.objects)[self.group]
         self.share = classes.objects / objects  # of the objects of its region
         self.density = objects / classes.region_pages  # objects of a page
@@ -135,6 +147,7 @@ def miss_rates(
     rates, times
         (sizes, classes) walks of one object if it is mapped so; how long an entry is kept.
     """
+    group = groups(classes)
     rates = np.zeros(coverage.shape)
     times = np.zeros(len(coverage))
     # Of the accesses in a row to a page only the first can miss.
@@ -143,7 +156,7 @@ def miss_rates(
         present = coverage[size]
         if walks <= 0.0 or not present.any():
             continue
-        units = _Units(classes, classes.rate, present)
+        units = _Units(classes, classes.rate, present, group)
         neighbours = units.objects(float(PTRS_PER_TABLE**size)) - 1.0
 
         def missing(
@@ -187,14 +200,6 @@ class _Lines(NamedTuple):
     row: NDArray[np.float64]  # reads in a row
     own_pages: float = 0.0  # pages whose reads are as far apart as their TLB entry lives
     tlb_time: float = 0.0
-
-    def kept(self, time: float) -> float:
-        """Return how many lines were read within a time: those that a cache holds."""
-        cyclic = self.units.classes.run > 1.0
-        turn = np.minimum(self.units.rate(self.pages) / self.row * time, 1.0)
-        unread = self.units.objects(self.pages) * self.units.log_unread(time)
-        held = np.where(cyclic, turn, -np.expm1(np.maximum(unread, -700.0)))
-        return float((self.units.units(self.pages) * held).sum())
 
     def read_again(self, time: float) -> NDArray[np.float64]:
         """Return the share of reads for whose line the last read is no longer ago than a time.
@@ -242,6 +247,7 @@ def walk_cost(
     reads = counted.reshape(NR_READ_CLASSES, -1) / accesses
     by_size = counts[C_FILLS : C_FILLS + len(coverage)] / accesses
     by_object, tlb_times = miss_rates(classes, by_size, coverage)
+    group = groups(classes)
     everywhere = np.ones(len(classes.rate))
     lines = {}
     wanted = {}
@@ -256,7 +262,7 @@ def walk_cost(
             continue
         own = kind != READ_EPT_TABLE and level <= len(tlb_times) and tlb_times[level - 1] > 0.0
         lines[kind, level] = _Lines(
-            _Units(classes, missed * (reads[kind, level] / total), present),
+            _Units(classes, missed * (reads[kind, level] / total), present, group),
             pages,
             _walks_in_a_row(classes, missed, pages),
             float(PTRS_PER_TABLE ** (level - 1)) if own else 0.0,
@@ -265,7 +271,7 @@ def walk_cost(
         wanted[kind, level] = missed * present * classes.objects / total
     tables = list(lines.values())
     times = [
-        _stay([_data_lines(classes, together), *tables], size)
+        _Competing([_data_lines(classes, group, together), *tables]).stay(size)
         for together, size in (
             (1, cpu.cache.l1_bytes),
             (cpu.cache.fill_lines, cpu.cache.l2_bytes),
@@ -294,7 +300,7 @@ def walk_cost(
     )
 
 
-def _data_lines(classes: Classes, together: int) -> _Lines:
+def _data_lines(classes: Classes, group: NDArray[np.int64], together: int) -> _Lines:
     """Return the lines of the data itself: an access reads one line of its page.
 
     Parameters
@@ -308,14 +314,67 @@ def _data_lines(classes: Classes, together: int) -> _Lines:
         region_pages=classes.region_pages * LINES_PER_PAGE,
         objects=classes.objects * LINES_PER_PAGE,
     )
-    return _Lines(_Units(by_line, line_rate, np.ones(len(line_rate))), 1.0, np.ones(len(line_rate)))
+    everywhere = np.ones(len(line_rate))
+    return _Lines(_Units(by_line, line_rate, everywhere, group), 1.0, everywhere)
 
 
-def _stay(competing: list[_Lines], size_bytes: int) -> float:
-    """Return how long a line stays in a cache, in accesses."""
-    return _solve_time(
-        lambda time: sum(part.kept(time) for part in competing), size_bytes / LINE_BYTES
-    )
+@kernel
+def _kept(
+    weight: NDArray[np.float64],
+    turns: NDArray[np.float64],
+    objects: NDArray[np.float64],
+    units: NDArray[np.float64],
+    share: NDArray[np.float64],
+    group: NDArray[np.int64],
+    cyclic: NDArray[np.bool_],
+    read: NDArray[np.float64],
+    time: float,
+) -> float:
+    """Return how many lines of all kinds were read within a time: those that a cache holds.
+
+    Parameters
+    ----------
+    weight, turns, objects, units
+        (kinds, classes): reads of an object, full turns of what is read from end to end, objects
+        of a line, lines.
+    read
+        (groups,) work space.
+    """
+    total = 0.0
+    for kind in range(weight.shape[0]):
+        for g in range(read.size):
+            read[g] = 0.0
+        for i in range(weight.shape[1]):
+            read[group[i]] += share[i] * math.expm1(-min(weight[kind, i] * time, 700.0))
+        for i in range(weight.shape[1]):
+            if cyclic[i]:
+                held = min(turns[kind, i] * time, 1.0)
+            else:
+                unread = objects[kind, i] * math.log1p(max(read[group[i]], -1.0 + 1e-15))
+                held = -math.expm1(max(unread, -700.0))
+            total += units[kind, i] * held
+    return total
+
+
+class _Competing:
+    """Lines of all kinds that share a cache, as arrays."""
+
+    def __init__(self, lines: list[_Lines]) -> None:
+        units = lines[0].units
+        self.arrays = (
+            np.stack([part.units.weight for part in lines]),
+            np.stack([part.units.rate(part.pages) / part.row for part in lines]),
+            np.stack([part.units.objects(part.pages) for part in lines]),
+            np.stack([part.units.units(part.pages) for part in lines]),
+            units.share,
+            units.group,
+            units.classes.run > 1.0,
+            np.empty(int(units.group.max()) + 1),
+        )
+
+    def stay(self, size_bytes: int) -> float:
+        """Return how long a line stays in a cache, in accesses."""
+        return _solve_time(lambda time: float(_kept(*self.arrays, time)), size_bytes / LINE_BYTES)
 
 
 def operations_per_cycle(
