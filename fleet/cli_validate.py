@@ -12,7 +12,7 @@ from hostsim.core.errors import Problem, ScenarioError
 if TYPE_CHECKING:
     from fleet.validate_mm import Check
 
-NAMES = ("mm", "mmu")
+NAMES = ("mm", "replay", "mmu")
 
 
 def validate(
@@ -24,12 +24,13 @@ def validate(
     """Run checks and print claim, expected, source, printed, verdict.
 
     mm: the memory manager against its specification, and fragmentation under random churn.
+    replay: op scripts beside recordings of Linux 6.1 and 6.12.
     mmu: cold walks, the LRU oracle, the seed's table, native measurements; and what follows for
     KVM. Exit code 1 if a claim fails.
 
     \b
     Examples:
-      fleet validate mmu
+      fleet validate replay
       fleet validate --json
     """
     if name is not None and name not in NAMES:
@@ -66,6 +67,10 @@ def _groups(group: str) -> Iterator[tuple[str, "Callable[[], Iterable[Check]]"]]
 
         yield from validate_mm.CHECKS.items()
         yield "order-0 churn", _churn
+    elif group == "replay":
+        from fleet import validate_replay
+
+        yield from validate_replay.CHECKS.items()
     else:
         from fleet import validate_mmu
 

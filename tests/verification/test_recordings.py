@@ -1,25 +1,16 @@
 """Every op script, replayed and scored against the recordings of two real kernels.
 
-`groundtruth/` holds scripts, recordings and scorer as they were measured.  A floor is the score
-reached, less about one point: a script that falls below it has lost something that worked.
+`scenarios/groundtruth` holds scripts, recordings and scorer as they were measured.  A floor is
+the score reached, less about one point: a script below it has lost something that worked.
 """
 
-import importlib.util
-import json
 import sys
-import tarfile
-from pathlib import Path
 
 import pytest
 
-from fleet.replay import Replay
-from fleet.replay_script import read_script, read_start
+from fleet.recordings import FAMILIES, KERNELS, replayed
+from fleet.validate_replay import BAR, BELOW_SELF
 
-HERE = Path(__file__).parent / "groundtruth"
-KERNELS = ("6.1", "6.12")
-FAMILIES = ("vm", "counters", "buddy")
-BAR = {"vm": 97.0, "counters": 95.0, "buddy": 93.0}  # means over all scripts
-BELOW_SELF = 10.0  # points that a script may stay under the kernel's agreement with itself
 REACHED_ALL = 99.0  # floor of a script and family that reached 100
 
 FLOORS: dict[tuple[str, str, str], float] = {
@@ -80,62 +71,40 @@ FLOORS: dict[tuple[str, str, str], float] = {
 }
 
 
-@pytest.fixture(scope="module")
-def scorer():
-    """The program that judges replays, as it stands beside the recordings."""
-    spec = importlib.util.spec_from_file_location("score", HERE / "score.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module", params=KERNELS)
-def scores(request, scorer, tmp_path_factory):
-    """Kernel, its recordings, and the share of cells passed by script and family, in percent."""
-    kernel = request.param
-    folder = tmp_path_factory.mktemp("recordings")
-    with tarfile.open(HERE / f"{kernel}.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
-    folder /= kernel
-    reached = {}
-    for path in sorted((HERE / "ops").glob("*.ops")):
-        start = read_start(folder / "start" / f"{path.stem}.jsonl")
-        replay = {s["snapshot"]: s for s in Replay(read_script(path), kernel, start).run()}
-        replay = json.loads(json.dumps(replay))
-        runs = [_snapshots(p) for p in sorted(folder.glob(f"{path.stem}.run*.jsonl"))]
-        tally, misses = scorer.score(replay, runs)
-        sys.stdout.write("\n".join([path.stem, *misses, ""]))
-        for family, (passed, cells) in tally.items():
-            reached[path.stem, family] = 100 * passed / cells
-    return kernel, folder, reached
-
-
-def _snapshots(path):
-    """A recording's snapshots by label."""
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
-    return {row["snapshot"]: row for row in rows if "snapshot" in row}
+def scores(request):
+    """Kernel, and its scripts scored."""
+    found = list(replayed(request.param))
+    for scored in found:
+        sys.stdout.write("\n".join([scored.script, *scored.misses, ""]))
+    return request.param, found
 
 
 def test_no_script_falls(scores):
-    kernel, _, reached = scores
-    floors = {key: FLOORS.get((kernel, *key), REACHED_ALL) for key in reached}
-    fallen = {key: reached[key] for key, floor in floors.items() if reached[key] < floor}
+    kernel, found = scores
+    fallen = {
+        (scored.script, family): share
+        for scored in found
+        for family, share in scored.shares.items()
+        if share < FLOORS.get((kernel, scored.script, family), REACHED_ALL)
+    }
     assert fallen == {}
 
 
 def test_means_reach_the_bar(scores):
-    _, _, reached = scores
+    _, found = scores
+    assert len(found) == 29
     for family in FAMILIES:
-        shares = [share for (_, of), share in reached.items() if of == family]
+        shares = [scored.shares[family] for scored in found if family in scored.shares]
         assert sum(shares) / len(shares) >= BAR[family]
 
 
 def test_every_script_is_near_the_kernels_agreement_with_itself(scores):
-    _, folder, reached = scores
-    far = []
-    for line in (folder / "self-agreement.txt").read_text().splitlines()[:-1]:
-        name, *rest = line.split()
-        for family, own in zip(rest[::2], rest[1::2], strict=True):
-            if reached[name, family] < float(own) - BELOW_SELF:
-                far.append((name, family, reached[name, family], own))
+    _, found = scores
+    far = [
+        (scored.script, family, share, scored.own[family])
+        for scored in found
+        for family, share in scored.shares.items()
+        if share < scored.own[family] - BELOW_SELF
+    ]
     assert far == []
