@@ -14,7 +14,14 @@ def _pairs(
 ) -> list[tuple[Path, Path | None, Path | None]]:
     """Return script, start and output of every script named."""
     if not script.is_dir():
-        return [(script, start, out)]
+        name = f"{script.stem}.jsonl"
+        return [
+            (
+                script,
+                start / name if start and start.is_dir() else start,
+                out / name if out and out.is_dir() else out,
+            )
+        ]
     scripts = sorted(script.glob("*.ops"))
     if not scripts:
         raise ScenarioError([Problem(str(script), "holds no .ops file")])

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -299,3 +300,13 @@ def test_mm_under_khugepageds_cursor_is_freed_when_the_cursor_moves_on(tmp_path)
         check_memory(replay.mem)
     assert kernel_pages["t"] == 1 << PROCESS.pgd_order
     assert kernel_pages["u"] == 0
+
+
+def test_a_folder_takes_the_output_of_one_script(tmp_path):
+    path = tmp_path / "a.ops"
+    path.write_text("# memory_mb=64\nsnapshot start\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "fleet", "replay", str(path), "-o", str(out)]
+    subprocess.run(command, check=True)
+    assert json.loads((out / "a.jsonl").read_text())["snapshot"] == "start"
