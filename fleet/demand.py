@@ -9,6 +9,7 @@ from fleet.placement import Placer
 from fleet.scenario import HostGroup, Scenario
 from fleet.sections import pages_text
 from fleet.trace import Trace, read_trace
+from guestsim.guest import MIN_PAGES
 from hostsim.core.errors import Problem, ScenarioError
 
 MAX_FLAVOURS = 5  # named in messages; the number of the others is stated
@@ -71,6 +72,15 @@ def _misfits(scenario: Scenario, trace: Trace) -> Iterator[Problem]:
             f"{scenario.origin}: vms", "no VM arrives within run.duration", "raise vms.scale"
         )
         return
+    small = np.flatnonzero(here & (trace.memory_pages < MIN_PAGES))
+    if len(small):
+        least = small[np.argmin(trace.memory_pages[small])]
+        yield Problem(
+            f"{scenario.origin}: vms",
+            f"VM {trace.vm_id[least]} has {pages_text(int(trace.memory_pages[least]))}, and "
+            f"{len(small)} in all have less than the {pages_text(MIN_PAGES)} a guest boots with",
+            "leave them out of the trace",
+        )
     rooms = [offered(scenario, group) for group in scenario.groups]
     fits = np.zeros(trace.nr_vms, np.bool_)
     for vcpus, pages in rooms:

@@ -97,3 +97,11 @@ def test_trace_without_path_is_a_problem(with_trace):
 def test_no_arrivals_is_a_problem(with_trace):
     with pytest.raises(ScenarioError, match="no VM arrives"):
         open_demand(with_trace([(5, 6, 1, 1)]))
+
+
+def test_vms_too_small_to_boot_are_a_problem_naming_the_smallest(with_trace):
+    scenario = with_trace([(0, 1, 1, 1), (0, 1, 1, 1 / 32), (0, 1, 1, 1 / 64)])
+    with pytest.raises(ScenarioError) as caught:
+        open_demand(scenario)
+    (problem,) = caught.value.problems
+    assert "VM 2 has 16MiB, and 2 in all have less than the 64MiB a guest boots" in str(problem)
