@@ -79,7 +79,7 @@ def test_json_has_every_claim(monkeypatch):
 
 
 def test_an_unknown_group_is_named():
-    with pytest.raises(ScenarioError, match="'cpu' is none of mm, mmu"):
+    with pytest.raises(ScenarioError, match="'cpu' is none of mm, replay, mmu"):
         cli_validate.validate("cpu")
 
 
