@@ -97,3 +97,12 @@ def test_trace_without_path_is_a_problem(with_trace):
 def test_no_arrivals_is_a_problem(with_trace):
     with pytest.raises(ScenarioError, match="no VM arrives"):
         open_demand(with_trace([(5, 6, 1, 1)]))
+
+
+def test_overcommit_beyond_what_placement_counts_is_named(small):
+    # 16 and 8 vCPUs times 10000 against 2**17
+    with pytest.raises(ScenarioError) as error:
+        open_demand(small("placement.vcpu_overcommit=10000"))
+    text = str(error.value)
+    assert "small.toml: hosts[0].vcpus: 16 times overcommit 10000 must be below 131072" in text
+    assert "hosts[1]" not in text
