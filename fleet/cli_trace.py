@@ -9,6 +9,7 @@ import typer
 from hostsim.core.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
+    from fleet.pack import PackResult
     from fleet.trace import Trace
     from fleet.trace_targets import Verdict
 
@@ -301,13 +302,18 @@ def _as_records(verdicts: list["Verdict"]) -> list[dict[str, Any]]:
 def pack(
     path: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace in parquet.")],
     policy: Annotated[
-        str, typer.Option(help="Placement policy: first-fit, best-fit.")
+        str, typer.Option(help="Placement policy, such as first-fit, or all.")
     ] = "best-fit",
     vcpus: Annotated[int, typer.Option(min=1, help="vCPUs of a host.")] = 48,
     memory: Annotated[str, typer.Option(help="Memory of a host.")] = "256GiB",
     hosts: Annotated[str, typer.Option(help="Hosts in the pool, or unlimited.")] = "unlimited",
     vcpu_overcommit: Annotated[float, typer.Option(help="vCPUs offered per vCPU.")] = 1.0,
     memory_overcommit: Annotated[float, typer.Option(help="Memory offered per memory.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random policies and predictions.")] = 0,
+    choices: Annotated[int, typer.Option(help="Hosts that power-of-k looks at.")] = 2,
+    lifetime_error: Annotated[
+        float, typer.Option(help="Standard deviation of the log of predicted lifetimes.")
+    ] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
     """Place a trace on equal hosts, without simulating their memory.
@@ -316,23 +322,37 @@ def pack(
     Examples:
       fleet trace pack azure.parquet --policy best-fit --vcpus 48 --memory 256GiB
       fleet trace pack azure.parquet --hosts 3000 --vcpu-overcommit 2 --json
+      fleet trace pack azure.parquet --policy all --lifetime-error 0.5
     """
     from fleet.pack import pack_trace, warm_up
+    from fleet.placement import Tuning
+    from fleet.policies import POLICIES
     from fleet.trace import read_trace
 
     nr_hosts = _nr_hosts(hosts)
     host_pages = _pages("--memory", memory)
     trace = read_trace(path)
     warm_up()
+    tuning = Tuning(seed, choices, lifetime_error)
+    overcommit = (vcpu_overcommit, memory_overcommit)
     try:
-        result = pack_trace(
-            trace, policy, vcpus, host_pages, nr_hosts, vcpu_overcommit, memory_overcommit
-        )
+        results = [
+            pack_trace(trace, name, vcpus, host_pages, nr_hosts, *overcommit, tuning)
+            for name in (POLICIES if policy == "all" else (policy,))
+        ]
     except ValueError as error:
         raise ScenarioError([Problem("fleet trace pack", str(error))]) from error
+    found = [result._asdict() for result in results]
     if as_json:
-        typer.echo(json.dumps(result._asdict(), indent=1))
-        return
+        typer.echo(json.dumps(found if policy == "all" else found[0], indent=1))
+    elif policy == "all":
+        _print_packs(results)
+    else:
+        _print_pack(results[0])
+
+
+def _print_pack(result: "PackResult") -> None:
+    """Print what packing under one policy gave."""
     labels = {
         "policy": result.policy,
         "hosts in the pool": f"{result.nr_hosts:,}",
@@ -347,6 +367,21 @@ def pack(
     }
     for label, value in labels.items():
         typer.echo(f"{label:31}{value}")
+
+
+def _print_packs(results: "list[PackResult]") -> None:
+    """Print a line a policy, the fewest host-hours first."""
+    typer.echo(
+        f"{'policy':<20}{'host-hours':>12}{'over bound':>12}{'peak hosts':>12}"
+        f"{'rejected':>10}{'placed / s':>12}"
+    )
+    for result in sorted(results, key=lambda r: r.host_hours):
+        typer.echo(
+            f"{result.policy:<20}{result.host_hours:>12,.0f}{result.over_bound_ratio:>+12.1%}"
+            f"{result.peak_hosts:>12,}{result.rejected:>10,}{result.placements_per_s:>12,.0f}"
+        )
+    typer.echo(f"{'lower bound':<20}{max(r.bound_host_hours for r in results):>12,.0f}")
+    typer.echo("hugepage-aware and drain-fragmented see no memory here and place as best-fit does")
 
 
 def _nr_hosts(text: str) -> int | None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.placement import Placer
+from fleet.placement import Placer, Tuning
+from fleet.pool import MAX_PAGES, MAX_VCPUS
 from fleet.scenario import HostGroup, Scenario
 from fleet.sections import pages_text
 from fleet.trace import Trace, read_trace
@@ -23,6 +24,9 @@ def open_demand(scenario: Scenario) -> Trace:
     ScenarioError
         A trace that cannot be read, or VMs that no host could ever hold.
     """
+    problems = list(_oversold(scenario))
+    if problems:
+        raise ScenarioError(problems)
     trace = _trace(scenario)
     problems = list(_misfits(scenario, trace))
     if problems:
@@ -62,6 +66,22 @@ def offered(scenario: Scenario, group: HostGroup) -> tuple[int, int]:
         int(spec.vcpus * placement.vcpu_overcommit),
         int((spec.memory_pages - spec.reserved_pages) * placement.memory_overcommit),
     )
+
+
+def _oversold(scenario: Scenario) -> Iterator[Problem]:
+    """Find overcommits under which a host offers more than placement can count."""
+    placement = scenario.placement
+    for index, group in enumerate(scenario.groups):
+        spec, host = group.spec, f"{scenario.origin}: hosts[{index}]"
+        for what, value, limit, overcommit in (
+            ("vcpus", spec.vcpus, MAX_VCPUS, placement.vcpu_overcommit),
+            ("memory", spec.memory_pages, MAX_PAGES, placement.memory_overcommit),
+        ):
+            if value * overcommit >= limit:
+                amount = pages_text(value) if what == "memory" else str(value)
+                most = pages_text(limit) if what == "memory" else str(limit)
+                message = f"{amount} times overcommit {overcommit:g} must be below {most}"
+                yield Problem(f"{host}.{what}", message, "lower the overcommit of placement")
 
 
 def _misfits(scenario: Scenario, trace: Trace) -> Iterator[Problem]:
@@ -115,12 +135,13 @@ def _name_misfits(scenario: Scenario, trace: Trace, vms: NDArray[np.int64]) -> I
 
 def make_placer(scenario: Scenario, trace: Trace) -> Placer:
     """Return the placement of a scenario at time 0."""
-    specs = scenario.host_specs()
+    specs, section = scenario.host_specs(), scenario.placement
     return Placer(
         trace,
         np.array([spec.vcpus for spec in specs], np.int32),
         np.array([spec.memory_pages - spec.reserved_pages for spec in specs], np.int64),
-        scenario.placement.policy,
-        scenario.placement.vcpu_overcommit,
-        scenario.placement.memory_overcommit,
+        section.policy,
+        section.vcpu_overcommit,
+        section.memory_overcommit,
+        Tuning(scenario.seed, section.choices, section.lifetime_error),
     )

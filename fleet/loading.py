@@ -173,8 +173,18 @@ def _validate(
                 fields = _fields_at(model, found["loc"][:-1])
                 problems.append(Problem(place(steps), "unknown key", near(str(steps[-1]), fields)))
             else:
-                problems.append(Problem(place(steps), _message(found, steps, place(steps))))
+                message = _message(found, steps, place(steps))
+                problems.append(Problem(place(steps), message, _nearest_choice(found)))
         return None
+
+
+def _nearest_choice(found: Any) -> str:
+    """Return a hint that names the word meant; the rule has named them all."""
+    if found["type"] != "literal_error":
+        return ""
+    choices = re.findall("'([^']*)'", found["ctx"]["expected"])
+    close = difflib.get_close_matches(str(found["input"]), choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def _message(found: Any, steps: tuple[Step, ...], where: str) -> str:

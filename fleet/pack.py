@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet.placement import EpochPlan, Kind, Placer, check_overcommit
+from fleet.placement import DEFAULT_TUNING, EpochPlan, Kind, Placer, Tuning, check_overcommit
 from fleet.pool import LARGER_THAN_ANY_HOST
 from fleet.trace import Trace
 from hostsim.core.units import NS_PER_HOUR, NS_PER_S
@@ -39,10 +39,12 @@ def pack_trace(
     nr_hosts: int | None = None,
     vcpu_overcommit: float = 1.0,
     memory_overcommit: float = 1.0,
+    tuning: Tuning = DEFAULT_TUNING,
 ) -> PackResult:
     """Place a whole trace in one epoch from time 0 to its span.
 
-    VMs still there at the end hold their host until the span's end.
+    No host tells anything of its memory: policies that read gauges place as best fit does.  VMs
+    still there at the end hold their host until the span's end.
 
     Parameters
     ----------
@@ -67,6 +69,7 @@ def pack_trace(
             policy,
             vcpu_overcommit,
             memory_overcommit,
+            tuning,
         )
         started = time.perf_counter()
         plan = placer.epoch(0, trace.span_ns)

@@ -1,29 +1,34 @@
 """Placement: which host a VM starts on, decided epoch by epoch in event order.
 
-Requested sizes count, not what a VM has touched; overcommit scales what a host offers.  Pool and
-policies are in ``fleet.pool``.
+Requested sizes count, not what a VM has touched; overcommit scales what a host offers.  The pool is
+in ``fleet.pool``, the policies in ``fleet.policies``.
 """
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.policies import READ_GAUGES, Ask, Policy, choose_host, find_policy
 from fleet.pool import (
-    GROUP_HOSTS,
+    MAX_PAGES,
+    MAX_VCPUS,
     NO_HOST,
-    POLICIES,
+    NO_VM,
+    Gauges,
     Pool,
-    choose_host,
+    Requests,
     give_back,
     make_pool,
+    rebuild,
     reject_reason,
     take,
-    update_group,
 )
 from fleet.trace import NEVER, Trace
+from hostsim.core.byref import ByReference
 from hostsim.core.jit import kernel
+from hostsim.core.rng import Stream, stream
 
 I8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
@@ -39,20 +44,12 @@ class Kind(IntEnum):
 
 _STOP = int(Kind.STOP)
 _START = int(Kind.START)
+MAX_CHOICES = 4  # a draw of 63 bits serves so many choices among 10,000 hosts
+MAX_LIFETIME_ERROR = 10.0
+LATEST_NS = float(1 << 62)  # of predicted ends: 146 years
 
 
-class Requests(NamedTuple):
-    """The trace as the kernel sees it."""
-
-    start_ns: I64  # (vms,)
-    end_ns: I64  # (vms,)
-    vcpus: I32  # (vms,)
-    memory_pages: I64  # (vms,)
-    departures: I64  # (leaving,) VMs in order of (end_ns, vm)
-    host_of: I32  # (vms,) host the VM runs on or NO_HOST
-
-
-class PlanBuffer(NamedTuple):
+class _PlanArrays(NamedTuple):
     """Where the kernel writes the commands and rejections of one epoch, in event order."""
 
     t_ns: I64
@@ -62,6 +59,21 @@ class PlanBuffer(NamedTuple):
     rejected: I64
     rejected_t_ns: I64
     reject_reason: I8
+
+
+class PlanBuffer(ByReference, _PlanArrays):
+    """The buffer as kernels take it, see `_PlanArrays`."""
+
+
+class Tuning(NamedTuple):
+    """What some policies take besides the pool."""
+
+    seed: int = 0  # of the random numbers of VMs
+    choices: int = 2  # hosts that power-of-k looks at
+    lifetime_error: float = 1.0  # of predicted lifetimes: standard deviation of their log
+
+
+DEFAULT_TUNING = Tuning()
 
 
 class EpochPlan(NamedTuple):
@@ -92,8 +104,7 @@ def depart_until(
         host = req.host_of[vm]
         if host == NO_HOST:
             continue
-        give_back(pool, host, int(req.vcpus[vm]), req.memory_pages[vm])
-        req.host_of[vm] = NO_HOST
+        give_back(pool, req, vm)
         at = counts[0]
         out.t_ns[at] = req.end_ns[vm]
         out.host_id[at] = host
@@ -106,6 +117,7 @@ def depart_until(
 @kernel
 def place_epoch(
     policy: int,
+    choices: int,
     pool: Pool,
     req: Requests,
     out: PlanBuffer,
@@ -140,7 +152,8 @@ def place_epoch(
         next_departure = depart_until(pool, req, out, counts, next_departure, now_ns)
         vcpus = int(req.vcpus[vm])
         pages = req.memory_pages[vm]
-        host = choose_host(policy, pool, vcpus, pages)
+        ask = Ask(vcpus, pages, req.expected_end_ns[vm], now_ns, req.draw[vm])
+        host = choose_host(policy, choices, pool, ask)
         if host == NO_HOST:
             at = counts[1]
             out.rejected[at] = vm
@@ -148,8 +161,7 @@ def place_epoch(
             out.reject_reason[at] = reject_reason(pool, vcpus, pages)
             counts[1] = at + 1
             continue
-        take(pool, host, vcpus, pages)
-        req.host_of[vm] = host
+        take(pool, req, host, vm)
         at = counts[0]
         out.t_ns[at] = now_ns
         out.host_id[at] = host
@@ -171,9 +183,48 @@ def check_overcommit(vcpu_overcommit: float, memory_overcommit: float) -> None:
         raise ValueError(f"overcommit {vcpu_overcommit}, {memory_overcommit} must be above 0")
 
 
-def _offered(capacity: NDArray[Any], overcommit: float) -> I64:
-    """Return what a capacity offers under overcommit, rounded down."""
-    return np.floor(capacity.astype(np.float64) * overcommit).astype(np.int64)
+def check_tuning(tuning: Tuning) -> None:
+    """Check the numbers that policies take.
+
+    Raises
+    ------
+    ValueError
+        One is out of its range.
+    """
+    if not 1 <= tuning.choices <= MAX_CHOICES:
+        raise ValueError(f"choices {tuning.choices} must be 1 to {MAX_CHOICES}")
+    if not 0 <= tuning.lifetime_error <= MAX_LIFETIME_ERROR:
+        raise ValueError(
+            f"lifetime error {tuning.lifetime_error} must be 0 to {MAX_LIFETIME_ERROR:g}"
+        )
+
+
+def expected_ends(trace: Trace, tuning: Tuning) -> I64:
+    """Predict when VMs end: their lifetime times a log-normal error of median 1.
+
+    A VM that never ends is known to.  Row by row from one stream: a VM's error is the same
+    whatever the epochs.
+    """
+    normal = stream(tuning.seed, Stream.LIFETIME_ERROR).standard_normal(trace.nr_vms)
+    ends = trace.end_ns != NEVER
+    lived_ns = np.where(ends, trace.end_ns, 0).astype(np.float64) - trace.start_ns
+    end_ns = trace.start_ns + lived_ns * np.exp(tuning.lifetime_error * normal)
+    expected = np.where(ends, np.minimum(end_ns, LATEST_NS), 0.0).astype(np.int64)
+    return np.where(ends, expected, NEVER)
+
+
+def _offered(capacity: NDArray[Any], overcommit: float, limit: int) -> I64:
+    """Return what a capacity offers under overcommit, rounded down.
+
+    Raises
+    ------
+    ValueError
+        It is more than scores have bits for.
+    """
+    offered = np.floor(capacity.astype(np.float64) * overcommit)
+    if offered.max(initial=0) >= limit:
+        raise ValueError(f"a host offers {offered.max():g}, it must be below {limit}")
+    return offered.astype(np.int64)
 
 
 class Placer:
@@ -189,11 +240,13 @@ class Placer:
         A key of POLICIES.
     vcpu_overcommit, memory_overcommit : float
         What a host offers is its capacity times this, rounded down.
+    tuning : Tuning
+        What some policies take besides.
 
     Raises
     ------
     ValueError
-        Unknown policy, no hosts, arrays of different length, or an overcommit not above 0.
+        Unknown policy, no hosts, arrays of different length, or a number out of its range.
     """
 
     def __init__(
@@ -204,29 +257,36 @@ class Placer:
         policy: str,
         vcpu_overcommit: float = 1.0,
         memory_overcommit: float = 1.0,
+        tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"policy {policy!r} is none of {', '.join(POLICIES)}")
+        self._policy = find_policy(policy)
         if host_vcpus.size == 0 or host_vcpus.size != host_pages.size:
             raise ValueError(
                 f"{host_vcpus.size} host_vcpus and {host_pages.size} host_pages: "
                 "both must hold one number per host"
             )
         check_overcommit(vcpu_overcommit, memory_overcommit)
+        check_tuning(tuning)
         self.trace = trace
-        self._policy = int(POLICIES[policy])
+        self._choices = tuning.choices
         self.pool = make_pool(
-            _offered(host_vcpus, vcpu_overcommit), _offered(host_pages, memory_overcommit)
+            _offered(host_vcpus, vcpu_overcommit, MAX_VCPUS),
+            _offered(host_pages, memory_overcommit, MAX_PAGES),
         )
         leaving = np.flatnonzero(trace.end_ns != NEVER)
         departures = leaving[np.argsort(trace.end_ns[leaving], kind="stable")]
+        predicted = self._policy == Policy.LIFETIME_PREDICTED
         self._req = Requests(
-            trace.start_ns,
-            trace.end_ns,
-            trace.vcpus,
-            trace.memory_pages,
-            departures.astype(np.int64),
-            np.full(trace.nr_vms, NO_HOST, np.int32),
+            start_ns=trace.start_ns,
+            end_ns=trace.end_ns,
+            expected_end_ns=expected_ends(trace, tuning) if predicted else trace.end_ns,
+            vcpus=trace.vcpus,
+            memory_pages=trace.memory_pages,
+            draw=stream(tuning.seed, Stream.PLACEMENT).integers(0, NEVER, trace.nr_vms),
+            departures=departures.astype(np.int64),
+            host_of=np.full(trace.nr_vms, NO_HOST, np.int32),
+            next_vm=np.full(trace.nr_vms, NO_VM, np.int64),
+            prev_vm=np.full(trace.nr_vms, NO_VM, np.int64),
         )
         self._departure_ns = trace.end_ns[departures]
         self._next = np.zeros(3, np.int64)  # next VM, next departure, 1 once an epoch is planned
@@ -235,7 +295,18 @@ class Placer:
     @property
     def host_of(self) -> I32:
         """Host of every VM, NO_HOST where it does not run (a view: do not write)."""
-        return self._req.host_of
+        return cast(I32, self._req.host_of)
+
+    @property
+    def reads_gauges(self) -> bool:
+        """Whether the policy looks at the gauges of the last barrier."""
+        return self._policy in READ_GAUGES
+
+    def observe(self, gauges: Gauges) -> None:
+        """Take the gauges of a barrier: the coming epochs are placed by them."""
+        self.pool.broken_pages[:] = gauges.broken_pages
+        self.pool.unusable[:] = gauges.unusable
+        self.pool.partial[:] = gauges.partial
 
     def epoch(self, t0_ns: int, t1_ns: int) -> EpochPlan:
         """Place all arrivals in ``[t0_ns, t1_ns)`` in event order.
@@ -258,7 +329,8 @@ class Placer:
         out = _plan_buffer(last_vm - first_vm, last_departure - next_departure)
         counts = np.zeros(2, np.int64)
         self._next[1] = place_epoch(
-            self._policy,
+            int(self._policy),
+            self._choices,
             self.pool,
             self._req,
             out,
@@ -280,12 +352,8 @@ class Placer:
         A VM whose departure was already planned has left; it is passed over.
         """
         for vm in np.unique(vms):
-            host = int(self._req.host_of[vm])
-            if host != NO_HOST:
-                give_back(
-                    self.pool, host, int(self._req.vcpus[vm]), int(self._req.memory_pages[vm])
-                )
-                self._req.host_of[vm] = NO_HOST
+            if self._req.host_of[vm] != NO_HOST:
+                give_back(self.pool, self._req, int(vm))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return all that changes, as arrays, for a checkpoint."""
@@ -294,6 +362,10 @@ class Placer:
             "free_pages": self.pool.free_pages.copy(),
             "nr_vms": self.pool.nr_vms.copy(),
             "host_of": self._req.host_of.copy(),
+            "last_host": self.pool.last_host.copy(),
+            "broken_pages": self.pool.broken_pages.copy(),
+            "unusable": self.pool.unusable.copy(),
+            "partial": self.pool.partial.copy(),
             "next": np.append(self._next, np.int64(self._t_ns)),
         }
 
@@ -313,20 +385,19 @@ class Placer:
                 f"state of {state['free_vcpus'].size} hosts and {state['host_of'].size} VMs, "
                 f"expected {self.pool.free_vcpus.size} and {self._req.host_of.size}"
             )
-        self.pool.free_vcpus[:] = state["free_vcpus"]
-        self.pool.free_pages[:] = state["free_pages"]
-        self.pool.nr_vms[:] = state["nr_vms"]
+        for name in ("free_vcpus", "free_pages", "nr_vms", "last_host"):
+            getattr(self.pool, name)[:] = state[name]
+        self.observe(Gauges(*(state[name] for name in Gauges._fields)))
         self._req.host_of[:] = state["host_of"]
         self._next[:] = state["next"][:3]
         self._t_ns = int(state["next"][3])
-        for host in range(0, self.pool.free_vcpus.size, GROUP_HOSTS):
-            update_group(self.pool, host)
+        rebuild(self.pool, self._req)
 
 
 def _plan_buffer(nr_arrivals: int, nr_departures: int) -> PlanBuffer:
     """Return room for the commands of one epoch."""
     nr_commands = nr_arrivals + nr_departures
-    return PlanBuffer(
+    buffer: PlanBuffer = PlanBuffer(
         np.empty(nr_commands, np.int64),
         np.empty(nr_commands, np.int32),
         np.empty(nr_commands, np.int8),
@@ -335,6 +406,7 @@ def _plan_buffer(nr_arrivals: int, nr_departures: int) -> PlanBuffer:
         np.empty(nr_arrivals, np.int64),
         np.empty(nr_arrivals, np.int8),
     )
+    return buffer
 
 
 def _sorted_plan(out: PlanBuffer, nr_commands: int, nr_rejected: int) -> EpochPlan:

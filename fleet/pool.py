@@ -1,50 +1,40 @@
-"""The pool of hosts and the placement policies over it.
+"""The pool of hosts: what each offers, what is left of it, and until when it is busy.
 
-A policy is a pure kernel over the pool's arrays, found by name in POLICIES.  To add one: a number
-in Policy, its score in :func:`score`, a line in POLICIES.  Requested sizes count, not what a VM
-has touched.
+Requested sizes count, not what a VM has touched.  Policies over the pool are in
+``fleet.policies``.
 """
 
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hostsim.core.byref import ByReference
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.stats import REASON_NAMES
+from hostsim.core.stats import HOST_COLUMNS, REASON_NAMES
+from hostsim.core.units import HPAGE_PMD_NR
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 NO_HOST = -1  # host_of of a VM that is not placed; result of a policy that finds no room
+NO_VM = -1  # end of a host's list of VMs
 GROUP_SHIFT = 5  # hosts are summarised in groups of 32
 GROUP_HOSTS = 1 << GROUP_SHIFT
+PAGES_BITS = 40  # base pages a host may offer: 4 PiB
+MAX_PAGES = 1 << PAGES_BITS
+MAX_VCPUS = 1 << 17  # vCPUs a host may offer: both sizes and a flag fit a score
 NO_HOST_FITS = REASON_NAMES.index("no_host_fits")
 LARGER_THAN_ANY_HOST = REASON_NAMES.index("larger_than_any_host")
+_COLUMN = {column.name: index for index, column in enumerate(HOST_COLUMNS)}
 
 
-class Policy(IntEnum):
-    """Placement policies, as the kernels know them."""
-
-    FIRST_FIT = 0
-    BEST_FIT = 1
-
-
-POLICIES: dict[str, Policy] = {
-    "first-fit": Policy.FIRST_FIT,
-    "best-fit": Policy.BEST_FIT,
-}
-
-_FIRST_FIT = int(Policy.FIRST_FIT)
-_BEST_FIT = int(Policy.BEST_FIT)
-
-
-class Pool(NamedTuple):
+class _PoolArrays(NamedTuple):
     """What the hosts offer and what is left of it.
 
-    Invariants: ``0 <= free <= total``; ``nr_vms`` counts the VMs whose ``host_of`` is the host;
-    a group's maximum is that of its hosts.
+    Invariants: ``0 <= free <= total``; ``nr_vms`` counts the VMs whose ``host_of`` is the host,
+    and they are its list; ``last_end_ns`` is their latest expected end; a group's maximum is
+    that of its hosts.
     """
 
     total_vcpus: I64  # (hosts,) vCPUs offered, overcommit included
@@ -52,59 +42,70 @@ class Pool(NamedTuple):
     free_vcpus: I64  # (hosts,)
     free_pages: I64  # (hosts,)
     nr_vms: I32  # (hosts,)
+    first_vm: I64  # (hosts,) head of the list of the host's VMs, NO_VM
+    last_end_ns: I64  # (hosts,) latest expected end of its VMs, 0 without VMs
     group_vcpus: I64  # (groups,) largest free_vcpus of the group
     group_pages: I64  # (groups,) largest free_pages of the group
+    broken_pages: I64  # (hosts,) gauge of the last barrier: free pages in blocks below order 9
+    unusable: I64  # (hosts,) gauge: unusable index of order 9, 1/1000
+    partial: I64  # (hosts,) gauge: partial pageblocks
+    last_host: I64  # (1,) host of the VM placed last
+    candidate: I64  # (hosts,) scratch: the hosts a policy chooses from
+
+
+class Pool(ByReference, _PoolArrays):
+    """The pool as kernels take it, see `_PoolArrays`."""
+
+
+class _RequestArrays(NamedTuple):
+    """The VMs of a trace as the kernels see them."""
+
+    start_ns: I64  # (vms,)
+    end_ns: I64  # (vms,)
+    expected_end_ns: I64  # (vms,) what the scheduler believes
+    vcpus: I32  # (vms,)
+    memory_pages: I64  # (vms,)
+    draw: I64  # (vms,) a random number in [0, 2**63) each
+    departures: I64  # (leaving,) VMs in order of (end_ns, vm)
+    host_of: I32  # (vms,) host the VM runs on or NO_HOST
+    next_vm: I64  # (vms,) list of the VMs of a host
+    prev_vm: I64  # (vms,)
+
+
+class Requests(ByReference, _RequestArrays):
+    """The VMs as kernels take them, see `_RequestArrays`."""
+
+
+class Gauges(NamedTuple):
+    """What a scheduler sees of the hosts' memory at a barrier."""
+
+    broken_pages: I64  # (hosts,) free pages in blocks smaller than a huge page
+    unusable: I64  # (hosts,) unusable index of order 9, 1/1000
+    partial: I64  # (hosts,) partial pageblocks
+
+
+def gauges_of(rows: I64) -> Gauges:
+    """Return the gauges in the last row of each host.
+
+    Parameters
+    ----------
+    rows : array
+        Rows of the table ``hosts``, host after host, each host's in order of time.
+    """
+    host = rows[:, _COLUMN["host_id"]]
+    last = rows[np.flatnonzero(np.append(host[1:] != host[:-1], True))]
+    huge = last[:, _COLUMN["nr_free_order9"]] + 2 * last[:, _COLUMN["nr_free_order10"]]
+    return Gauges(
+        last[:, _COLUMN["nr_free_pages"]] - huge * HPAGE_PMD_NR,
+        last[:, _COLUMN["unusable_index_order9"]],
+        last[:, _COLUMN["pageblocks_partial"]],
+    )
 
 
 @inline_kernel
 def fits(pool: Pool, host: int, vcpus: int, pages: int) -> bool:
     """Return whether a host has room for a VM."""
     return bool(pool.free_vcpus[host] >= vcpus and pool.free_pages[host] >= pages)
-
-
-@kernel
-def best_fit_score(pool: Pool, host: int) -> int:
-    """Score a fitting host: used before empty, then fewest free vCPUs, then least free memory.
-
-    Empty hosts score alike, so that the tie-break takes the lowest-numbered one.
-    """
-    if pool.nr_vms[host] == 0:
-        return 1 << 62
-    return int((pool.free_vcpus[host] << 40) | pool.free_pages[host])
-
-
-@kernel
-def score(policy: int, pool: Pool, host: int, vcpus: int, pages: int) -> int:
-    """Score a fitting host under a policy; the lowest wins, ties go to the lowest number."""
-    if policy == _BEST_FIT:
-        return best_fit_score(pool, host)
-    return 0
-
-
-@kernel
-def choose_host(policy: int, pool: Pool, vcpus: int, pages: int) -> int:
-    """Return the host a VM goes to, or NO_HOST.
-
-    Groups without a large enough maximum are skipped whole.  First fit stops at the first
-    fitting host; every other policy scores all of them.
-    """
-    best = NO_HOST
-    best_score = 0
-    nr_hosts = pool.free_vcpus.size
-    for group in range(pool.group_vcpus.size):
-        if pool.group_vcpus[group] < vcpus or pool.group_pages[group] < pages:
-            continue
-        first = group << GROUP_SHIFT
-        for host in range(first, min(first + GROUP_HOSTS, nr_hosts)):
-            if not fits(pool, host, vcpus, pages):
-                continue
-            if policy == _FIRST_FIT:
-                return host
-            value = score(policy, pool, host, vcpus, pages)
-            if best == NO_HOST or value < best_score:
-                best = host
-                best_score = value
-    return best
 
 
 @kernel
@@ -122,21 +123,71 @@ def update_group(pool: Pool, host: int) -> None:
 
 
 @kernel
-def take(pool: Pool, host: int, vcpus: int, pages: int) -> None:
+def link(pool: Pool, req: Requests, host: int, vm: int) -> None:
+    """Add a VM to the list of its host."""
+    head = pool.first_vm[host]
+    req.next_vm[vm] = head
+    req.prev_vm[vm] = NO_VM
+    if head != NO_VM:
+        req.prev_vm[head] = vm
+    pool.first_vm[host] = vm
+    pool.last_end_ns[host] = max(pool.last_end_ns[host], req.expected_end_ns[vm])
+
+
+@kernel
+def unlink(pool: Pool, req: Requests, host: int, vm: int) -> None:
+    """Take a VM off the list of its host; look for the latest end only if it was this VM's."""
+    after, before = req.next_vm[vm], req.prev_vm[vm]
+    if before == NO_VM:
+        pool.first_vm[host] = after
+    else:
+        req.next_vm[before] = after
+    if after != NO_VM:
+        req.prev_vm[after] = before
+    if req.expected_end_ns[vm] == pool.last_end_ns[host]:
+        latest = np.int64(0)
+        other = pool.first_vm[host]
+        while other != NO_VM:
+            latest = max(latest, req.expected_end_ns[other])
+            other = req.next_vm[other]
+        pool.last_end_ns[host] = latest
+
+
+@kernel
+def take(pool: Pool, req: Requests, host: int, vm: int) -> None:
     """Give a VM its room on a host."""
-    pool.free_vcpus[host] -= vcpus
-    pool.free_pages[host] -= pages
+    pool.free_vcpus[host] -= req.vcpus[vm]
+    pool.free_pages[host] -= req.memory_pages[vm]
     pool.nr_vms[host] += 1
+    pool.last_host[0] = host
+    req.host_of[vm] = host
+    link(pool, req, host, vm)
     update_group(pool, host)
 
 
 @kernel
-def give_back(pool: Pool, host: int, vcpus: int, pages: int) -> None:
-    """Free the room of a VM that left a host."""
-    pool.free_vcpus[host] += vcpus
-    pool.free_pages[host] += pages
+def give_back(pool: Pool, req: Requests, vm: int) -> None:
+    """Free the room of a VM that left its host."""
+    host = int(req.host_of[vm])
+    pool.free_vcpus[host] += req.vcpus[vm]
+    pool.free_pages[host] += req.memory_pages[vm]
     pool.nr_vms[host] -= 1
+    req.host_of[vm] = NO_HOST
+    unlink(pool, req, host, vm)
     update_group(pool, host)
+
+
+@kernel
+def rebuild(pool: Pool, req: Requests) -> None:
+    """Recompute lists, latest ends and groups from free room and who runs where."""
+    for host in range(pool.first_vm.size):
+        pool.first_vm[host] = NO_VM
+        pool.last_end_ns[host] = 0
+    for vm in range(req.host_of.size):
+        if req.host_of[vm] != NO_HOST:
+            link(pool, req, int(req.host_of[vm]), vm)
+    for group in range(pool.group_vcpus.size):
+        update_group(pool, group << GROUP_SHIFT)
 
 
 @kernel
@@ -149,17 +200,24 @@ def reject_reason(pool: Pool, vcpus: int, pages: int) -> int:
 
 
 def make_pool(total_vcpus: I64, total_pages: I64) -> Pool:
-    """Return an empty pool."""
+    """Return an empty pool whose gauges tell of whole memory."""
     nr_hosts = total_vcpus.size
     nr_groups = -(-nr_hosts // GROUP_HOSTS)
-    pool = Pool(
-        total_vcpus.copy(),
-        total_pages.copy(),
-        total_vcpus.copy(),
-        total_pages.copy(),
-        np.zeros(nr_hosts, np.int32),
-        np.zeros(nr_groups, np.int64),
-        np.zeros(nr_groups, np.int64),
+    pool: Pool = Pool(
+        total_vcpus=total_vcpus.copy(),
+        total_pages=total_pages.copy(),
+        free_vcpus=total_vcpus.copy(),
+        free_pages=total_pages.copy(),
+        nr_vms=np.zeros(nr_hosts, np.int32),
+        first_vm=np.full(nr_hosts, NO_VM, np.int64),
+        last_end_ns=np.zeros(nr_hosts, np.int64),
+        group_vcpus=np.zeros(nr_groups, np.int64),
+        group_pages=np.zeros(nr_groups, np.int64),
+        broken_pages=np.zeros(nr_hosts, np.int64),
+        unusable=np.zeros(nr_hosts, np.int64),
+        partial=np.zeros(nr_hosts, np.int64),
+        last_host=np.zeros(1, np.int64),
+        candidate=np.zeros(nr_hosts, np.int64),
     )
     for host in range(0, nr_hosts, GROUP_HOSTS):
         update_group(pool, host)

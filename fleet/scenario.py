@@ -172,7 +172,23 @@ class VmsSection(Section):
 class PlacementSection(Section):
     """``[placement]``: which host takes a VM, and how far hosts are oversold."""
 
-    policy: Literal["best-fit", "first-fit"] = "best-fit"  # the keys of fleet.pool.POLICIES
+    policy: Literal[
+        "first-fit",
+        "next-fit",
+        "best-fit",
+        "best-fit-l2",
+        "worst-fit",
+        "random",
+        "power-of-k",
+        "dot-product",
+        "cosine",
+        "lifetime-aligned",
+        "lifetime-predicted",
+        "hugepage-aware",
+        "drain-fragmented",
+    ] = "best-fit"  # the keys of fleet.policies.POLICIES
+    choices: Annotated[int, Field(ge=1, le=4)] = 2  # hosts that power-of-k looks at
+    lifetime_error: Annotated[float, Field(ge=0, le=10)] = 1.0  # of lifetime-predicted
     vcpu_overcommit: Positive = 1.0
     memory_overcommit: Positive = 1.0
     reject_oversized: bool = False

@@ -19,6 +19,7 @@ from fleet import checkpoint, rundir
 from fleet.demand import arrivals, make_placer, open_demand
 from fleet.mmu_sample import Usage
 from fleet.placement import EpochPlan, Placer, empty_plan
+from fleet.pool import gauges_of
 from fleet.scenario import Scenario
 from fleet.shard import InlineBackend, ShardCommands, Tables, commands_for, in_host_order
 from fleet.sink import Sink
@@ -275,13 +276,15 @@ class _Driver:
             self.backend.submit(epoch, t0_ns, t1_ns, commands)
             if unwritten:
                 self.sink.write(*unwritten)
-            ahead = self._place(epoch + 1)  # while the hosts run, as if no VM were killed
+            ahead = self._place(epoch + 1)  # while the hosts run, as if they told nothing new
             tables = in_host_order(self.backend.collect())
             tables["events"] = np.concatenate([self._rejects(plan), tables["events"]])
             killed = self._settle(tables["events"])
-            if len(killed):
+            if len(killed) or self.placer.reads_gauges:
                 self.placer.restore(self.placed)
                 self.placer.kill(killed)
+                if self.placer.reads_gauges:
+                    self.placer.observe(gauges_of(tables["hosts"]))
                 ahead = self._place(epoch + 1)
             plan = ahead
             unwritten = (epoch, tables)

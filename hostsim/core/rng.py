@@ -23,6 +23,7 @@ class Stream(IntEnum):
     MMU = 9
     BOOT_LAYOUT = 10  # where a host's boot-time kernel memory lies
     BENCH = 11
+    LIFETIME_ERROR = 12  # of the lifetimes a scheduler predicts
 
 
 def stream(seed: int, consumer: Stream, host_id: int = 0, vm_id: int = 0) -> np.random.Generator:

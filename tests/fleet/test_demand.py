@@ -105,3 +105,12 @@ def test_vms_too_small_to_boot_are_a_problem_naming_the_smallest(with_trace):
         open_demand(scenario)
     (problem,) = caught.value.problems
     assert "VM 2 has 16MiB, and 2 in all have less than the 64MiB a guest boots" in str(problem)
+
+
+def test_overcommit_beyond_what_placement_counts_is_named(small):
+    # 16 and 8 vCPUs times 10000 against 2**17
+    with pytest.raises(ScenarioError) as error:
+        open_demand(small("placement.vcpu_overcommit=10000"))
+    text = str(error.value)
+    assert "small.toml: hosts[0].vcpus: 16 times overcommit 10000 must be below 131072" in text
+    assert "hosts[1]" not in text

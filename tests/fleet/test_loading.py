@@ -63,6 +63,13 @@ def test_unknown_key_hints_at_the_nearest_known_key():
     assert (problem.message, problem.hint) == ("unknown key", "did you mean enabled?")
 
 
+@pytest.mark.parametrize(("word", "hint"), [("best-fot", "did you mean best-fit?"), ("x", "")])
+def test_unknown_word_hints_at_the_nearest_known_one(word, hint):
+    problem = problems_of(f"[[hosts]]\n[placement]\npolicy = '{word}'")["x.toml: placement.policy"]
+    assert f"'{word}' must be 'first-fit', 'next-fit'" in problem.message
+    assert problem.hint == hint
+
+
 def test_scenario_without_hosts_is_a_problem():
     assert "x.toml: hosts" in problems_of("[run]\nseed = 1")
 

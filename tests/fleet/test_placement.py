@@ -7,12 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.placement import NEVER, ReferencePlacer
 
-from fleet.placement import Kind, Placer
-from fleet.pool import GROUP_HOSTS, NO_HOST, POLICIES
+from fleet.bench_placement import churn_trace
+from fleet.placement import DEFAULT_TUNING, Kind, Placer, Tuning, expected_ends
+from fleet.policies import POLICIES
+from fleet.pool import GROUP_HOSTS, NO_HOST, NO_VM, Gauges
 from fleet.trace import make_trace
+from hostsim.core.rng import Stream, stream
 from hostsim.core.stats import REASON_NAMES
 
 GIB = 262144  # base pages
+HALF_HOUR = 1800 * 10**9
 
 
 def trace_of(vms):
@@ -38,6 +42,19 @@ def placer_of(vms, hosts, policy="first-fit", **overcommit):
     )
 
 
+def model_of(vms, hosts, policy, tuning=DEFAULT_TUNING):
+    """Return the plain model, with the predictions and random numbers of the seed."""
+    ends = [end for _, end, _, _ in vms]
+    if policy == "lifetime-predicted":
+        ends = expected_ends(trace_of(vms), tuning).tolist()
+    draws = stream(tuning.seed, Stream.PLACEMENT).integers(0, NEVER, len(vms)).tolist()
+    return ReferencePlacer(vms, hosts, policy, ends, draws, tuning.choices)
+
+
+def observe(placer, gauges):
+    placer.observe(Gauges(*(np.array(column) for column in zip(*gauges, strict=True))))
+
+
 def commands(plan):
     rows = zip(plan.host_id, plan.t_ns, plan.kind, plan.vm, strict=True)
     return [tuple(map(int, row)) for row in rows]
@@ -59,6 +76,14 @@ def check_pool(placer):
     np.testing.assert_array_equal(pool.free_vcpus, pool.total_vcpus - vcpus)
     np.testing.assert_array_equal(pool.free_pages, pool.total_pages - pages)
     np.testing.assert_array_equal(pool.nr_vms, np.bincount(where, minlength=n))
+    expected = placer._req.expected_end_ns
+    for host in range(n):
+        vms, vm = [], pool.first_vm[host]
+        while vm != NO_VM:
+            vms.append(vm)
+            vm = placer._req.next_vm[vm]
+        assert sorted(vms) == running[where == host].tolist()
+        assert pool.last_end_ns[host] == expected[vms].max(initial=0)
     for group in range(pool.group_vcpus.size):
         part = slice(group * GROUP_HOSTS, (group + 1) * GROUP_HOSTS)
         assert pool.group_vcpus[group] == pool.free_vcpus[part].max()
@@ -69,7 +94,7 @@ def check_pool(placer):
 
 @st.composite
 def stories(draw):
-    """Draw VMs, hosts, epoch boundaries and, after each epoch, VMs that die."""
+    """Draw VMs, hosts, epoch boundaries and, after each epoch, VMs that die and gauges."""
     vms = draw(
         st.lists(
             st.tuples(
@@ -83,41 +108,53 @@ def stories(draw):
         )
     )
     vms = sorted(
-        ((s, NEVER if life is None else s + life, v, p) for s, life, v, p in vms),
+        (
+            (s * HALF_HOUR, NEVER if life is None else (s + life) * HALF_HOUR, v, p)
+            for s, life, v, p in vms
+        ),
         key=lambda vm: vm[0],
     )
     hosts = draw(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=40))
     bounds = sorted(draw(st.sets(st.integers(0, 60), min_size=2, max_size=6)))
-    kills = [
-        draw(st.lists(st.integers(0, len(vms) - 1), max_size=4)) for _ in range(len(bounds) - 1)
-    ]
-    return vms, hosts, bounds, kills
+    nr_epochs = len(bounds) - 1
+    kills = [draw(st.lists(st.integers(0, len(vms) - 1), max_size=4)) for _ in range(nr_epochs)]
+    gauge = st.tuples(st.integers(0, 8), st.sampled_from([0, 499, 500, 1000]), st.integers(0, 3))
+    some = st.lists(gauge, min_size=len(hosts), max_size=len(hosts))
+    gauges = [draw(some) for _ in range(nr_epochs)]
+    return vms, hosts, [bound * HALF_HOUR for bound in bounds], kills, gauges
 
 
 @settings(deadline=None)
-@given(stories(), st.sampled_from(sorted(POLICIES)))
-def test_plans_equal_those_of_the_plain_model(story, policy):
-    vms, hosts, bounds, kills = story
-    placer, model = placer_of(vms, hosts, policy), ReferencePlacer(vms, hosts, policy)
-    for t0, t1, dead in zip(bounds[:-1], bounds[1:], kills, strict=True):
+@given(stories(), st.sampled_from(sorted(POLICIES)), st.integers(1, 4), st.integers(0, 3))
+def test_plans_equal_those_of_the_plain_model(story, policy, choices, seed):
+    vms, hosts, bounds, kills, gauges = story
+    tuning = Tuning(seed, choices)
+    placer = placer_of(vms, hosts, policy, tuning=tuning)
+    model = model_of(vms, hosts, policy, tuning)
+    for t0, t1, dead, seen in zip(bounds[:-1], bounds[1:], kills, gauges, strict=True):
         expected, turned_away = model.epoch(t0, t1)
         plan = placer.epoch(t0, t1)
         assert commands(plan) == expected
         assert rejections(plan) == turned_away
         placer.kill(np.array(dead, np.int64))
         model.kill(dead)
+        observe(placer, seen)
+        model.observe(seen)
         check_pool(placer)
 
 
 @settings(deadline=None)
 @given(stories(), st.sampled_from(sorted(POLICIES)))
 def test_restored_state_places_on_as_the_original(story, policy):
-    vms, hosts, bounds, _ = story
+    vms, hosts, bounds, kills, gauges = story
     placer = placer_of(vms, hosts, policy)
     placer.epoch(bounds[0], bounds[1])
+    placer.kill(np.array(kills[0], np.int64))
+    observe(placer, gauges[0])
     state = pickle.loads(pickle.dumps(placer.state()))
     other = placer_of(vms, hosts, policy)
     other.restore(state)
+    check_pool(other)
     for t0, t1 in itertools.pairwise(bounds[1:]):
         for mine, its in zip(placer.epoch(t0, t1), other.epoch(t0, t1), strict=True):
             np.testing.assert_array_equal(mine, its)
@@ -126,12 +163,22 @@ def test_restored_state_places_on_as_the_original(story, policy):
 @settings(deadline=None)
 @given(stories(), st.sampled_from(sorted(POLICIES)))
 def test_where_epochs_are_cut_does_not_matter(story, policy):
-    vms, hosts, bounds, _ = story
+    vms, hosts, bounds, *_ = story
     whole = placer_of(vms, hosts, policy).epoch(bounds[0], bounds[-1])
     placer, parts = placer_of(vms, hosts, policy), []
     for t0, t1 in itertools.pairwise(bounds):
         parts += commands(placer.epoch(t0, t1))
     assert sorted(parts) == commands(whole)
+
+
+@settings(deadline=None)
+@given(stories(), st.sampled_from(sorted(POLICIES)), st.integers(1, 40))
+def test_hosts_that_nobody_needs_change_nothing(story, policy, spare):
+    vms, hosts, bounds, *_ = story
+    plan = placer_of(vms, hosts, policy).epoch(bounds[0], bounds[-1])
+    more = placer_of(vms, [*hosts, *[(9, 9)] * spare], policy).epoch(bounds[0], bounds[-1])
+    if plan.rejected.size == 0:
+        assert commands(more) == commands(plan)
 
 
 def test_vm_that_starts_and_ends_in_one_epoch_has_both_commands():
@@ -236,9 +283,33 @@ def test_killing_a_vm_that_left_changes_nothing():
     check_pool(placer)
 
 
-def test_unknown_policy_is_named():
-    with pytest.raises(ValueError, match="policy 'worst' is none of first-fit, best-fit"):
-        placer_of([(0, 1, 1, 1)], [(1, 1)], "worst")
+@pytest.mark.parametrize(
+    ("policy", "hint"),
+    [("worst", "did you mean worst-fit"), ("lifetime", "did you mean lifetime-"), ("x", "known: ")],
+)
+def test_unknown_policy_is_named_with_the_nearest(policy, hint):
+    with pytest.raises(ValueError, match=f"policy '{policy}' is unknown; {hint}"):
+        placer_of([(0, 1, 1, 1)], [(1, 1)], policy)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        (Tuning(choices=0), "choices 0 must be 1 to 4"),
+        (Tuning(choices=5), "choices 5 must be 1 to 4"),
+        (Tuning(lifetime_error=-0.1), "lifetime error -0.1 must be 0 to 10"),
+        (Tuning(lifetime_error=float("nan")), "lifetime error nan must be 0 to 10"),
+    ],
+)
+def test_numbers_of_policies_out_of_range_are_refused(tuning, message):
+    with pytest.raises(ValueError, match=message):
+        placer_of([(0, 1, 1, 1)], [(1, 1)], tuning=tuning)
+
+
+def test_overcommit_beyond_what_can_be_counted_is_refused():
+    with pytest.raises(ValueError, match="a host offers 131072, it must be below 131072"):
+        placer_of([(0, 1, 1, 1)], [(1, 1)], vcpu_overcommit=2**17)
+    placer_of([(0, 1, 1, 1)], [(1, 1)], vcpu_overcommit=2**17 - 1)
 
 
 def test_arrays_of_different_length_are_refused():
@@ -266,34 +337,16 @@ def test_state_of_another_pool_is_refused():
         placer_of([(0, 1, 1, 1)], [(1, 1)]).restore(state)
 
 
-def workload(n):
-    """Churn as other simulators replay it: 100,000 VMs in four days, log-normal lifetimes."""
-    rng = np.random.default_rng(7)
-    arrive = np.sort(rng.random(100_000) * 4 * 86400)
-    life = np.clip(np.exp(np.log(16200) + 2.0 * rng.standard_normal(100_000)), 30, 30 * 86400)
-    vcpus = rng.choice([1, 2, 4, 8, 16, 32], 100_000, p=[0.25, 0.30, 0.25, 0.12, 0.06, 0.02])
-    gib = vcpus * rng.choice([2, 4, 8], 100_000, p=[0.35, 0.45, 0.20])
-    start_ns = np.rint(arrive[:n] * 1000).astype(np.int64) * 1_000_000
-    end_ns = start_ns + np.rint(life[:n] * 1000).astype(np.int64) * 1_000_000
-    return make_trace(
-        start_ns,
-        end_ns,
-        vcpus[:n].astype(np.int32),
-        gib[:n] * GIB,
-        np.zeros(n, np.int16),
-        np.arange(n),
-        ("any",),
-        int(start_ns[-1]) + 1,
-    )
-
-
 @pytest.mark.parametrize(
     ("n", "host_sum"), [(10_000, 791_467), (30_000, 3_909_797), (100_000, 19_656_369)]
 )
 def test_first_fit_agrees_with_an_independent_program_on_a_thousand_hosts(n, host_sum):
     # sums of host numbers by a plain heap-and-scan first fit over 1,000 hosts of 96 / 384 GiB
+    trace = churn_trace(100_000)
+    arrays = {name: a[:n] for name, a in trace._asdict().items() if isinstance(a, np.ndarray)}
+    trace = trace._replace(**arrays)
     placer = Placer(
-        workload(n), np.full(1000, 96, np.int32), np.full(1000, 384 * GIB, np.int64), "first-fit"
+        trace, np.full(1000, 96, np.int32), np.full(1000, 384 * GIB, np.int64), "first-fit"
     )
     plan = placer.epoch(0, 40 * 86400 * 10**9)
     assert plan.rejected.size == 0

@@ -3,7 +3,7 @@ from typing import get_args
 import pytest
 
 from fleet.behaviours import behaviour, behaviour_names
-from fleet.pool import POLICIES
+from fleet.policies import POLICIES
 from fleet.profiles import load_workload
 from fleet.scenario import PlacementSection
 from fleet.sections import duration_text, pages_text

@@ -1,12 +1,20 @@
+import functools
 import hashlib
 import json
+import tomllib
 
+import numpy as np
 import pytest
-from fakenode import FakeNode
+from fakenode import AT, FakeNode
+from tiny import SMALL
 
 from fleet import scheduler
+from fleet.loading import build
+from fleet.policies import POLICIES
 from fleet.query import query
-from fleet.shard import InlineBackend
+from fleet.sections import GIB_PAGES
+from fleet.shard import InlineBackend, Shard, shard_plans
+from fleet.trace import NEVER, make_trace, write_trace
 from hostsim.core.errors import InvariantError, ResultsError, ScenarioError
 
 
@@ -72,6 +80,85 @@ def test_room_of_a_killed_vm_is_free_at_the_next_barrier(run_small, monkeypatch)
         return query(run_small(name, ["vms.scale=0.004", "run.duration=12h"]), sql).item()
 
     assert late_starts("dying", 1) > late_starts("living", 10**9)
+
+
+class Breaking(FakeNode):
+    """Says that the memory of a host that has just run its first VM is broken."""
+
+    def host_row(self, t_ns):
+        row = super().host_row(t_ns)
+        row[AT["hosts"]["unusable_index_order9"]] = 900 if self.starts else 0
+        return row
+
+
+@pytest.mark.parametrize(
+    ("policy", "hosts"),
+    [("drain-fragmented", [0, 0, 1, 2, 3]), ("best-fit", [0, 0, 0, 0, 0])],
+)
+def test_placement_sees_the_gauges_of_the_last_barrier(tmp_path, policy, hosts):
+    """Two VMs arrive in the first epoch of half an hour, then one in each."""
+    start_ns = np.array([1, 2, 31, 61, 91]) * 60 * 10**9
+    one = np.ones(5, np.int64)
+    never = np.full(5, NEVER)
+    trace = make_trace(start_ns, never, one, one * GIB_PAGES, one * 0, one, ("1c",), 10**13)
+    write_trace(trace, tmp_path / "t.parquet")
+    raw = tomllib.loads(SMALL)
+    raw["vms"] = {"source": "trace", "path": str(tmp_path / "t.parquet")}
+    scenario = build(raw, "small", "small.toml", [f"placement.policy={policy}"])
+    backend = InlineBackend(scenario, Breaking)
+    scheduler.run(scenario, tmp_path / "r", make_backend=lambda _: backend)
+    rows = query(tmp_path / "r", "SELECT host_id FROM events WHERE event = 'start' ORDER BY t_ns")
+    assert rows["host_id"].to_list() == hosts
+
+
+class Shards:
+    """A backend of several shards in one process."""
+
+    name = "shards"
+
+    def __init__(self, scenario, nr_shards):
+        self.shards = [Shard(plan, Breaking) for plan in shard_plans(scenario, nr_shards)]
+        self.host_ids = [shard.plan.host_ids for shard in self.shards]
+
+    def submit(self, epoch, t0_ns, t1_ns, commands):
+        pairs = zip(self.shards, commands, strict=True)
+        self.rows = [shard.advance(epoch, t0_ns, t1_ns, part) for shard, part in pairs]
+
+    def collect(self):
+        return self.rows[::-1]  # the last one answers first
+
+    def remote_usage(self):
+        return []
+
+    def sampling(self):
+        return [shard.sampling() for shard in self.shards]
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_gives_the_same_bytes_for_any_number_of_shards(small, tmp_path, policy):
+    scenario = small(f"placement.policy={policy}", "run.duration=4h")
+    found = set()
+    for nr_shards in (1, 2, 5):
+        out, options = tmp_path / str(nr_shards), scheduler.Options(checkpoint_epochs=0)
+        make = functools.partial(Shards, nr_shards=nr_shards)
+        scheduler.run(scenario, out, options, make_backend=make)
+        found.add(digest(out))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("policy", ["random", "lifetime-predicted", "drain-fragmented"])
+def test_resumed_run_of_a_policy_with_a_memory_ends_with_the_same_bytes(
+    run_small, failing, tmp_path, policy
+):
+    overrides = [f"placement.policy={policy}"]
+    whole = digest(run_small("whole", overrides))
+    with pytest.raises(InvariantError):
+        run_small("r", overrides, failing(InvariantError("x")), checkpoint_epochs=1)
+    run_small("r", overrides, Failing, resume=True, checkpoint_epochs=1)
+    assert digest(tmp_path / "r") == whole
 
 
 @pytest.mark.parametrize("checkpoint_epochs", [0, 1, 2])

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fleet.cli_trace import trace_app
+from fleet.policies import POLICIES
 from fleet.trace import read_trace
 from hostsim.core.errors import ScenarioError
 
@@ -90,10 +91,22 @@ def test_pack_into_few_hosts_rejects(small):
     assert answer["peak_hosts"] == 2
 
 
+def test_pack_with_all_policies_prints_a_line_each_in_order_of_host_hours(small):
+    lines = fleet_trace("pack", small, "--policy", "all").stdout.splitlines()[1:-2]
+    hours = [float(line.split()[1].replace(",", "")) for line in lines]
+    assert sorted(line.split()[0] for line in lines) == sorted(POLICIES)
+    assert hours == sorted(hours)
+    answers = json.loads(fleet_trace("pack", small, "--policy", "all", "--json").stdout)
+    assert [answer["policy"] for answer in answers] == list(POLICIES)
+    assert all(answer["host_hours"] >= answer["bound_host_hours"] for answer in answers)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("pack", "{}", "--policy", "worst"), "policy 'worst' is none of first-fit, best-fit"),
+        (("pack", "{}", "--policy", "worst"), "policy 'worst' is unknown; did you mean worst-fit?"),
+        (("pack", "{}", "--choices", "5"), "choices 5 must be 1 to 4"),
+        (("pack", "{}", "--lifetime-error", "-1"), "lifetime error -1.0 must be 0 to 10"),
         (("pack", "{}", "--memory", "256"), "--memory: '256' is not a memory size"),
         (("pack", "{}", "--hosts", "0"), "--hosts: '0' is no positive number nor unlimited"),
         (("pack", "{}", "--vcpu-overcommit", "0"), "must be above 0"),

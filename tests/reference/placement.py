@@ -1,34 +1,127 @@
 """Placement in plain Python: one list of events, hosts as dicts, every host looked at."""
 
+from fractions import Fraction
+from math import isqrt
+
 NEVER = 2**63 - 1
+HOUR = 3600 * 10**9
+
+
+def share(amount, total):
+    return amount * 2**20 // total
 
 
 class ReferencePlacer:
-    """The definitions of first fit and best fit, word by word.
+    """The definition of every policy, word by word.
 
-    Best fit: among fitting non-empty hosts the one with the fewest free vCPUs, then the least
-    free memory, then the lowest number; if none fits, the lowest-numbered fitting empty host.
-    First fit: the lowest-numbered fitting host, empty or not.
+    All but first fit: among fitting hosts in use the one the policy likes best, then the lowest
+    number; if none fits, the lowest-numbered fitting empty host.  Policies that read gauges
+    compare empty hosts with the others.
     """
 
-    def __init__(self, vms, hosts, policy):
+    def __init__(self, vms, hosts, policy, expected_ends, draws, choices=2):
         self.vms = vms  # (start_ns, end_ns, vcpus, pages), sorted by start
         self.total = hosts  # (vcpus, pages)
-        self.hosts = [{"vcpus": v, "pages": p, "vms": set()} for v, p in hosts]
+        self.hosts = [
+            {"vcpus": v, "pages": p, "vms": set(), "broken": 0, "unusable": 0, "partial": 0}
+            for v, p in hosts
+        ]
         self.policy = policy
+        self.expected_ends, self.draws, self.choices = expected_ends, draws, choices
+        self.last = 0
         self.host_of = {}
         self.first_call = True
 
-    def choose(self, vcpus, pages):
+    def observe(self, gauges):
+        for host, (broken, unusable, partial) in zip(self.hosts, gauges, strict=True):
+            host |= {"broken": broken, "unusable": unusable, "partial": partial}
+
+    def choose(self, vm, now):
+        _, _, vcpus, pages = self.vms[vm]
         fitting = [
             n for n, h in enumerate(self.hosts) if h["vcpus"] >= vcpus and h["pages"] >= pages
         ]
-        if self.policy == "first-fit":
-            return min(fitting, default=None)
-        used = [n for n in fitting if self.hosts[n]["vms"]]
-        if used:
-            return min(used, key=lambda n: (self.hosts[n]["vcpus"], self.hosts[n]["pages"], n))
-        return min(fitting, default=None)
+        rank = getattr(self, self.policy.replace("-", "_"))
+        if self.policy not in ("first-fit", "hugepage-aware", "drain-fragmented"):
+            fitting = [n for n in fitting if self.hosts[n]["vms"]] or fitting[:1]
+        if self.policy == "random":
+            fitting = self.sample(fitting, vm, 1)
+        if self.policy == "power-of-k":
+            fitting = self.sample(fitting, vm, self.choices)
+        return min(fitting, key=lambda n: (rank(n, vm, now), n), default=None)
+
+    def sample(self, fitting, vm, choices):
+        """Draw hosts one after the other; the last one takes the drawn one's place."""
+        left, found, draw = list(fitting), [], self.draws[vm]
+        while left and len(found) < choices:
+            draw, at = divmod(draw, len(left))
+            found.append(left[at])
+            left[at] = left[0]
+            del left[0]
+        return found
+
+    def first_fit(self, n, vm, now):
+        return 0
+
+    def next_fit(self, n, vm, now):
+        return n - self.last if n >= self.last else n - self.last + len(self.hosts)
+
+    def best_fit(self, n, vm, now):
+        h = self.hosts[n]
+        return (0, h["vcpus"], h["pages"]) if h["vms"] else (1,)
+
+    def worst_fit(self, n, vm, now):
+        return -self.hosts[n]["vcpus"], -self.hosts[n]["pages"]
+
+    def random(self, n, vm, now):
+        return 0
+
+    power_of_k = worst_fit
+
+    def shares(self, n, vm):
+        """Return what the VM wants and what is free, as shares of the host."""
+        _, _, *wanted = self.vms[vm]
+        free = self.hosts[n]["vcpus"], self.hosts[n]["pages"]
+        pairs = list(zip(wanted, free, self.total[n], strict=True))
+        return [(share(w, total), share(f, total)) for w, f, total in pairs]
+
+    def best_fit_l2(self, n, vm, now):
+        _, _, vcpus, pages = self.vms[vm]
+        h, (total_vcpus, total_pages) = self.hosts[n], self.total[n]
+        left = share(h["vcpus"] - vcpus, total_vcpus), share(h["pages"] - pages, total_pages)
+        return sum(part**2 for part in left)
+
+    def dot_product(self, n, vm, now):
+        return -sum(w * f for w, f in self.shares(n, vm))
+
+    def cosine(self, n, vm, now):
+        pairs = self.shares(n, vm)
+        product = sum(w * f for w, f in pairs)
+        norms = sum(w * w for w, _ in pairs) * sum(f * f for _, f in pairs)
+        twice = isqrt(product**2 * 2**82 // norms)  # 2**41 times the cosine, rounded down
+        return -((twice + 1) // 2)
+
+    def lifetime_aligned(self, n, vm, now):
+        ends = [self.expected_ends[other] for other in self.hosts[n]["vms"]]
+        longer = Fraction(self.expected_ends[vm] - max([now, *ends]), HOUR)
+        edge, width, lifetime_class = 0, 1, 0
+        while longer > edge:
+            edge, width, lifetime_class = edge + width, 2 * width, lifetime_class + 1
+        return lifetime_class, self.best_fit(n, vm, now)
+
+    lifetime_predicted = lifetime_aligned
+
+    def hugepage_aware(self, n, vm, now):
+        pages = self.vms[vm][3]
+        whole = max(self.hosts[n]["pages"] - self.hosts[n]["broken"], 0)
+        lacking = Fraction(max(pages - whole, 0), pages)
+        return int(lacking * 16), self.best_fit(n, vm, now)
+
+    def drain_fragmented(self, n, vm, now):
+        h = self.hosts[n]
+        if h["unusable"] >= 500:
+            return 1, h["partial"]
+        return 0, self.best_fit(n, vm, now)
 
     def leave(self, vm):
         host = self.hosts[self.host_of.pop(vm)]
@@ -52,7 +145,7 @@ class ReferencePlacer:
                     self.leave(vm)
                 continue
             _, _, vcpus, pages = self.vms[vm]
-            chosen = self.choose(vcpus, pages)
+            chosen = self.choose(vm, now)
             if chosen is None:
                 fits_empty = any(v >= vcpus and p >= pages for v, p in self.total)
                 reason = "no_host_fits" if fits_empty else "larger_than_any_host"
@@ -62,7 +155,7 @@ class ReferencePlacer:
             host["vms"].add(vm)
             host["vcpus"] -= vcpus
             host["pages"] -= pages
-            self.host_of[vm] = chosen
+            self.host_of[vm] = self.last = chosen
             commands.append((chosen, now, 1, vm))
         return sorted(commands), rejected
 
