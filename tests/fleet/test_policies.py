@@ -134,13 +134,15 @@ def test_random_draws_depend_on_the_seed():
     assert first == again != other
 
 
-def test_power_of_one_is_random_and_of_all_hosts_is_worst_fit():
-    vms = [(n % 7 + 4, 1) for n in range(4)] + [(1, 1)] * 6
+@pytest.mark.parametrize("seed", range(4))
+def test_power_of_one_is_random_and_of_all_hosts_is_worst_fit(seed):
+    vms = [(8, 1)] * 4 + [(1, 1)] * 6  # four hosts are opened, equally full
     hosts = [(12, 99)] * 4
-    one = chosen(vms, hosts, "power-of-k", tuning=Tuning(choices=1))
-    assert one == chosen(vms, hosts, "random")
-    four = chosen(vms, hosts, "power-of-k", tuning=Tuning(choices=4))
-    assert four == chosen(vms, hosts, "worst-fit")
+    one, four = (
+        chosen(vms, hosts, "power-of-k", tuning=Tuning(seed, choices)) for choices in (1, 4)
+    )
+    assert one == chosen(vms, hosts, "random", tuning=Tuning(seed))
+    assert four == chosen(vms, hosts, "worst-fit") == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
 
 
 @pytest.mark.parametrize(("broken", "host"), [(127, 0), (128, 0), (129, 1), (158, 1)])
