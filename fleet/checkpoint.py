@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fleet.rundir import CHECKPOINTS, reported
 from hostsim.core.errors import ResultsError
 
-_MAGIC = "hugefleet checkpoint 2"
+_MAGIC = "hugefleet checkpoint 3"
 
 
 class Checkpoint(NamedTuple):

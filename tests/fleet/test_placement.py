@@ -161,6 +161,15 @@ def test_restored_state_places_on_as_the_original(story, policy):
             np.testing.assert_array_equal(mine, its)
 
 
+def test_restored_next_fit_goes_on_where_it_was():
+    vms, hosts = [(0, NEVER, 8, 1), (1, NEVER, 8, 1), (10, NEVER, 1, 1)], [(9, 9)] * 2
+    placer = placer_of(vms, hosts, "next-fit")
+    placer.epoch(0, 10)
+    other = placer_of(vms, hosts, "next-fit")
+    other.restore(placer.state())
+    assert commands(other.epoch(10, 20)) == [(1, 10, Kind.START, 2)]
+
+
 @settings(deadline=None)
 @given(stories(), st.sampled_from(sorted(POLICIES)))
 def test_where_epochs_are_cut_does_not_matter(story, policy):

@@ -81,6 +81,16 @@ def test_within_a_class_of_lifetimes_best_fit_decides(longer_ns, host):
     assert placer.host_of.tolist() == [0, 1, host]
 
 
+def test_host_past_its_expected_end_is_expected_to_be_free_now(monkeypatch):
+    # host 0, the fuller one, was to be free at 1 h, host 1 at 10 h; it is 10 h
+    ends = np.array([HOUR, 10 * HOUR, 10 * HOUR + HALF_HOUR])
+    monkeypatch.setattr("fleet.placement.expected_ends", lambda *_: ends)
+    vms = [(0, NEVER, 6, 1), (0, NEVER, 5, 1), (10 * HOUR, NEVER, 1, 1)]
+    placer = placer_of(vms, [(10, 9)] * 2, "lifetime-predicted")
+    placer.epoch(0, 11 * HOUR)
+    assert placer.host_of.tolist() == [0, 1, 0]
+
+
 def test_lifetimes_are_predicted_with_the_stated_error():
     n = 20_000
     trace = trace_of([(0, 10**15, 1, 1)] * n)
