@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import ray.exceptions
 
-from fleet.mmu_sample import Usage as SampleUsage
+from fleet.mmu_figures import SampleUsage
 from fleet.scenario import Scenario
 from fleet.shard import Shard, ShardCommands, Tables, shard_plans, split_hosts
 from fleet.usage import Usage, usage_of_process

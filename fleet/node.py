@@ -14,18 +14,14 @@ from numpy.typing import NDArray
 from fleet.backing import (
     NR_T_FIELDS,
     begin_turns,
-    decide_all,
     decide_one,
     run_turns,
 )
-from fleet.mmu_sample import Sampling, measure_guests
-from fleet.mmu_state import sum_figures
+from fleet.mmu_figures import Sampling, measure_guests
+from fleet.ticks import NR_PROGRESS, run_ticks
 from fleet.vm_rows import fill_vm_rows
 from guestsim.behaviour import (
-    G_BALLOON,
     G_CLASS,
-    G_EFFECTIVE,
-    G_GUEST_HUGE,
     G_HEAP_NS,
     G_KEY,
     G_LAST_NS,
@@ -35,10 +31,8 @@ from guestsim.behaviour import (
     G_SLOT,
     G_START_NS,
     G_STATE,
-    G_USED,
     G_VCPUS,
     G_VM,
-    NR_FIGURES,
     NR_G_FIELDS,
     NR_O_FIELDS,
     NR_SLOTS,
@@ -55,23 +49,18 @@ from guestsim.behaviour import (
 from guestsim.guest import Guest, guest_layout, rounded_pages
 from guestsim.spec import Behaviour, GuestSpec
 from hostsim.core.errors import InvariantError
-from hostsim.core.jit import kernel
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR
-from hostsim.daemons import pass_tick
-from hostsim.host import NR_ROW_HEAD, Host, births_per_tick, fill_host_row, kernel_tick
+from hostsim.host import Host, births_per_tick
 from hostsim.mm.mm_types import (
     MM_EPT_FLAGS,
     NIL,
-    Memory,
 )
 from hostsim.mm.mmu_notifier import EPT_MISALIGNED
-from hostsim.mm.slab import Slab
 from hostsim.spec import HostSpec
 
 STOP = 0
 START = 1
-NR_ROW_TAIL = 5 + NR_FIGURES  # columns of ``hosts`` that the guests fill: the last ones
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
 
@@ -93,91 +82,6 @@ class NodeRows(NamedTuple):
     hosts: NDArray[np.int64]  # (ticks, columns)
     vms: NDArray[np.int64]  # (rows, columns)
     events: NDArray[np.int64]  # (rows, columns)
-
-
-# Columns of the progress of `run_ticks`
-_TICKS_DONE = 0
-_PHASE = 1  # of the tick under way
-NR_PROGRESS = 2
-
-
-@kernel
-def _sum_guests(guests: NDArray[np.int64], row: NDArray[np.int64], first: int) -> None:
-    """Write what the guests of a host add to its row."""
-    for guest in range(guests.shape[0]):
-        if guests[guest, G_VM] < 0:
-            continue
-        row[2] += 1
-        row[3] += guests[guest, G_VCPUS]
-        row[4] += guests[guest, G_PAGES]
-        row[first] += guests[guest, G_USED]
-        row[first + 1] += guests[guest, G_GUEST_HUGE]
-        row[first + 2] += guests[guest, G_EFFECTIVE]
-        row[first + 3] += guests[guest, G_BALLOON]
-    sum_figures(guests, row, first + 4)
-
-
-@kernel
-def run_ticks(
-    mem: Memory,
-    slab: Slab,
-    guests: NDArray[np.int64],
-    profiles: NDArray[np.float64],
-    ops: NDArray[np.int64],
-    turns: NDArray[np.int64],
-    turn_progress: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    progress: NDArray[np.int64],
-    births: NDArray[np.float64],
-    begin_ns: int,
-    tick_ns: int,
-    offset: int,
-    balloon_below: float,
-    key: int,
-    host_id: int,
-) -> int:
-    """Advance a host by ``len(rows)`` ticks: guests, then the kernel, then the row.
-
-    Parameters
-    ----------
-    progress
-        Zeros to begin; keeps where it stopped when memory ran out.
-    begin_ns
-        Time at which the first tick begins.
-    offset
-        Page of QEMU's address space at which guest RAM begins.
-    balloon_below
-        Share of free memory under which the host inflates balloons.
-
-    Returns
-    -------
-    int
-        0 when done, or the time at which memory ran out; call again after a kill.
-    """
-    while progress[_TICKS_DONE] < rows.shape[0]:
-        end_ns = begin_ns + (progress[_TICKS_DONE] + 1) * tick_ns
-        tick = end_ns // tick_ns
-        if progress[_PHASE] == 0:
-            pass_tick(mem, end_ns)
-            nr = decide_all(mem, guests, profiles, ops, tick_ns, end_ns, balloon_below)
-            begin_turns(ops, nr, turns, turn_progress)
-            progress[_PHASE] = 1
-        if progress[_PHASE] == 1:
-            if not run_turns(mem, guests, ops, turns, turn_progress, offset):
-                return end_ns
-            progress[_PHASE] = 2
-            if not kernel_tick(mem, slab, tick, tick_ns, births, key):
-                return end_ns
-        row = rows[progress[_TICKS_DONE]]
-        for column in range(rows.shape[1]):
-            row[column] = 0
-        row[0] = end_ns
-        row[1] = host_id
-        _sum_guests(guests, row, rows.shape[1] - NR_ROW_TAIL)
-        fill_host_row(mem, row, mem.scratch, NR_ROW_HEAD)
-        progress[_PHASE] = 0
-        progress[_TICKS_DONE] += 1
-    return 0
 
 
 class Node:

@@ -20,7 +20,7 @@ from fleet.replay_pipes import Pipes, end_files
 from fleet.replay_script import KB_SHIFT, Op, Script, Start, unaccounted_pages, zones_of
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.units import NS_PER_MS, PAGE_SHIFT, PAGEBLOCK_ORDER
-from hostsim.daemons import access_range, run_daemons, settle, start_vmstat_worker
+from hostsim.mm.daemons import access_range, run_daemons, settle, start_vmstat_worker
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.kalloc import alloc_blocks, free_blocks
 from hostsim.mm.memory import buddyinfo, extfrag_index, new_memory, pagetypeinfo, unusable_index

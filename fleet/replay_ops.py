@@ -13,9 +13,9 @@ from fleet.replay_reclaim import op_pageout, op_swapon
 from fleet.replay_script import ADVICE, Op
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_MS
-from hostsim.daemons import settle, wait
 from hostsim.mm.collapse import madvise_collapse
 from hostsim.mm.compaction import compact_node
+from hostsim.mm.daemons import settle, wait
 from hostsim.mm.fault import chosen
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.mm_slot import khugepaged_enter

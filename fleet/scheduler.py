@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fleet import checkpoint, rundir
 from fleet.demand import arrivals, make_placer, open_demand
-from fleet.mmu_sample import Usage
+from fleet.mmu_figures import SampleUsage
 from fleet.placement import EpochPlan, Placer, empty_plan
 from fleet.pool import gauges_of
 from fleet.scenario import Scenario
@@ -58,7 +58,7 @@ class Backend(Protocol):
     def remote_usage(self) -> list[tuple[float, int]]:
         """Return CPU seconds and memory of processes on other machines."""
 
-    def sampling(self) -> list[Usage]:
+    def sampling(self) -> list[SampleUsage]:
         """Return what samples of address translation have cost each process."""
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ def _cost_record(scenario: Scenario, costs: Costs) -> dict[str, float]:
     }
 
 
-def _sampling_record(parts: list[Usage]) -> dict[str, float]:
+def _sampling_record(parts: list[SampleUsage]) -> dict[str, float]:
     samples, known, cpu_s = (sum(column) for column in zip(*parts, strict=True))
     return {"samples": samples, "memo_hits": known, "cpu_s": round(cpu_s, 2)}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fleet.mmu_sample import Usage, usage_of_samplers
+from fleet.mmu_figures import SampleUsage, usage_of_samplers
 from fleet.node import START, Commands, Node
 from fleet.placement import EpochPlan
 from fleet.scenario import Scenario
@@ -136,10 +136,10 @@ class Shard:
         self.epoch += 1
         return {table: np.concatenate([getattr(part, table) for part in parts]) for table in TABLES}
 
-    def sampling(self) -> Usage:
+    def sampling(self) -> SampleUsage:
         """Return what samples of address translation have cost this process since it began."""
         now, then = usage_of_samplers(), self._sampled
-        return Usage(now.samples - then.samples, now.hits - then.hits, now.cpu_s - then.cpu_s)
+        return SampleUsage(now.samples - then.samples, now.hits - then.hits, now.cpu_s - then.cpu_s)
 
     def save(self) -> list[tuple[int, bytes]]:
         """Return the state of every host."""
@@ -208,7 +208,7 @@ class InlineBackend:
         """Return CPU seconds and memory of processes elsewhere: there are none."""
         return []
 
-    def sampling(self) -> list[Usage]:
+    def sampling(self) -> list[SampleUsage]:
         """Return what samples of address translation have cost."""
         return [self.shard.sampling()]
 

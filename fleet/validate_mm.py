@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from hostsim.core.units import HPAGE_PMD_NR, NR_PAGE_ORDERS, NS_PER_S
-from hostsim.daemons import run_daemons
+from hostsim.mm.daemons import run_daemons
 from hostsim.mm.fault import touch_range
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_slot import khugepaged_enter

@@ -14,8 +14,8 @@ from typing import Final
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_MS
-from hostsim.daemons import SHORTEST_STEP_NS, next_daemon, run_daemons
 from hostsim.mm.cost import C_SCAN_WINDOW
+from hostsim.mm.daemons import SHORTEST_STEP_NS, next_daemon, run_daemons
 from hostsim.mm.kcompactd import arm_kcompactd
 from hostsim.mm.khugepaged import EVENT
 from hostsim.mm.mm_slot import (

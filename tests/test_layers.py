@@ -11,7 +11,7 @@ LAYERS = {  # package: what it may import of ours; the longest matching prefix c
     "hostsim.mm": ("hostsim.core", "hostsim.mm"),
     "hostsim.mmu": ("hostsim.core", "hostsim.mmu"),
     "hostsim": ("hostsim",),
-    "guestsim": ("guestsim", "hostsim.core", "hostsim.mm", "hostsim.daemons"),
+    "guestsim": ("guestsim", "hostsim.core", "hostsim.mm"),
     "fleet": ("fleet", "guestsim", "hostsim", "scenarios"),
 }
 OURS = ("hostsim", "guestsim", "fleet", "scenarios")

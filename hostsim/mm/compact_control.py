@@ -10,15 +10,14 @@ update_cached_migrate, compact_scanners_met, isolation_suitable.
 from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.units import NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     LABEL_SKIP,
     NR_COMPACT,
-    NR_PCP_TYPES,
     Z_CACHED_MIGRATE,
-    Z_FREE,
     Memory,
 )
+from hostsim.mm.vmstat import COMPACT_ISOLATED
 
 COMPACT_ASYNC: Final = 0  # include/linux/migrate_mode.h
 COMPACT_SYNC_LIGHT: Final = 1
@@ -126,15 +125,9 @@ def freelist_scan_limit(mem: Memory) -> int:
 
 
 @kernel
-def fragmentation_index_zone(mem: Memory, zone: int, order: int) -> int:
-    """Return why an allocation would fail in a zone: `hostsim.mm.pageblock.fragmentation_index`."""
-    blocks = 0
-    for current in range(NR_PAGE_ORDERS):
-        for migratetype in range(NR_PCP_TYPES):
-            nr = mem.nr_free[zone, migratetype, current]
-            blocks += nr
-            if current >= order and nr > 0:
-                return -1000
-    if blocks == 0:
-        return 0
-    return 1000 - (1000 + mem.zone[zone, Z_FREE] * 1000 // (1 << order)) // blocks
+def note_isolated(mem: Memory, pfn: int, order: int) -> None:
+    """Add a free block that was taken off the lists to those that pages may move to."""
+    mem.compact[CC_BLOCKS + mem.compact[CC_NR_BLOCKS]] = pfn * 16 + order
+    mem.compact[CC_NR_BLOCKS] += 1
+    mem.compact[CC_NR_FREE] += 1 << order
+    mem.vmstat[COMPACT_ISOLATED] += 1 << order

@@ -30,6 +30,7 @@ from hostsim.mm.compact_control import (
     COMPACT_CLUSTER_MAX,
     freelist_scan_limit,
     isolation_suitable,
+    note_isolated,
     pageblock_start_pfn,
     set_pageblock_skip,
 )
@@ -73,7 +74,7 @@ from hostsim.mm.tunables import (
     T_COMPACTION,
     T_FALLBACK,
 )
-from hostsim.mm.vmstat import COMPACT_ISOLATED, PGFREE
+from hostsim.mm.vmstat import PGFREE
 
 
 @kernel
@@ -93,11 +94,7 @@ def _isolate_free_page(mem: Memory, pb: int, first: int, order: int) -> bool:
                 record = int(mem.pb[pb].a)
                 move_freepages_block(mem, record, zone, list_type(mem, pb), MIGRATE_MOVABLE)
             set_pageblock_migratetype(mem, pb, MIGRATE_MOVABLE)
-    pfn = (pb << PAGEBLOCK_ORDER) + first
-    mem.compact[CC_BLOCKS + mem.compact[CC_NR_BLOCKS]] = pfn * 16 + order
-    mem.compact[CC_NR_BLOCKS] += 1
-    mem.compact[CC_NR_FREE] += 1 << order
-    mem.vmstat[COMPACT_ISOLATED] += 1 << order
+    note_isolated(mem, (pb << PAGEBLOCK_ORDER) + first, order)
     return True
 
 

@@ -4,20 +4,15 @@ A run moves pages found by the migrate scanner (`compact_source`), from a zone's
 to free pages found by the free scanner (`compact_target`), from its end downward.
 
 Source: Linux v6.1.187 and v6.12.117 mm/compaction.c compact_zone, __compact_finished,
-compaction_suitable, __reset_isolation_suitable, defer_compaction, try_to_compact_pages,
-compact_nodes; mm/page_alloc.c compaction_capture.
+compaction_suitable, try_to_compact_pages, compact_nodes; mm/page_alloc.c compaction_capture.
 Simplified: no lock is contended and nobody needs the CPU, so that no run is cut short.
 Simplified: only whole pageblocks are captured, not blocks of smaller orders.
 """
 
-from typing import Final
-
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import kernel
 from hostsim.core.units import (
     COSTLY_ORDER,
-    MAX_PAGE_ORDER,
     NR_PAGE_ORDERS,
-    PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.compact_control import (
@@ -50,12 +45,17 @@ from hostsim.mm.compact_control import (
     COMPACT_SUCCESS,
     COMPACT_SYNC,
     WHOLE_ZONE,
-    clear_pageblock_skip,
     compact_scanners_met,
-    fragmentation_index_zone,
-    get_pageblock_skip,
     pageblock_start_pfn,
 )
+from hostsim.mm.compact_defer import (
+    compaction_defer_reset,
+    compaction_deferred,
+    compaction_restarting,
+    defer_compaction,
+)
+from hostsim.mm.compact_score import fragmentation_score_zone, proactive_low
+from hostsim.mm.compact_skip import reset_isolation_suitable
 from hostsim.mm.compact_source import isolate_migratepages, map_extents
 from hostsim.mm.compact_target import release_freepages
 from hostsim.mm.compaction_2_6_38 import compact_finished, start_scanners
@@ -63,7 +63,6 @@ from hostsim.mm.compaction_2_6_38 import isolate_migratepages as isolate_migrate
 from hostsim.mm.cost import C_SCAN_PAGE, charge
 from hostsim.mm.migrate import migrate_pages
 from hostsim.mm.mm_types import (
-    MIGRATE_MOVABLE,
     MIGRATE_UNMOVABLE,
     NIL,
     NR_PCP_TYPES,
@@ -75,12 +74,8 @@ from hostsim.mm.mm_types import (
     Z_BLOCKSKIP_FLUSH,
     Z_CACHED_FREE,
     Z_CACHED_MIGRATE,
-    Z_COMPACT_CONSIDERED,
-    Z_COMPACT_DEFER_SHIFT,
-    Z_COMPACT_ORDER_FAILED,
     Z_END,
     Z_FREE,
-    Z_INIT_FREE,
     Z_INIT_MIGRATE,
     Z_MANAGED,
     Z_RESERVE,
@@ -90,26 +85,17 @@ from hostsim.mm.mm_types import (
     ZONE_DMA,
     Memory,
 )
-from hostsim.mm.pageblock import can_claim, find_suitable_fallback
+from hostsim.mm.pageblock import can_claim, find_suitable_fallback, fragmentation_index_zone
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import (
-    PB_COMPOUND,
-    PB_FREE9,
-    PB_FREE10,
     PB_FULL,
-    PB_HUGE,
     PB_PARTIAL,
-    PB_VIRGIN,
-    get_pageblock_migratetype,
-    is_free_block,
     pageblock_state,
 )
-from hostsim.mm.rmap import KIND_MASK, extents_of, is_movable
 from hostsim.mm.tunables import (
     COMPACTION_2_6_38,
     COMPACTION_6_12,
     T_COMPACTION,
-    T_COMPACTION_PROACTIVENESS,
     T_EXTFRAG_THRESHOLD,
 )
 from hostsim.mm.vmstat import (
@@ -119,172 +105,6 @@ from hostsim.mm.vmstat import (
     COMPACT_PAGEMIGRATE_FAILED,
     COMPACT_PAGES_MOVED,
 )
-
-COMPACT_MAX_DEFER_SHIFT: Final = 6
-PROACTIVE_LOW_LEAST: Final = 5
-PROACTIVE_LEEWAY: Final = 10
-SAMPLE_STEP: Final = 1 << COSTLY_ORDER  # pages between two samples of a pageblock
-
-
-@kernel
-def defer_compaction(mem: Memory, zone: int, order: int) -> None:
-    """Skip the next attempts at a zone, twice as many as last time."""
-    state = mem.zone[zone]
-    state[Z_COMPACT_CONSIDERED] = 0
-    shift = min(state[Z_COMPACT_DEFER_SHIFT] + 1, COMPACT_MAX_DEFER_SHIFT)
-    state[Z_COMPACT_DEFER_SHIFT] = shift
-    state[Z_COMPACT_ORDER_FAILED] = min(state[Z_COMPACT_ORDER_FAILED], order)
-
-
-@kernel
-def compaction_deferred(mem: Memory, zone: int, order: int) -> bool:
-    """Count an attempt at a zone; tell whether it is skipped."""
-    state = mem.zone[zone]
-    if order < state[Z_COMPACT_ORDER_FAILED]:
-        return False
-    limit = 1 << state[Z_COMPACT_DEFER_SHIFT]
-    state[Z_COMPACT_CONSIDERED] += 1
-    if state[Z_COMPACT_CONSIDERED] >= limit:
-        state[Z_COMPACT_CONSIDERED] = limit
-        return False
-    return True
-
-
-@kernel
-def compaction_defer_reset(mem: Memory, zone: int, order: int, allocated: bool) -> None:
-    """Note that compaction made an order available, or that the allocation even succeeded."""
-    state = mem.zone[zone]
-    if allocated:
-        state[Z_COMPACT_CONSIDERED] = 0
-        state[Z_COMPACT_DEFER_SHIFT] = 0
-        state[Z_BLOCKSKIP_FLUSH] = 0
-    if order >= state[Z_COMPACT_ORDER_FAILED]:
-        state[Z_COMPACT_ORDER_FAILED] = order + 1
-
-
-@inline_kernel
-def _restarting(mem: Memory, zone: int, order: int) -> bool:
-    """Tell whether a zone is tried again after the longest deferral."""
-    state = mem.zone[zone]
-    return (
-        order >= state[Z_COMPACT_ORDER_FAILED]
-        and state[Z_COMPACT_DEFER_SHIFT] == COMPACT_MAX_DEFER_SHIFT
-        and state[Z_COMPACT_CONSIDERED] >= 1 << COMPACT_MAX_DEFER_SHIFT
-    )
-
-
-@kernel
-def _sampled(mem: Memory, pb: int, source: bool, target: bool) -> bool:
-    """Tell whether every eighth page of a pageblock shows one to move or one to move to."""
-    state = pageblock_state(mem, pb)
-    if state == PB_FREE9 or state == PB_FREE10 or (state == PB_VIRGIN and pb & 1 == 0):
-        return target
-    if target and state == PB_PARTIAL:
-        for i in range(0, PAGEBLOCK_NR_PAGES, SAMPLE_STEP):
-            if is_free_block(mem, int(mem.pb[pb].a), i, 0):
-                return True
-    if not source or state < PB_HUGE or state > PB_PARTIAL:
-        return False
-    x = extents_of(mem, pb)
-    while x != NIL:
-        pfn = int(mem.ext[x].pfn)
-        first = (pfn + SAMPLE_STEP - 1) & ~(SAMPLE_STEP - 1)
-        if is_movable(mem.ext[x].flags & KIND_MASK) and first < pfn + int(mem.ext[x].nr):
-            return True
-        x = int(mem.ext[x].next_b)
-    return False
-
-
-@kernel
-def _reset_isolation_pfn(mem: Memory, pb: int, source: bool, target: bool) -> bool:
-    """Clear a pageblock's skip bit if it may be a source or target; tell whether it may."""
-    state = pageblock_state(mem, pb)
-    if state == PB_HUGE or state == PB_COMPOUND:
-        return False
-    if source and target and not get_pageblock_skip(mem, pb):
-        return True
-    if not source and target and get_pageblock_migratetype(mem, pb) != MIGRATE_MOVABLE:
-        return False
-    if not _sampled(mem, pb, source, target):
-        return False
-    clear_pageblock_skip(mem, pb)
-    return True
-
-
-@kernel
-def reset_isolation_suitable(mem: Memory, zone: int) -> None:
-    """Clear a zone's skip bits and let both scanners begin anew, if a full run ended lately."""
-    if mem.zone[zone, Z_BLOCKSKIP_FLUSH] == 0:
-        return
-    mem.zone[zone, Z_BLOCKSKIP_FLUSH] = 0
-    migrate = mem.zone[zone, Z_START]
-    free = mem.zone[zone, Z_END] - 1
-    first_source = free
-    last_target = migrate
-    source_set = False
-    target_set = False
-    while migrate < free:
-        if (
-            _reset_isolation_pfn(mem, migrate >> PAGEBLOCK_ORDER, True, source_set)
-            and migrate < first_source
-        ):
-            source_set = True
-            first_source = migrate
-            mem.zone[zone, Z_INIT_MIGRATE] = migrate
-            mem.zone[zone, Z_CACHED_MIGRATE] = migrate
-            mem.zone[zone, Z_CACHED_MIGRATE + 1] = migrate
-        if (
-            _reset_isolation_pfn(mem, free >> PAGEBLOCK_ORDER, target_set, True)
-            and free > last_target
-        ):
-            target_set = True
-            last_target = free
-            mem.zone[zone, Z_INIT_FREE] = free
-            mem.zone[zone, Z_CACHED_FREE] = free
-        migrate += PAGEBLOCK_NR_PAGES
-        free -= PAGEBLOCK_NR_PAGES
-    if first_source >= last_target:
-        mem.zone[zone, Z_CACHED_MIGRATE] = migrate
-        mem.zone[zone, Z_CACHED_MIGRATE + 1] = migrate
-        mem.zone[zone, Z_CACHED_FREE] = free
-
-
-@kernel
-def fragmentation_score_zone(mem: Memory, zone: int) -> int:
-    """Return the share of a zone's free memory that is in no block of a huge page, in percent."""
-    free = mem.zone[zone, Z_FREE]
-    if free == 0:
-        return 0
-    suitable = 0
-    for migratetype in range(NR_PCP_TYPES):
-        suitable += mem.nr_free[zone, migratetype, PAGEBLOCK_ORDER]
-        suitable += 2 * mem.nr_free[zone, migratetype, MAX_PAGE_ORDER]
-    return (free - (suitable << PAGEBLOCK_ORDER)) * 100 // free
-
-
-@kernel
-def fragmentation_score_node(mem: Memory) -> int:
-    """Return the zones' fragmentation, each weighted by its size."""
-    present = 0
-    for zone in range(NR_ZONES):
-        present += mem.zone[zone, Z_END] - mem.zone[zone, Z_START]
-    score = 0
-    for zone in range(NR_ZONES):
-        pages = mem.zone[zone, Z_END] - mem.zone[zone, Z_START]
-        score += pages * fragmentation_score_zone(mem, zone) // (present + 1)
-    return score
-
-
-@inline_kernel
-def proactive_low(mem: Memory) -> int:
-    """Return the fragmentation at which proactive compaction is content."""
-    return max(100 - mem.tunables[T_COMPACTION_PROACTIVENESS], PROACTIVE_LOW_LEAST)
-
-
-@inline_kernel
-def proactive_high(mem: Memory) -> int:
-    """Return the fragmentation above which proactive compaction begins."""
-    return min(proactive_low(mem) + PROACTIVE_LEEWAY, 100)
 
 
 @kernel
@@ -403,7 +223,7 @@ def compact_zone(mem: Memory, zone: int, reserve: int) -> int:
             return COMPACT_SUCCESS
         if not compaction_suitable(mem, zone, order, reserve):
             return COMPACT_SKIPPED
-        if _restarting(mem, zone, order):
+        if compaction_restarting(mem, zone, order):
             reset_isolation_suitable(mem, zone)
     if seed:
         result = _run_2_6_38(mem)

@@ -20,14 +20,12 @@ from hostsim.core.units import (
 )
 from hostsim.mm.buddy import del_free_pageblocks, take_free_block, take_pageblock
 from hostsim.mm.compact_control import (
-    CC_BLOCKS,
     CC_FREE_PFN,
     CC_FREE_SCANNED,
     CC_MAP,
     CC_MIGRATE_PFN,
     CC_MIGRATE_SCANNED,
     CC_MODE,
-    CC_NR_BLOCKS,
     CC_NR_FREE,
     CC_NR_MIGRATE,
     CC_ORDER,
@@ -40,7 +38,7 @@ from hostsim.mm.compact_control import (
     COMPACT_CONTINUE,
     COMPACT_SUCCESS,
     WHOLE_ZONE,
-    fragmentation_index_zone,
+    note_isolated,
     pageblock_start_pfn,
 )
 from hostsim.mm.mm_types import (
@@ -56,6 +54,7 @@ from hostsim.mm.mm_types import (
     Z_WMARK_LOW,
     Memory,
 )
+from hostsim.mm.pageblock import fragmentation_index_zone
 from hostsim.mm.physmem import (
     PB_FREE9,
     PB_FREE10,
@@ -174,11 +173,7 @@ def _split_free_page(mem: Memory, pb: int, first: int, order: int) -> bool:
     if order >= PAGEBLOCK_ORDER - 1:
         for i in range(max(1 << order >> PAGEBLOCK_ORDER, 1)):
             set_pageblock_migratetype(mem, pb + i, MIGRATE_MOVABLE)
-    pfn = (pb << PAGEBLOCK_ORDER) + first
-    mem.compact[CC_BLOCKS + mem.compact[CC_NR_BLOCKS]] = pfn * 16 + order
-    mem.compact[CC_NR_BLOCKS] += 1
-    mem.compact[CC_NR_FREE] += 1 << order
-    mem.vmstat[COMPACT_ISOLATED] += 1 << order
+    note_isolated(mem, (pb << PAGEBLOCK_ORDER) + first, order)
     return True
 
 

@@ -44,7 +44,7 @@ from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
-from hostsim.mm.pins import pinned_run
+from hostsim.mm.pins import cut_at_pin
 from hostsim.mm.rmap import (
     EXT_KSM,
     EXT_PMD,
@@ -55,7 +55,6 @@ from hostsim.mm.rmap import (
     KIND_PGTABLE,
     KIND_SWAP,
     add_extent,
-    cut_extent,
     del_extent,
     extents_of,
     frame_at,
@@ -98,7 +97,7 @@ def _copy_huge(mem: Memory, parent: int, child: int, window: int) -> None:
 
 
 @kernel
-def _cut_pinned(mem: Memory, mm: int, x: int) -> bool:
+def _cut_pinned(mem: Memory, x: int) -> bool:
     """Cut an extent where its pages begin or cease to be pinned; tell whether its own are.
 
     Of a huge page all are if one is.
@@ -106,10 +105,7 @@ def _cut_pinned(mem: Memory, mm: int, x: int) -> bool:
     pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
     if pageblock_state(mem, pb) == PB_COMPOUND:
         return is_pinned(mem, pb)
-    vpn = int(mem.ext[x].vpn)
-    pinned, run = pinned_run(mem, mm, vpn, int(mem.ext[x].nr))
-    if run < mem.ext[x].nr:
-        cut_extent(mem, x, vpn + run)
+    pinned, _ = cut_at_pin(mem, x)
     return pinned
 
 
@@ -129,7 +125,7 @@ def _copy_pinned(mem: Memory, parent: int, child: int, window: int) -> bool:
         if x == NIL:
             break
         vpn = max(vpn, int(mem.ext[x].vpn))
-        if mem.ext[x].flags & KIND_MASK != KIND_ANON or not _cut_pinned(mem, parent, x):
+        if mem.ext[x].flags & KIND_MASK != KIND_ANON or not _cut_pinned(mem, x):
             vpn = int(mem.ext[x].vpn) + int(mem.ext[x].nr)
             continue
         zero = int(mem.ext[x].flags) & EXT_ZERO
@@ -157,7 +153,7 @@ def _copy_table(mem: Memory, parent: int, child: int, window: int, pins: bool) -
     set_window(mem, child, window, table_word(NIL))
     x = table_head(window_word(mem, parent, window))
     while x != NIL:
-        if pins and mem.ext[x].flags & KIND_MASK == KIND_ANON and _cut_pinned(mem, parent, x):
+        if pins and mem.ext[x].flags & KIND_MASK == KIND_ANON and _cut_pinned(mem, x):
             x = int(mem.ext[x].next)
             continue
         if mem.ext[x].flags & EXT_KSM:

@@ -26,18 +26,14 @@ from hostsim.mm.compact_control import (
     COMPACT_SYNC_LIGHT,
     WHOLE_ZONE,
 )
-from hostsim.mm.compaction import (
+from hostsim.mm.compact_defer import (
     COMPACT_MAX_DEFER_SHIFT,
-    begin,
-    compact_zone,
     compaction_defer_reset,
     compaction_deferred,
-    compaction_suitable,
     defer_compaction,
-    fragmentation_score_node,
-    has_block,
-    proactive_high,
 )
+from hostsim.mm.compact_score import fragmentation_score_node, proactive_high
+from hostsim.mm.compaction import begin, compact_zone, compaction_suitable, has_block
 from hostsim.mm.mm_types import (
     D_WAKE,
     DAEMON_KCOMPACTD,

@@ -10,7 +10,7 @@ from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import MM_PINNED, MM_WINDOWS, NIL, P_SWAP_FREE, Memory
 from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
-from hostsim.mm.pins import pinned_run
+from hostsim.mm.pins import cut_at_pin
 from hostsim.mm.rmap import EXT_SHARED, KIND_ANON, KIND_MASK, cut_extent
 from hostsim.mm.shrink import SC_FORCE, SC_MAY_SWAP, shrink_huge
 from hostsim.mm.split import COMPOUND_SWAPCACHE, is_pinned, split_huge_page
@@ -51,9 +51,7 @@ def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> N
         if last > end:
             cut_extent(mem, x, end)
         if mem.mm[mm, MM_PINNED] != 0:
-            pinned, run = pinned_run(mem, mm, int(mem.ext[x].vpn), int(mem.ext[x].nr))
-            if run < mem.ext[x].nr:
-                cut_extent(mem, x, int(mem.ext[x].vpn) + run)
+            pinned, _ = cut_at_pin(mem, x)
             if pinned:
                 x = int(mem.ext[x].next)
                 continue

@@ -287,7 +287,7 @@ P_COST_ANON: Final = 72  # what reclaim of anonymous pages has cost lately (lru_
 P_COST_FILE: Final = 73
 P_RECLAIM_ACTIVE: Final = 74  # 1: kswapd runs, per-CPU lists stay short (ZONE_RECLAIM_ACTIVE)
 P_NR_CPUS: Final = 75  # CPUs of the machine
-P_SETTLED_NS: Final = 76  # of P_COST_NS, what has become simulated time: hostsim.daemons
+P_SETTLED_NS: Final = 76  # of P_COST_NS, what has become simulated time: hostsim.mm.daemons
 P_TIME_SCALE: Final = 77  # simulated time for one nanosecond of cost, in 1/2**16
 P_DAEMON_NS: Final = 78  # of P_COST_NS, what daemons spent
 P_DAEMON_SCALE: Final = 79  # the same for what daemons do
@@ -328,7 +328,7 @@ D_WAKE: Final = 0  # when it runs next, in ns + 1; 0 while it sleeps until woken
 D_WORK: Final = 31  # what is left to do of its last step, in ns of CPU time
 D_SINCE: Final = 30  # the time of which that was said
 D_CREDIT: Final = 29  # CPU time that it gets at once though a process runs
-D_SAVED: Final = 28  # work space of hostsim.daemons
+D_SAVED: Final = 28  # work space of hostsim.mm.daemons
 NR_DAEMON_FIELDS: Final = 32
 
 
@@ -367,7 +367,7 @@ class _MemoryArrays(NamedTuple):
     swap_zero: NDArray[Any]  # uint8 (slots,) 1 = the slot stands for a page of zeros
     swap_cluster: NDArray[Any]  # (clusters,) CLUSTER_DTYPE
     split_queue: NDArray[Any]  # (nr_pageblocks,) QUEUE_DTYPE, deferred split queue
-    daemon: NDArray[Any]  # int64 (NR_DAEMONS, NR_DAEMON_FIELDS): hostsim.daemons
+    daemon: NDArray[Any]  # int64 (NR_DAEMONS, NR_DAEMON_FIELDS): hostsim.mm.daemons
 
 
 class Memory(ByReference, _MemoryArrays):

@@ -36,8 +36,10 @@ from hostsim.mm.mm_types import (
     MIGRATE_RESERVE,
     MIGRATE_UNMOVABLE,
     NIL,
+    NR_PCP_TYPES,
     NR_SMALL_ORDERS,
     NR_TYPES,
+    Z_FREE,
     Memory,
 )
 from hostsim.mm.physmem import (
@@ -309,6 +311,21 @@ def fragmentation_index(nr_free: NDArray[np.int64], order: int) -> int:
     if suitable > 0:
         return -1000
     return 1000 - (1000 + free * 1000 // (1 << order)) // blocks
+
+
+@kernel
+def fragmentation_index_zone(mem: Memory, zone: int, order: int) -> int:
+    """Return why an allocation would fail in a zone: `fragmentation_index`."""
+    blocks = 0
+    for current in range(NR_PAGE_ORDERS):
+        for migratetype in range(NR_PCP_TYPES):
+            nr = mem.nr_free[zone, migratetype, current]
+            blocks += nr
+            if current >= order and nr > 0:
+                return -1000
+    if blocks == 0:
+        return 0
+    return 1000 - (1000 + mem.zone[zone, Z_FREE] * 1000 // (1 << order)) // blocks
 
 
 @kernel

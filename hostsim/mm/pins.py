@@ -11,6 +11,7 @@ QEMU discards no memory of a guest with an assigned device.
 from hostsim.core.jit import kernel
 from hostsim.mm.mm_types import MM_PINNED, NIL, P_PINS, Memory
 from hostsim.mm.mmap import free_area, new_area
+from hostsim.mm.rmap import cut_extent
 
 
 @kernel
@@ -100,3 +101,18 @@ def any_pinned(mem: Memory, mm: int, first: int, end: int) -> bool:
     """Tell whether some page ``first .. end - 1`` of a process is pinned."""
     pinned, run = pinned_run(mem, mm, first, end - first)
     return pinned or run < end - first
+
+
+@kernel
+def cut_at_pin(mem: Memory, x: int) -> tuple[bool, int]:
+    """Cut an extent behind its first pages that are all pinned or none.
+
+    Returns
+    -------
+    pinned, rest
+        Whether those pages are pinned, and the extent of the others, or NIL.
+    """
+    vpn = int(mem.ext[x].vpn)
+    nr = int(mem.ext[x].nr)
+    pinned, run = pinned_run(mem, int(mem.ext[x].owner), vpn, nr)
+    return pinned, cut_extent(mem, x, vpn + run) if run < nr else NIL

@@ -36,7 +36,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmu_notifier import clear_flush_young
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
-from hostsim.mm.pins import pinned_run
+from hostsim.mm.pins import cut_at_pin
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
     EXT_KSM,
@@ -173,14 +173,13 @@ def _cut_pinned(mem: Memory, x: int) -> bool:
 
     The rest is next on the list.
     """
-    nr = int(mem.ext[x].nr)
-    vpn = int(mem.ext[x].vpn)
-    pinned, run = pinned_run(mem, int(mem.ext[x].owner), vpn, nr)
     if mem.ext[x].flags & EXT_SHARED:  # in 2.6.38 another process may have pinned the frame
-        run = 1
+        vpn = int(mem.ext[x].vpn)
         pinned = frame_pinned(mem, frame_at(mem, x, vpn))
-    if run < nr:
-        rest = cut_extent(mem, x, vpn + run)
+        rest = cut_extent(mem, x, vpn + 1) if mem.ext[x].nr > 1 else NIL
+    else:
+        pinned, rest = cut_at_pin(mem, x)
+    if rest != NIL:
         push_front(mem, INACTIVE_ANON, rest << 1, int(mem.ext[rest].lru))
     return pinned
 
@@ -192,12 +191,8 @@ def _cut_at_pins(mem: Memory, pb: int) -> None:
     while x != NIL:
         after = int(mem.ext[x].next_b)
         y = x
-        while mem.ext[y].flags & KIND_MASK == KIND_ANON:
-            vpn, nr = int(mem.ext[y].vpn), int(mem.ext[y].nr)
-            _, run = pinned_run(mem, int(mem.ext[y].owner), vpn, nr)
-            if run == nr:
-                break
-            y = cut_extent(mem, y, vpn + run)
+        while y != NIL and mem.ext[y].flags & KIND_MASK == KIND_ANON:
+            _, y = cut_at_pin(mem, y)
         x = after
 
 

@@ -15,14 +15,8 @@ from hostsim.mm.compact_control import (
     COMPACT_SKIPPED,
     COMPACT_SYNC_LIGHT,
 )
-from hostsim.mm.compaction import (
-    begin,
-    compact_zone,
-    compaction_defer_reset,
-    compaction_deferred,
-    defer_compaction,
-    try_to_compact_pages,
-)
+from hostsim.mm.compact_defer import compaction_defer_reset, compaction_deferred, defer_compaction
+from hostsim.mm.compaction import begin, compact_zone, try_to_compact_pages
 from hostsim.mm.lru import ACTIVE_ANON, ACTIVE_FILE, INACTIVE_ANON, INACTIVE_FILE, lru_size
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,

@@ -6,7 +6,7 @@ from exact_mmu import actual_tables, exact
 from guests import BUSY, GUESTS
 
 from fleet.hardware import load_cpu
-from fleet.mmu_sample import Sampler, State
+from fleet.mmu_figures import Sampler, State
 from fleet.node import START, Commands, Node
 from guestsim.behaviour import (
     G_PROGRAM,

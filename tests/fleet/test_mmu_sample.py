@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 
+from fleet.mmu_figures import Sampler, State, all_huge, classes_around
 from fleet.mmu_sample import (
     SMALL,
     Class,
-    Sampler,
     Side,
-    State,
     _draw,
     _space,
-    all_huge,
-    classes_around,
     footprint_pages,
     sample,
     small_windows,

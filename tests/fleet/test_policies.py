@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from itertools import combinations
 
@@ -201,3 +202,16 @@ def test_gauges_are_those_of_each_hosts_last_row():
     assert gauges.broken_pages.tolist() == [5000 - 7 * 512, 2000 - 512]
     assert gauges.unusable.tolist() == [283, 744]
     assert gauges.partial.tolist() == [4, 6]
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3, 4])
+def test_every_choice_of_candidates_comes_from_as_many_draws(choices):
+    """Five candidates: draws 0 to 5*4*.. - 1 give each ordered choice once."""
+    pool = make_pool(np.full(5, 8, np.int64), np.full(5, 8, np.int64))
+    draws = math.perm(5, choices)
+    seen = set()
+    for draw in range(draws):
+        pool.candidate[:] = np.arange(5)
+        assert sample_hosts(pool, 5, choices, draw) == choices
+        seen.add(tuple(pool.candidate[:choices].tolist()))
+    assert len(seen) == draws

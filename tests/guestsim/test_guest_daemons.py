@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from guestsim.daemons import pass_time, start_clock
 from guestsim.guest import boot_memory, free_room, start_process
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_MS, NS_PER_S
-from hostsim.daemons import pass_tick
 from hostsim.mm.check import check_memory
+from hostsim.mm.daemons import pass_tick
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.mm_types import (
     D_WAKE,

@@ -15,6 +15,9 @@ from hostsim.mm.compact_control import (
     COMPACT_SYNC_LIGHT,
     get_pageblock_skip,
 )
+from hostsim.mm.compact_defer import compaction_defer_reset, compaction_deferred, defer_compaction
+from hostsim.mm.compact_score import fragmentation_score_node
+from hostsim.mm.compact_skip import reset_isolation_suitable
 from hostsim.mm.compaction import (
     COMPACT_COMPLETE,
     COMPACT_DEFERRED,
@@ -24,13 +27,7 @@ from hostsim.mm.compaction import (
     begin,
     compact_node,
     compact_zone,
-    compaction_defer_reset,
-    compaction_deferred,
     compaction_suitable,
-    defer_compaction,
-    fragmentation_index_zone,
-    fragmentation_score_node,
-    reset_isolation_suitable,
     try_to_compact_pages,
 )
 from hostsim.mm.fault import FAULT_OK, touch_range
@@ -68,6 +65,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.page_alloc import free_compound
+from hostsim.mm.pageblock import fragmentation_index_zone
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import get_pageblock_migratetype
 from hostsim.mm.pins import add_pin, unpin_user_pages

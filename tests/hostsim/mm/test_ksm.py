@@ -9,9 +9,9 @@ from pagemap import page_frames
 
 from hostsim.core.errors import InvariantError
 from hostsim.core.units import NO_PFN
-from hostsim.daemons import run_daemons
 from hostsim.mm.check import check_memory
 from hostsim.mm.content import KEY_ONE, KEY_ZERO
+from hostsim.mm.daemons import run_daemons
 from hostsim.mm.fault import FAULT_OK, chosen, touch_range
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.ksm import ksm_do_scan, madvise_mergeable, unmerge_all

@@ -4,8 +4,8 @@ import pytest
 from pagemap import page_frames
 
 from hostsim.core.units import NS_PER_S
-from hostsim.daemons import run_daemons, wait
 from hostsim.mm.check import check_memory
+from hostsim.mm.daemons import run_daemons, wait
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.memory import new_memory

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hostsim.core.units import NS_PER_MS, NS_PER_S
-from hostsim.daemons import (
+from hostsim.mm.daemons import (
     SLICE_NS,
     WEIGHT,
     access_range,

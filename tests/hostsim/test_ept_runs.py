@@ -1,0 +1,108 @@
+"""A guest's access to many pages at once against one page at a time."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.ept import guest_access
+from hostsim.host import new_process
+from hostsim.mm.check import check_memory
+from hostsim.mm.fault import FAULT_OK
+from hostsim.mm.memory import new_memory
+from hostsim.mm.mm_types import MM_BASE, MM_KERNEL
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, W_HUGE, W_TAG
+from hostsim.mm.mmu_notifier import E_SHIFT, E_TABLE, E_TAG, add_leaves, notify
+from hostsim.mm.split import split_pmd
+from hostsim.mm.tunables import set_tunable
+from hostsim.mm.zap import discard_range
+
+WINDOWS = 12
+PAGES = WINDOWS * HPAGE_PMD_NR
+
+
+def machine(kernel, advice, events):
+    """Return a host and a guest to which a few things have happened."""
+    mem = new_memory(1 << 16, kernel, 1)
+    set_tunable(mem.tunables, "enabled", "madvise")
+    mm, _ = new_process(mem, PAGES, 0, advice, 1)
+    for kind, page, nr in events:
+        nr = min(nr, PAGES - page)
+        window = page // HPAGE_PMD_NR
+        if kind == "access":
+            guest_access(mem, mm, page, nr, True)
+        elif kind == "discard":
+            discard_range(mem, mm, page, nr)
+        elif kind == "split" and mem.windows[window] & W_TAG == W_HUGE:
+            split_pmd(mem, mm, window)
+        elif kind == "notify":
+            end = min(page + nr, (window + 1) * HPAGE_PMD_NR)
+            notify(mem, mm, window, page, end)
+    return mem, int(mm)
+
+
+def mapped(mem, mm):
+    """Return counters, and what maps each window and page on both levels, whatever the frames.
+
+    Page tables of the EPT come after all pages of a range, or after those of each page: frames
+    are other ones.  That leaves lie over the frames they should is `check_memory`'s to see.
+    """
+    tables = {}
+    for window in range(WINDOWS):
+        word = int(mem.ept[mem.mm[mm, MM_BASE] + window])
+        if word & E_TAG == E_TABLE:
+            tables[window] = mem.ept_table[word >> E_SHIFT]["bits"].tolist()
+    row = mem.mm[mm].copy()
+    row[MM_KERNEL] = 0  # number of an extent
+    words = mem.windows[mem.mm[mm, MM_BASE] :][:WINDOWS] & W_TAG
+    leaves = mem.ept[mem.mm[mm, MM_BASE] :][:WINDOWS] & ((1 << E_SHIFT) - 1)
+    return mem.vmstat.tolist(), row.tolist(), words.tolist(), leaves.tolist(), tables
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["access", "access", "discard", "split", "notify"]),
+        st.integers(0, PAGES - 1),
+        st.integers(1, 1500),
+    ),
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("advice", [ADVICE_HUGE, ADVICE_NOHUGE])
+@given(kernel=st.sampled_from(["6.1", "6.12"]), before=events, start=st.integers(0, PAGES - 1))
+@settings(max_examples=60, deadline=None)
+def test_a_range_is_mapped_as_its_pages_one_by_one_are(advice, kernel, before, start):
+    whole, mm = machine(kernel, advice, before)
+    single, _ = machine(kernel, advice, before)
+    assert guest_access(whole, mm, start, PAGES - start, True) == FAULT_OK
+    for page in range(start, PAGES):
+        assert guest_access(single, mm, page, 1, True) == FAULT_OK
+    check_memory(whole)
+    check_memory(single)
+    assert mapped(whole, mm) == mapped(single, mm)
+
+
+@given(
+    nr=st.integers(1, 512),
+    step=st.sampled_from([1, -1, 2, 7]),
+    holes=st.lists(st.tuples(st.integers(0, 511), st.integers(1, 90)), max_size=5),
+)
+@settings(max_examples=100, deadline=None)
+def test_leaves_are_counted_and_summed_word_by_word_as_bit_by_bit(nr, step, holes):
+    """`_set_leaves` sums whole words by a formula; a table filled page by page must agree."""
+    tables = []
+    for one_by_one in (False, True):
+        mem, _ = machine("6.12", ADVICE_NOHUGE, [("access", 0, 1)])
+        table = int(mem.ept[0]) >> E_SHIFT
+        pfn = 1 << 15
+        added = 0
+        for first, length in [*holes, (0, nr)]:
+            end = min(first + length, 512)
+            if one_by_one:
+                for page in range(first, end):
+                    added += add_leaves(mem, table, page, 1, pfn + page * step, step)
+            else:
+                added += add_leaves(mem, table, first, end - first, pfn + first * step, step)
+        tables.append((added, bytes(mem.ept_table[table])))
+    assert tables[0] == tables[1]
