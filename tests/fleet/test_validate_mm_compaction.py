@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from fleet.mmu_figures import State
-from fleet.validate_mm_compaction import free_random, judge, order0_churn, perfect_compaction_moves
+from fleet.validate_mm_compaction import (
+    State,
+    free_random,
+    judge,
+    order0_churn,
+    perfect_compaction_moves,
+)
 from hostsim.core.units import PAGE_SHIFT
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, Z_FREE
