@@ -2,65 +2,56 @@
 
 Here the two meet: a guest decides what it touches and releases, the host faults and frees.
 A node knows no Ray and no other node.
-
-Simplified: a VM that ran before the simulation began grows to its size in one step.
 """
 
+from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.backing import (
-    NR_T_FIELDS,
-    begin_turns,
-    decide_one,
-    run_turns,
-)
+from fleet.backing import NR_T_FIELDS, begin_turns, run_turns
 from fleet.mmu_figures import Sampling, measure_guests
+from fleet.start import fill_guest, start_vm
 from fleet.ticks import NR_PROGRESS, run_ticks
 from fleet.vm_rows import fill_vm_rows
 from guestsim.behaviour import (
-    G_CLASS,
-    G_HEAP_NS,
-    G_KEY,
-    G_LAST_NS,
     G_MM,
-    G_NEXT_TICK,
     G_PAGES,
-    G_SLOT,
-    G_START_NS,
     G_STATE,
     G_VCPUS,
     G_VM,
     NR_G_FIELDS,
     NR_O_FIELDS,
-    NR_SLOTS,
-    O_KIND,
     O_NR,
     O_ROW,
-    O_START,
-    OP_HOST,
     OPS_PER_GUEST,
     behaviour_table,
-    draw_guest,
+    device_shares,
     guests_key,
+    touched_share,
 )
-from guestsim.guest import Guest, guest_layout, rounded_pages
+from guestsim.guest import Guest, Layout, boot_footprint, guest_layout, rounded_pages
 from guestsim.spec import Behaviour, GuestSpec
 from hostsim.core.errors import InvariantError
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR
-from hostsim.host import Host, births_per_tick
-from hostsim.mm.mm_types import (
-    MM_EPT_FLAGS,
-    NIL,
-)
-from hostsim.mm.mmu_notifier import EPT_MISALIGNED
+from hostsim.host import PROCESS_TABLE_FULL, Host, births_per_tick
+from hostsim.mm.mm_types import NIL
 from hostsim.spec import HostSpec
 
 STOP = 0
 START = 1
+_WORK_SPACE = (
+    "_ops",
+    "_turns",
+    "_turn_progress",
+    "_progress",
+    "_free_rows",
+    "_first_ops",
+    "_nr_first_ops",
+    "_layouts",
+)
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
 
@@ -111,7 +102,7 @@ class Node:
         self.host = Host(spec, host_id, seed)
         self.guest_spec = guests
         self._guests_key = guests_key(seed)
-        self._profiles = behaviour_table(guests)
+        self._profiles, self._shares = behaviour_table(guests), device_shares(guests)
         workloads = tuple(behaviour.workload for behaviour in guests.behaviours)
         self._sampling = Sampling(spec.cpu, workloads, seed, spec.mmu_accesses)
         self.host_id = host_id
@@ -121,21 +112,25 @@ class Node:
         self.states: dict[int, Guest] = {}  # row of guests -> its kernel
         self._make_work_space()
         self._births = births_per_tick(spec, tick_ns)
-        self._starting: list[NDArray[np.int64]] = []  # operations of VMs that start together
         self._vm_rows: list[NDArray[np.int64]] = []
         self._event_rows: list[list[int]] = []
 
     def _make_work_space(self) -> None:
-        """Make what is empty between two epochs: operations, turns, progress."""
+        """Make what is empty between two epochs: operations, turns, progress, free rows."""
         rows = len(self.guests)
         self._ops: NDArray[np.int64] = np.zeros((rows * OPS_PER_GUEST, NR_O_FIELDS), np.int64)
         self._turns: NDArray[np.int64] = np.zeros((rows, 2), np.int64)
         self._turn_progress = np.zeros(NR_T_FIELDS, np.int64)
         self._progress = np.zeros(NR_PROGRESS, np.int64)
+        self._free_rows = np.flatnonzero(self.guests[:, G_VM] < 0).tolist()
+        heapify(self._free_rows)
+        self._first_ops: NDArray[np.int64] = np.zeros((OPS_PER_GUEST, NR_O_FIELDS), np.int64)
+        self._nr_first_ops = 0  # of VMs that start together
+        self._layouts: dict[tuple[int, int], Layout] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_ops", "_turns", "_turn_progress", "_progress"):
+        for name in _WORK_SPACE:
             del state[name]
         state["states"] = {row: guest.save() for row, guest in self.states.items()}
         return state
@@ -144,14 +139,17 @@ class Node:
         self.__dict__.update(state)
         self._make_work_space()
         for row, parts in state["states"].items():
-            guest = Guest.restore(self._layout(row), parts)
+            pages, vcpus = int(self.guests[row, G_PAGES]), int(self.guests[row, G_VCPUS])
+            guest = Guest.restore(self._layout(pages, vcpus), parts)
             self.states[row] = guest
             self.guests[row, G_STATE] = guest.address
 
-    def _layout(self, row: int) -> Any:
+    def _layout(self, pages: int, vcpus: int) -> Layout:
         """Return the kind of a guest's kernel."""
-        pages, vcpus = int(self.guests[row, G_PAGES]), int(self.guests[row, G_VCPUS])
-        return guest_layout(self.guest_spec, rounded_pages(pages), vcpus)
+        kind = rounded_pages(pages), vcpus
+        if kind not in self._layouts:
+            self._layouts[kind] = guest_layout(self.guest_spec, *kind)
+        return self._layouts[kind]
 
     def advance(self, commands: Commands, t0_ns: int, t1_ns: int) -> NodeRows:
         """Run the node from one barrier to the next and return its rows.
@@ -238,56 +236,46 @@ class Node:
 
     def _start(self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int) -> None:
         """Start a VM and let it boot, and touch all that it has by now if it ran before."""
-        spec = self.guest_spec
-        row = self._new_row()
-        guest = self.guests[row]
-        guest[:] = 0
-        madvised = draw_guest(spec, self._guests_key, vm_id, pages, guest)
-        guest[G_VM], guest[G_PAGES], guest[G_VCPUS] = vm_id, pages, vcpus
-        guest[G_START_NS] = guest[G_HEAP_NS] = t_ns - age_ns
-        guest[G_LAST_NS] = t_ns
-        guest[G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
-        ram_pages = self._offset + pages
-        guest[G_MM], enough = self.host.start(vm_id, ram_pages, spec.overhead_pages, madvised)
-        if self._offset:
-            self.host.mem.mm[guest[G_MM], MM_EPT_FLAGS] |= EPT_MISALIGNED
-        layout = self._layout(row)
-        self.states[row] = Guest(layout)
-        guest[G_STATE] = self.states[row].address
+        spec, row, layout = self.guest_spec, self._new_row(), self._layout(pages, vcpus)
         self.row_of[vm_id] = row
+        self.states[row] = Guest.boot(layout)
+        fill_guest(self.guests[row], vm_id, pages, vcpus, self.states[row].address, t_ns, age_ns)
         self._note_event(t_ns, row, "start", "")
-        if not enough and self._kill(t_ns) == guest[G_MM]:
-            return
-        boot = len(layout.touched) + 1
-        first: NDArray[np.int64] = np.zeros((boot + OPS_PER_GUEST, NR_O_FIELDS), np.int64)
-        first[:boot, O_ROW], first[:boot, O_KIND] = row, OP_HOST
-        first[0, O_START], first[0, O_NR] = self.host.own_first_page(ram_pages), spec.overhead_pages
-        first[1:boot, O_START] = layout.touched[:, 0] + self._offset
-        first[1:boot, O_NR] = layout.touched[:, 1]
-        nr = decide_one(
-            self.host.mem, self.guests, row, self._profiles, first, boot, self.tick_ns, t_ns, 0
+        self._first_ops = _with_room(
+            self._first_ops, self._nr_first_ops, 1 + len(layout.touched) + OPS_PER_GUEST
         )
-        self._starting.append(first[:nr])
-        guest[G_NEXT_TICK] = self._first_tick(row, t_ns)
+        self._nr_first_ops, enough = start_vm(
+            self.host.mem,
+            self.guests,
+            row,
+            self._profiles,
+            self._shares,
+            touched_share(spec, self._guests_key, vm_id),
+            boot_footprint(spec, pages),
+            layout.touched,
+            self._guests_key,
+            self._first_ops,
+            self._nr_first_ops,
+            spec.overhead_pages,
+            self._offset,
+            self.tick_ns,
+        )
+        if not enough:
+            if self.guests[row, G_MM] == NIL:
+                raise InvariantError(PROCESS_TABLE_FULL)
+            self._kill(t_ns)
         if age_ns == 0:
             self._finish_starts(t_ns)
 
-    def _first_tick(self, row: int, t_ns: int) -> int:
-        """Return the tick at which a guest acts first: by its key, so that not all act at once."""
-        behaviour = self.guest_spec.behaviours[int(self.guests[row, G_CLASS])]
-        period = max(behaviour.period_ns // self.tick_ns, 1)
-        return t_ns // self.tick_ns + 1 + int(self.guests[row, G_KEY]) % period
-
     def apply(self, t_ns: int, ops: list[tuple[int, int, int, int, int]]) -> None:
         """Let guests carry out operations (rows of `guestsim.behaviour`) now."""
-        self._apply(t_ns, np.array(ops, np.int64))
+        self._apply(t_ns, np.array(ops, np.int64), len(ops))
 
     def _finish_starts(self, t_ns: int) -> None:
         """Let the VMs that start together touch what they have from the beginning."""
-        if self._starting:
-            ops = np.concatenate(self._starting)
-            self._starting = []
-            self._apply(t_ns, ops)
+        nr, self._nr_first_ops = self._nr_first_ops, 0
+        if nr:
+            self._apply(t_ns, self._first_ops, nr)
 
     def _run_ticks(self, rows: NDArray[np.int64], begin_ns: int) -> None:
         """Let guests and the kernel use memory for some ticks, a row of ``hosts`` each."""
@@ -317,9 +305,9 @@ class Node:
                 return
             self._kill(now_ns)
 
-    def _apply(self, t_ns: int, ops: NDArray[np.int64]) -> None:
+    def _apply(self, t_ns: int, ops: NDArray[np.int64], nr: int) -> None:
         """Carry out operations, killing the largest VM whenever memory runs out."""
-        begin_turns(ops, len(ops), self._turns, self._turn_progress)
+        begin_turns(ops, nr, self._turns, self._turn_progress)
         while not run_turns(
             self.host.mem, self.guests, ops, self._turns, self._turn_progress, self._offset
         ):
@@ -340,18 +328,19 @@ class Node:
         self._note_event(t_ns, row, event, reason)
         self.host.stop(int(self.guests[row, G_MM]))
         self.guests[row] = -1
-        del self.states[row]
-        self._starting = [ops for ops in self._starting if ops[0, O_ROW] != row]
+        self.states.pop(row).end()
+        heappush(self._free_rows, row)
+        first = self._first_ops[: self._nr_first_ops]
+        first[first[:, O_ROW] == row, O_NR] = 0
 
     def _new_row(self) -> int:
-        """Return a free row of the table of guests, which grows as needed."""
-        free = np.flatnonzero(self.guests[:, G_VM] < 0)
-        if len(free):
-            return int(free[0])
-        rows = len(self.guests)
-        self.guests = np.concatenate([self.guests, np.full_like(self.guests, -1)])
-        self._make_work_space()
-        return rows
+        """Return the lowest free row of the table of guests, which grows as needed."""
+        if not self._free_rows:
+            first, nr = self._first_ops, self._nr_first_ops
+            self.guests = np.concatenate([self.guests, np.full_like(self.guests, -1)])
+            self._make_work_space()
+            self._first_ops, self._nr_first_ops = first, nr
+        return int(heappop(self._free_rows))
 
     def _note_vms(self, t_ns: int, rows: list[int], ended: bool) -> None:
         """Write a row of ``vms`` for each of some guests."""
@@ -376,6 +365,15 @@ class Node:
                 guest[G_PAGES],
             ]
         )
+
+
+def _with_room(ops: NDArray[np.int64], used: int, more: int) -> NDArray[np.int64]:
+    """Return operations with room for more; the used ones are kept."""
+    if used + more <= len(ops):
+        return ops
+    larger = np.zeros((2 * (used + more), NR_O_FIELDS), np.int64)
+    larger[:used] = ops[:used]
+    return larger
 
 
 def _table(rows: list[list[int]], columns: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from guestsim.guest import CACHE_SHARE, boot_footprint, free_room
+from guestsim.guest import CACHE_SHARE, free_room
 from guestsim.spec import GuestSpec
 from hostsim.core.counter_rng import hash64, uniform
 from hostsim.core.jit import inline_kernel, kernel
@@ -81,7 +81,15 @@ B_READS: Final = 7
 B_DROPS: Final = 8
 B_RESTART: Final = 9  # ns
 B_PERIOD: Final = 10  # ns
-NR_B_FIELDS: Final = 11
+B_BELOW: Final = 11  # numbers in (0, 1) below this one pick this class or one before
+B_HEAP: Final = 12
+B_LOAD: Final = 13  # thousandths
+NR_B_FIELDS: Final = 14
+
+# Shares of VMs, as `device_shares` returns them
+SHARE_ADVISED: Final = 0
+SHARE_REPORTS: Final = 1
+SHARE_BALLOON: Final = 2
 
 # Columns of an operation
 O_ROW: Final = 0  # guest
@@ -120,7 +128,10 @@ def guests_key(seed: int) -> int:
 def behaviour_table(spec: GuestSpec) -> NDArray[np.float64]:
     """Return the behaviours as rows that kernels read."""
     table = np.zeros((len(spec.behaviours), NR_B_FIELDS))
+    total = sum(b.weight for b in spec.behaviours)
+    below = 0.0
     for row, b in zip(table, spec.behaviours, strict=True):
+        below += b.weight / total
         row[:] = (
             _ADVICE[b.heap_advice],
             b.growth_ratio * spec.growth_ns,
@@ -133,51 +144,77 @@ def behaviour_table(spec: GuestSpec) -> NDArray[np.float64]:
             b.cache_drops_per_hour,
             b.restart_ns,
             b.period_ns,
+            below,
+            b.heap_ratio,
+            round(1000.0 * b.load),
         )
     return table
 
 
-def draw_class(spec: GuestSpec, drawn: float) -> int:
+def device_shares(spec: GuestSpec) -> NDArray[np.float64]:
+    """Return which shares of VMs QEMU advises, report free pages and have a balloon."""
+    return np.array([spec.madvise_ratio, spec.reporting_ratio, spec.balloon_ratio])
+
+
+def touched_share(spec: GuestSpec, key: int, vm_id: int) -> float:
+    """Return the hidden share of its size that a VM grows to."""
+    mean, concentration = spec.touched_share_mean, spec.touched_share_concentration
+    if mean == 1.0:
+        return 1.0
+    drawn = uniform(key, vm_id, 0)
+    return float(betaincinv(mean * concentration, (1.0 - mean) * concentration, drawn))
+
+
+@kernel
+def draw_class(profiles: NDArray[np.float64], drawn: float) -> int:
     """Return the behaviour that a number in (0, 1) picks by the scenario's weights."""
-    total = sum(b.weight for b in spec.behaviours)
-    below = 0.0
-    for number, behaviour in enumerate(spec.behaviours):
-        below += behaviour.weight / total
-        if drawn < below:
+    for number in range(profiles.shape[0] - 1):
+        if drawn < profiles[number, B_BELOW]:
             return number
-    return len(spec.behaviours) - 1
+    return profiles.shape[0] - 1
 
 
-def draw_guest(spec: GuestSpec, key: int, vm_id: int, pages: int, guest: NDArray[np.int64]) -> bool:
+@kernel
+def draw_guest(
+    guest: NDArray[np.int64],
+    profiles: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    touched: float,
+    boot_pages: int,
+    key: int,
+) -> bool:
     """Draw what the fleet does not know of a VM into its row; return whether QEMU advises.
 
     Parameters
     ----------
+    guest
+        Row of the table of guests, modified: key, class, targets, devices.  Its number and size
+        stand there.
+    shares
+        As `device_shares` returns them.
+    touched
+        Hidden share of its size that it grows to.
+    boot_pages
+        Boot footprint.
     key
         As `guests_key` returns it.
-    guest
-        Row of the table of guests, modified: key, class, targets, devices.
     """
-    mean, concentration = spec.touched_share_mean, spec.touched_share_concentration
-    share = 1.0
-    if mean < 1.0:
-        drawn = uniform(key, vm_id, 0)
-        share = float(betaincinv(mean * concentration, (1.0 - mean) * concentration, drawn))
-    number = draw_class(spec, uniform(key, vm_id, 3))
-    boot = boot_footprint(spec, pages)
-    room = max(math.ceil(share * pages) - pages // 64 - boot, 0)
-    largest = max(pages - pages // FITTING - boot, 0)  # programs are set up to fit
-    heap = min(int(spec.behaviours[number].heap_ratio * room), largest)
+    vm_id = guest[G_VM]
+    pages = guest[G_PAGES]
+    number = draw_class(profiles, uniform(key, vm_id, 3))
+    room = max(math.ceil(touched * float(pages)) - pages // 64 - boot_pages, 0)
+    largest = max(pages - pages // FITTING - boot_pages, 0)  # programs are set up to fit
+    heap = min(int(profiles[number, B_HEAP] * float(room)), largest)
     guest[G_KEY] = hash64(key, vm_id, 2)
     guest[G_CLASS] = number
     guest[G_HEAP] = heap
-    guest[G_CACHE] = boot * CACHE_SHARE // 8 + room - heap
+    guest[G_CACHE] = boot_pages * CACHE_SHARE // 8 + room - heap
     guest[G_RING] = guest[G_CACHE] + (1 << HPAGE_PMD_ORDER)
-    guest[G_HEAD] = boot * CACHE_SHARE // 8
-    guest[G_REPORTS] = uniform(key, vm_id, 4) < spec.reporting_ratio
-    guest[G_BALLOONED] = uniform(key, vm_id, 5) < spec.balloon_ratio
-    guest[G_LOAD] = round(1000.0 * spec.behaviours[number].load)
-    return bool(uniform(key, vm_id, 1) < spec.madvise_ratio)
+    guest[G_HEAD] = boot_pages * CACHE_SHARE // 8
+    guest[G_REPORTS] = 1 if uniform(key, vm_id, 4) < shares[SHARE_REPORTS] else 0
+    guest[G_BALLOONED] = 1 if uniform(key, vm_id, 5) < shares[SHARE_BALLOON] else 0
+    guest[G_LOAD] = int(profiles[number, B_LOAD])
+    return bool(uniform(key, vm_id, 1) < shares[SHARE_ADVISED])
 
 
 @inline_kernel

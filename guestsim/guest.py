@@ -16,6 +16,7 @@ Simplified: what a boot writes, the host sees in ascending order.
 
 import ctypes
 import functools
+import itertools
 import mmap
 from typing import Any, Final, NamedTuple
 
@@ -162,11 +163,14 @@ class Layout(NamedTuple):
     table: NDArray[np.int64]  # of `ByReference`, addresses relative to the mapping
     inside: NDArray[np.bool_]  # rows of the table that lie in the mapping; others are shared
     booted: Memory  # the first guest of its kind, never changed
-    copies: tuple[tuple[int, int, int], ...]  # offset, source address, bytes
+    copies: tuple[tuple[int, int, int], ...]  # runs of pages: offset, source address, bytes
+    gaps: tuple[tuple[int, int], ...]  # between them: offset, bytes
     touched: NDArray[np.int64]  # (runs, 2) frames that the boot wrote, ascending
+    spares: "list[Guest]"  # guests of this kind that have ended: their mappings are used again
 
 
 SHARED: Final = ("touched", "scratch", "tunables", "cost")
+MAX_SPARES: Final = 32  # of a kind: VMs come in about as fast as they go
 _GRANULE: Final = 256  # bytes compared at once when looking for what a boot wrote
 
 
@@ -214,18 +218,34 @@ def guest_layout(spec: GuestSpec, nr_pages: int, vcpus: int) -> Layout:
         if name not in SHARED
     )
     table[inside, 0] -= base
-    copies = tuple(
-        (addresses[name] - base + first, addresses[name] + first, nr_bytes)
+    written = [
+        (addresses[name] - base + first, nr_bytes)
         for name, first, nr_bytes in _written(booted)
         if name not in SHARED
-    )
-    return Layout(end - base, table, inside, booted, copies, touched)
+    ]
+    pages, gaps = _pages_and_gaps(written, end - base)
+    copies = tuple((offset, base + offset, nr_bytes) for offset, nr_bytes in pages)
+    return Layout(end - base, table, inside, booted, copies, gaps, touched, [])
+
+
+_Ranges = tuple[tuple[int, int], ...]
+
+
+def _pages_and_gaps(written: list[tuple[int, int]], nr_bytes: int) -> tuple[_Ranges, _Ranges]:
+    """Return the runs of pages that hold what was written, and what is between: offset, bytes."""
+    size = mmap.PAGESIZE
+    first = [offset // size for offset, _ in written]
+    nr = [(offset + length - 1) // size + 1 - offset // size for offset, length in written]
+    edges = np.cumsum(joined(np.array([first, nr], np.int64).T), axis=1).ravel() * size
+    edges = np.concatenate([[0], np.minimum(edges, nr_bytes), [nr_bytes]])
+    parts = [(int(a), int(b - a)) for a, b in itertools.pairwise(edges)]
+    return tuple(parts[1::2]), tuple(part for part in parts[::2] if part[1])
 
 
 class Guest:
     """The state of one guest's kernel: a mapping, and the table by which kernels find it."""
 
-    def __init__(self, layout: Layout, *, booted: bool = True) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
         self._mapping = mmap.mmap(-1, layout.nr_bytes, flags=flags)
@@ -233,14 +253,25 @@ class Guest:
         self.base = np.frombuffer(self._mapping, np.uint8, 1).ctypes.data
         self.table = layout.table.copy()
         self.table[layout.inside, 0] += self.base
-        if booted:
-            for offset, source, nr_bytes in layout.copies:
-                ctypes.memmove(self.base + offset, source, nr_bytes)
+        self.address = int(self.table.ctypes.data)  # what kernels make the state from
 
-    @property
-    def address(self) -> int:
-        """Address of the table: what kernels make the state from."""
-        return int(self.table.ctypes.data)
+    @classmethod
+    def boot(cls, layout: Layout) -> "Guest":
+        """Return a guest that has just booted."""
+        guest = layout.spares.pop() if layout.spares else cls(layout)
+        for offset, source, nr_bytes in layout.copies:
+            ctypes.memmove(guest.base + offset, source, nr_bytes)
+        return guest
+
+    def end(self) -> None:
+        """Give the guest's memory back; it must not be used any more.
+
+        Its mapping is kept for another one, with the pages that a boot writes.
+        """
+        if len(self.layout.spares) < MAX_SPARES:
+            for offset, nr_bytes in self.layout.gaps:
+                self._mapping.madvise(mmap.MADV_DONTNEED, offset, nr_bytes)
+            self.layout.spares.append(self)
 
     @property
     def mem(self) -> Memory:
@@ -263,7 +294,7 @@ class Guest:
     @classmethod
     def restore(cls, layout: Layout, parts: dict[str, NDArray[Any]]) -> "Guest":
         """Return the guest whose state these are."""
-        guest = cls(layout, booted=False)
+        guest = cls(layout)
         mem = guest.mem
         for name, part in parts.items():
             getattr(mem, name)[: len(part)] = part

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.errors import InvariantError
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.rng import Stream, stream
 from hostsim.core.units import (
     HPAGE_PMD_NR,
@@ -98,6 +98,7 @@ OP_START: Final = 2
 OP_NR: Final = 3
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
+PROCESS_TABLE_FULL: Final = "more processes on one host than the process table holds"
 NR_ROW_HEAD: Final = 5  # t_ns, host_id, nr_vms, committed_vcpus, committed_pages
 
 
@@ -124,6 +125,26 @@ def new_process(
         if not alloc_table(mem, mm, KIND_PGTABLE):
             return mm, False
     return mm, True
+
+
+@kernel
+def start_qemu(
+    mem: Memory, ram_pages: int, own_pages: int, madvised: bool, vm_id: int
+) -> tuple[int, bool]:
+    """Start a VM's process as `Host.start` does; the process is NIL if the table is full."""
+    advice = ADVICE_HUGE if madvised else ADVICE_NONE
+    mm, enough = new_process(mem, ram_pages, own_pages, advice, vm_id)
+    if mm != NIL:
+        if madvised:
+            khugepaged_enter(mem, mm)
+        mem.vmstat[VM_STARTS] += 1
+    return mm, enough
+
+
+@inline_kernel
+def own_first_page(ram_pages: int) -> int:
+    """Return the first page of a process's own memory behind its guest RAM."""
+    return (ram_pages + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER << HPAGE_PMD_ORDER
 
 
 @kernel
@@ -368,18 +389,10 @@ class Host:
         InvariantError
             The process table is full.
         """
-        advice = ADVICE_HUGE if madvised else ADVICE_NONE
-        mm, enough = new_process(self.mem, ram_pages, own_pages, advice, vm_id)
+        mm, enough = start_qemu(self.mem, ram_pages, own_pages, madvised, vm_id)
         if mm == NIL:
-            raise InvariantError("more processes on one host than the process table holds")
-        if madvised:
-            khugepaged_enter(self.mem, mm)
-        self.mem.vmstat[VM_STARTS] += 1
+            raise InvariantError(PROCESS_TABLE_FULL)
         return int(mm), bool(enough)
-
-    def own_first_page(self, ram_pages: int) -> int:
-        """Return the first page of a process's own memory behind its guest RAM."""
-        return -(-ram_pages // HPAGE_PMD_NR) * HPAGE_PMD_NR
 
     def stop(self, mm: int) -> None:
         """End a VM's process and free all it owns."""

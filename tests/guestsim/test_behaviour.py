@@ -11,6 +11,7 @@ from guestsim.behaviour import (
     G_RING,
     G_SLOT,
     G_TAIL,
+    G_VM,
     NR_G_FIELDS,
     NR_O_FIELDS,
     NR_SLOTS,
@@ -24,9 +25,11 @@ from guestsim.behaviour import (
     OPS_PER_GUEST,
     behaviour_table,
     decide,
+    device_shares,
     draw_class,
     draw_guest,
     guests_key,
+    touched_share,
 )
 from guestsim.guest import boot_footprint, boot_memory
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
@@ -40,8 +43,9 @@ TICK_NS = 5 * NS_PER_MIN
 def drawn(vm_id, pages=GIB, spec=GUESTS):
     guest = np.zeros(NR_G_FIELDS, np.int64)
     guest[G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
-    guest[G_PAGES] = pages
-    return guest, draw_guest(spec, KEY, vm_id, pages, guest)
+    guest[G_VM], guest[G_PAGES] = vm_id, pages
+    share, boot = touched_share(spec, KEY, vm_id), boot_footprint(spec, pages)
+    return guest, draw_guest(guest, behaviour_table(spec), device_shares(spec), share, boot, KEY)
 
 
 def test_a_vm_draws_the_same_wherever_it_runs():
@@ -68,7 +72,8 @@ def test_share_of_advised_vms_is_the_scenarios():
 
 def test_classes_come_by_weight():
     spec = GUESTS._replace(behaviours=(BUSY, BUSY._replace(weight=3.0)))
-    assert [draw_class(spec, x) for x in (0.01, 0.249, 0.251, 0.99)] == [0, 0, 1, 1]
+    table = behaviour_table(spec)
+    assert [draw_class(table, x) for x in (0.01, 0.249, 0.251, 0.99)] == [0, 0, 1, 1]
 
 
 def decided(guest, mem, tick, spec=GUESTS):

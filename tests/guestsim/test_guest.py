@@ -4,7 +4,7 @@ from guests import GUESTS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestsim.guest import Guest, boot_memory, guest_layout, joined, rounded_pages
+from guestsim.guest import SHARED, Guest, boot_memory, guest_layout, joined, rounded_pages
 from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mm.check import check_memory
 from hostsim.mm.mm_types import P_TOUCHED, PCP_COUNT, Z_END, Z_FREE, Z_MANAGED, Memory, used_parts
@@ -38,15 +38,30 @@ def test_the_dma32_zone_ends_at_the_hole():
 
 def test_a_copied_boot_is_the_boot():
     layout = guest_layout(GUESTS, GIB, 2)
-    booted, copied = used_parts(boot_memory(GUESTS, GIB, 2)), used_parts(Guest(layout).mem)
+    booted, copied = used_parts(boot_memory(GUESTS, GIB, 2)), used_parts(Guest.boot(layout).mem)
     booted["pool"][P_TOUCHED] = 0
     for name in Memory._fields:
         if name not in ("touched", "scratch"):
             assert (booted[name] == copied[name]).all(), name
 
 
+def test_a_guest_in_the_mapping_of_one_that_ended_is_as_booted():
+    layout = guest_layout(GUESTS, GIB, 2)
+    used = Guest.boot(layout)
+    for array in used.mem:
+        if array.ctypes.data in used.table[layout.inside, 0]:
+            array.reshape(-1).view(np.uint8)[:] = 0xA5  # all it could have written
+    used.end()
+    again, new = Guest.boot(layout), Guest.boot(layout)
+    assert again is used
+    assert new is not used
+    for field, array in zip(Memory._fields, again.mem, strict=True):
+        if field not in SHARED:
+            assert (array == getattr(new.mem, field)).all(), field
+
+
 def test_a_restored_guest_has_the_same_state():
-    guest = Guest(guest_layout(GUESTS, GIB, 2))
+    guest = Guest.boot(guest_layout(GUESTS, GIB, 2))
     again = Guest.restore(guest.layout, guest.save())
     check_memory(again.mem)
     for name, part in used_parts(guest.mem).items():

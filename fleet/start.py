@@ -1,0 +1,121 @@
+"""A VM's start: what the fleet does not know of it is drawn, QEMU starts, the guest boots.
+
+Simplified: a VM that ran before the simulation began grows to its size in one step.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.backing import decide_one
+from guestsim.behaviour import (
+    B_PERIOD,
+    G_CLASS,
+    G_HEAP_NS,
+    G_KEY,
+    G_LAST_NS,
+    G_MM,
+    G_NEXT_TICK,
+    G_PAGES,
+    G_SLOT,
+    G_START_NS,
+    G_STATE,
+    G_VCPUS,
+    G_VM,
+    NR_SLOTS,
+    OP_HOST,
+    draw_guest,
+    push,
+)
+from hostsim.core.jit import kernel
+from hostsim.host import own_first_page, start_qemu
+from hostsim.mm.mm_types import MM_EPT_FLAGS, NIL, Memory
+from hostsim.mm.mmu_notifier import EPT_MISALIGNED
+
+
+@kernel
+def fill_guest(
+    guest: NDArray[np.int64],
+    vm_id: int,
+    pages: int,
+    vcpus: int,
+    state: int,
+    t_ns: int,
+    age_ns: int,
+) -> None:
+    """Begin a row of the table of guests: what the scheduler knows of a VM.
+
+    Parameters
+    ----------
+    state
+        Address of the state of its kernel.
+    age_ns
+        How long it has already run.
+    """
+    guest[:] = 0
+    guest[G_VM] = vm_id
+    guest[G_PAGES] = pages
+    guest[G_VCPUS] = vcpus
+    guest[G_STATE] = state
+    guest[G_START_NS] = t_ns - age_ns
+    guest[G_HEAP_NS] = t_ns - age_ns
+    guest[G_LAST_NS] = t_ns
+    for slot in range(NR_SLOTS):
+        guest[G_SLOT + 2 * slot] = NIL
+
+
+@kernel
+def start_vm(
+    host: Memory,
+    guests: NDArray[np.int64],
+    row: int,
+    profiles: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    touched: float,
+    boot_pages: int,
+    boot: NDArray[np.int64],
+    key: int,
+    ops: NDArray[np.int64],
+    nr: int,
+    own_pages: int,
+    offset: int,
+    tick_ns: int,
+) -> tuple[int, bool]:
+    """Start a VM whose row `fill_guest` has begun, and note what it touches first.
+
+    Parameters
+    ----------
+    shares, touched, boot_pages, key
+        As `draw_guest` takes them.
+    boot
+        (runs, 2) frames that a boot writes.
+    ops
+        Operations are appended at ``nr``.
+    own_pages
+        Small-page memory of QEMU itself.
+    offset
+        Page of QEMU's address space at which guest RAM begins.
+
+    Returns
+    -------
+    nr, enough
+        Number of operations, and whether the host's memory sufficed for the process, which is
+        NIL if the process table is full.
+    """
+    guest = guests[row]
+    madvised = draw_guest(guest, profiles, shares, touched, boot_pages, key)
+    ram_pages = offset + guest[G_PAGES]
+    mm, enough = start_qemu(host, ram_pages, own_pages, madvised, guest[G_VM])
+    guest[G_MM] = mm
+    if mm == NIL:
+        return nr, False
+    if offset != 0:
+        host.mm[mm, MM_EPT_FLAGS] |= EPT_MISALIGNED
+    nr = push(ops, nr, row, OP_HOST, 0, own_first_page(ram_pages), own_pages)
+    for i in range(boot.shape[0]):
+        nr = push(ops, nr, row, OP_HOST, 0, boot[i, 0] + offset, boot[i, 1])
+    t_ns = guest[G_LAST_NS]
+    nr = decide_one(host, guests, row, profiles, ops, nr, tick_ns, t_ns, 0)
+    # Not all guests of a kind act at once: a guest acts first by its key.
+    period = max(int(profiles[guest[G_CLASS], B_PERIOD]) // tick_ns, 1)
+    guest[G_NEXT_TICK] = t_ns // tick_ns + 1 + guest[G_KEY] % period
+    return nr, enough
