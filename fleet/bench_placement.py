@@ -68,7 +68,8 @@ CASES: Final = (
 def churn_trace(nr_vms: int, nr_hosts: int = 1_000, seed: int = BENCH_SEED) -> Trace:
     """Return the trace of a number of VMs for a number of hosts.
 
-    Times are whole milliseconds.
+    Times are whole milliseconds.  One generator draws all of it, in the order in which the
+    published trace was drawn: the sum of its hosts holds for this trace alone.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     days = nr_vms / (VMS_A_DAY * nr_hosts / 1_000)
