@@ -4,7 +4,7 @@ Here the two meet: a guest decides what it touches and releases, the host faults
 A node knows no Ray and no other node.
 """
 
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +27,8 @@ from guestsim.behaviour import (
     O_ROW,
     OPS_PER_GUEST,
     behaviour_table,
-    device_shares,
-    guests_key,
-    touched_share,
 )
+from guestsim.draw import device_shares, guests_key, touched_share
 from guestsim.guest import Guest, Layout, boot_footprint, guest_layout, rounded_pages
 from guestsim.spec import Behaviour, GuestSpec
 from hostsim.core.errors import InvariantError
@@ -117,16 +115,19 @@ class Node:
 
     def _make_work_space(self) -> None:
         """Make what is empty between two epochs: operations, turns, progress, free rows."""
-        rows = len(self.guests)
-        self._ops: NDArray[np.int64] = np.zeros((rows * OPS_PER_GUEST, NR_O_FIELDS), np.int64)
-        self._turns: NDArray[np.int64] = np.zeros((rows, 2), np.int64)
         self._turn_progress = np.zeros(NR_T_FIELDS, np.int64)
         self._progress = np.zeros(NR_PROGRESS, np.int64)
-        self._free_rows = np.flatnonzero(self.guests[:, G_VM] < 0).tolist()
-        heapify(self._free_rows)
         self._first_ops: NDArray[np.int64] = np.zeros((OPS_PER_GUEST, NR_O_FIELDS), np.int64)
         self._nr_first_ops = 0  # of VMs that start together
         self._layouts: dict[tuple[int, int], Layout] = {}
+        self._fit_rows()
+
+    def _fit_rows(self) -> None:
+        """Make the work space that grows with the table of guests."""
+        rows = len(self.guests)
+        self._ops: NDArray[np.int64] = np.zeros((rows * OPS_PER_GUEST, NR_O_FIELDS), np.int64)
+        self._turns: NDArray[np.int64] = np.zeros((rows, 2), np.int64)
+        self._free_rows = np.flatnonzero(self.guests[:, G_VM] < 0).tolist()  # a heap
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -336,10 +337,8 @@ class Node:
     def _new_row(self) -> int:
         """Return the lowest free row of the table of guests, which grows as needed."""
         if not self._free_rows:
-            first, nr = self._first_ops, self._nr_first_ops
             self.guests = np.concatenate([self.guests, np.full_like(self.guests, -1)])
-            self._make_work_space()
-            self._first_ops, self._nr_first_ops = first, nr
+            self._fit_rows()
         return int(heappop(self._free_rows))
 
     def _note_vms(self, t_ns: int, rows: list[int], ended: bool) -> None:

@@ -23,9 +23,9 @@ from guestsim.behaviour import (
     G_VM,
     NR_SLOTS,
     OP_HOST,
-    draw_guest,
     push,
 )
+from guestsim.draw import draw_guest
 from hostsim.core.jit import kernel
 from hostsim.host import own_first_page, start_qemu
 from hostsim.mm.mm_types import MM_EPT_FLAGS, NIL, Memory

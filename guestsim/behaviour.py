@@ -13,13 +13,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
-from guestsim.guest import CACHE_SHARE, free_room
+from guestsim.guest import free_room
 from guestsim.spec import GuestSpec
-from hostsim.core.counter_rng import hash64, uniform
+from hostsim.core.counter_rng import uniform
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.rng import Stream, stream
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_HOUR
 from hostsim.mm.mm_types import NIL, Memory
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, ADVICE_NONE
@@ -86,11 +84,6 @@ B_HEAP: Final = 12
 B_LOAD: Final = 13  # thousandths
 NR_B_FIELDS: Final = 14
 
-# Shares of VMs, as `device_shares` returns them
-SHARE_ADVISED: Final = 0
-SHARE_REPORTS: Final = 1
-SHARE_BALLOON: Final = 2
-
 # Columns of an operation
 O_ROW: Final = 0  # guest
 O_KIND: Final = 1
@@ -111,18 +104,12 @@ OP_DEFLATE: Final = 9
 OP_DAEMONS: Final = 10  # the kernel's threads work from O_WHERE to O_START, in ns
 
 MAX_JOBS: Final = 4
-FITTING: Final = 8  # a main process leaves an eighth of memory to the kernel and others (assumed)
 MAX_RUNS: Final = 16
 RUN_PAGES: Final = 64  # of a heap, freed together
 BALLOON_RESERVE_SHIFT: Final = 5  # a balloon leaves its guest 1/32 of its memory free (assumed)
 OPS_PER_GUEST: Final = 17 + 3 * MAX_JOBS + 2 * NR_SLOTS + 2 * MAX_RUNS
 
 _ADVICE = {"none": ADVICE_NONE, "huge": ADVICE_HUGE, "nohuge": ADVICE_NOHUGE}
-
-
-def guests_key(seed: int) -> int:
-    """Return the key of what a run's guests draw."""
-    return int(stream(seed, Stream.GUEST_MEMORY).integers(1 << 62))
 
 
 def behaviour_table(spec: GuestSpec) -> NDArray[np.float64]:
@@ -149,72 +136,6 @@ def behaviour_table(spec: GuestSpec) -> NDArray[np.float64]:
             round(1000.0 * b.load),
         )
     return table
-
-
-def device_shares(spec: GuestSpec) -> NDArray[np.float64]:
-    """Return which shares of VMs QEMU advises, report free pages and have a balloon."""
-    return np.array([spec.madvise_ratio, spec.reporting_ratio, spec.balloon_ratio])
-
-
-def touched_share(spec: GuestSpec, key: int, vm_id: int) -> float:
-    """Return the hidden share of its size that a VM grows to."""
-    mean, concentration = spec.touched_share_mean, spec.touched_share_concentration
-    if mean == 1.0:
-        return 1.0
-    drawn = uniform(key, vm_id, 0)
-    return float(betaincinv(mean * concentration, (1.0 - mean) * concentration, drawn))
-
-
-@kernel
-def draw_class(profiles: NDArray[np.float64], drawn: float) -> int:
-    """Return the behaviour that a number in (0, 1) picks by the scenario's weights."""
-    for number in range(profiles.shape[0] - 1):
-        if drawn < profiles[number, B_BELOW]:
-            return number
-    return profiles.shape[0] - 1
-
-
-@kernel
-def draw_guest(
-    guest: NDArray[np.int64],
-    profiles: NDArray[np.float64],
-    shares: NDArray[np.float64],
-    touched: float,
-    boot_pages: int,
-    key: int,
-) -> bool:
-    """Draw what the fleet does not know of a VM into its row; return whether QEMU advises.
-
-    Parameters
-    ----------
-    guest
-        Row of the table of guests, modified: key, class, targets, devices.  Its number and size
-        stand there.
-    shares
-        As `device_shares` returns them.
-    touched
-        Hidden share of its size that it grows to.
-    boot_pages
-        Boot footprint.
-    key
-        As `guests_key` returns it.
-    """
-    vm_id = guest[G_VM]
-    pages = guest[G_PAGES]
-    number = draw_class(profiles, uniform(key, vm_id, 3))
-    room = max(math.ceil(touched * float(pages)) - pages // 64 - boot_pages, 0)
-    largest = max(pages - pages // FITTING - boot_pages, 0)  # programs are set up to fit
-    heap = min(int(profiles[number, B_HEAP] * float(room)), largest)
-    guest[G_KEY] = hash64(key, vm_id, 2)
-    guest[G_CLASS] = number
-    guest[G_HEAP] = heap
-    guest[G_CACHE] = boot_pages * CACHE_SHARE // 8 + room - heap
-    guest[G_RING] = guest[G_CACHE] + (1 << HPAGE_PMD_ORDER)
-    guest[G_HEAD] = boot_pages * CACHE_SHARE // 8
-    guest[G_REPORTS] = 1 if uniform(key, vm_id, 4) < shares[SHARE_REPORTS] else 0
-    guest[G_BALLOONED] = 1 if uniform(key, vm_id, 5) < shares[SHARE_BALLOON] else 0
-    guest[G_LOAD] = int(profiles[number, B_LOAD])
-    return bool(uniform(key, vm_id, 1) < shares[SHARE_ADVISED])
 
 
 @inline_kernel

@@ -1,7 +1,23 @@
-"""Guests for tests: a specification, and one class that does a bit of everything."""
+"""Guests for tests: a specification, one class that does a bit of everything, rows as drawn."""
 
+import numpy as np
+
+from guestsim.behaviour import (
+    G_PAGES,
+    G_SLOT,
+    G_VM,
+    NR_G_FIELDS,
+    NR_SLOTS,
+    behaviour_table,
+)
+from guestsim.draw import device_shares, draw_guest, guests_key, touched_share
+from guestsim.guest import boot_footprint
 from guestsim.spec import Behaviour, GuestSpec
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
+from hostsim.mm.mm_types import NIL
+
+GIB = 1 << 18
+KEY = guests_key(1)
 
 BUSY = Behaviour(
     name="busy",
@@ -37,3 +53,12 @@ GUESTS = GuestSpec(
     balloon_below=0.1,
     behaviours=(BUSY,),
 )
+
+
+def drawn(vm_id, pages=GIB, spec=GUESTS):
+    """Return the row of a VM that starts, and whether QEMU advises."""
+    guest = np.zeros(NR_G_FIELDS, np.int64)
+    guest[G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
+    guest[G_VM], guest[G_PAGES] = vm_id, pages
+    share, boot = touched_share(spec, KEY, vm_id), boot_footprint(spec, pages)
+    return guest, draw_guest(guest, behaviour_table(spec), device_shares(spec), share, boot, KEY)

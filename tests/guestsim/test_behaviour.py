@@ -1,20 +1,15 @@
 import numpy as np
 import pytest
-from guests import BUSY, GUESTS
+from guests import BUSY, GIB, GUESTS, drawn
 
 from guestsim.behaviour import (
     G_CACHE,
     G_HEAD,
     G_HEAP,
     G_LAST_NS,
-    G_PAGES,
     G_RING,
-    G_SLOT,
     G_TAIL,
-    G_VM,
-    NR_G_FIELDS,
     NR_O_FIELDS,
-    NR_SLOTS,
     O_KIND,
     O_NR,
     O_START,
@@ -25,55 +20,11 @@ from guestsim.behaviour import (
     OPS_PER_GUEST,
     behaviour_table,
     decide,
-    device_shares,
-    draw_class,
-    draw_guest,
-    guests_key,
-    touched_share,
 )
-from guestsim.guest import boot_footprint, boot_memory
+from guestsim.guest import boot_memory
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
-from hostsim.mm.mm_types import NIL
 
-KEY = guests_key(1)
-GIB = 1 << 18
 TICK_NS = 5 * NS_PER_MIN
-
-
-def drawn(vm_id, pages=GIB, spec=GUESTS):
-    guest = np.zeros(NR_G_FIELDS, np.int64)
-    guest[G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
-    guest[G_VM], guest[G_PAGES] = vm_id, pages
-    share, boot = touched_share(spec, KEY, vm_id), boot_footprint(spec, pages)
-    return guest, draw_guest(guest, behaviour_table(spec), device_shares(spec), share, boot, KEY)
-
-
-def test_a_vm_draws_the_same_wherever_it_runs():
-    assert (drawn(17)[0] == drawn(17)[0]).all()
-    assert (drawn(17)[0] != drawn(18)[0]).any()
-
-
-def test_hidden_share_has_the_mean_of_the_scenario():
-    pages = 64 * GIB
-    boot = boot_footprint(GUESTS, pages)
-    shares = []
-    for vm in range(2000):
-        guest, _ = drawn(vm, pages)
-        beyond = guest[G_HEAP] + guest[G_CACHE] - boot * 5 // 8
-        shares.append((beyond + boot + pages // 64) / pages)
-    # Beta(8, 2): standard deviation 0.12, so 4 standard errors of 2,000 draws are 0.011
-    assert np.mean(shares) == pytest.approx(0.8, abs=0.011)
-
-
-def test_share_of_advised_vms_is_the_scenarios():
-    advised = [drawn(vm)[1] for vm in range(2000)]
-    assert np.mean(advised) == pytest.approx(0.5, abs=0.045)  # 4 standard errors
-
-
-def test_classes_come_by_weight():
-    spec = GUESTS._replace(behaviours=(BUSY, BUSY._replace(weight=3.0)))
-    table = behaviour_table(spec)
-    assert [draw_class(table, x) for x in (0.01, 0.249, 0.251, 0.99)] == [0, 0, 1, 1]
 
 
 def decided(guest, mem, tick, spec=GUESTS):
