@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fleet.backing import NR_T_FIELDS, begin_turns, run_turns
 from fleet.mmu_figures import Sampling, measure_guests
 from fleet.start import fill_guest, start_vm
+from fleet.state import State
 from fleet.ticks import NR_PROGRESS, run_ticks
 from fleet.vm_rows import fill_vm_rows
 from guestsim.behaviour import (
@@ -40,16 +41,7 @@ from hostsim.spec import HostSpec
 
 STOP = 0
 START = 1
-_WORK_SPACE = (
-    "_ops",
-    "_turns",
-    "_turn_progress",
-    "_progress",
-    "_free_rows",
-    "_first_ops",
-    "_nr_first_ops",
-    "_layouts",
-)
+_NOTHING: NDArray[np.int64] = np.zeros(0, np.int64)
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
 
@@ -129,21 +121,47 @@ class Node:
         self._turns: NDArray[np.int64] = np.zeros((rows, 2), np.int64)
         self._free_rows = np.flatnonzero(self.guests[:, G_VM] < 0).tolist()  # a heap
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in _WORK_SPACE:
-            del state[name]
-        state["states"] = {row: guest.save() for row, guest in self.states.items()}
+    def save(self) -> State:
+        """Return all that changes between two epochs: arrays by name, views of the live state."""
+        guests = self.guests.copy()
+        guests[:, G_STATE] = 0  # addresses of this process
+        rows = np.array(list(self.row_of.items()), np.int64).reshape(len(self.row_of), 2)
+        state = {"guests": guests, "rows": rows}
+        state |= {f"host.{name}": part for name, part in self.host.save().items()}
+        for row, guest in self.states.items():
+            state |= {f"guest.{row}.{name}": part for name, part in guest.save().items()}
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def restore(self, state: State) -> None:
+        """Take up a state that `save` returned on a node of the same description.
+
+        Raises
+        ------
+        ValueError
+            The state is another version's, or another host's.
+        """
+        parts: dict[str, State] = {}
+        for name, part in state.items():
+            owner, _, field = name.rpartition(".") if name.startswith("guest.") else ("", "", name)
+            parts.setdefault(owner, {})[field] = part
+        own = parts.pop("", {})
+        guests, rows = own.pop("guests", _NOTHING), own.pop("rows", _NOTHING)
+        if guests.dtype != np.int64 or guests.ndim != 2 or guests.shape[1] != NR_G_FIELDS:
+            raise ValueError(f"guests: {guests.dtype} {guests.shape} is no table of guests")
+        known = np.sort(np.flatnonzero(guests[:, G_VM] >= 0))
+        if rows.shape != (len(known), 2) or (np.sort(rows[:, 1]) != known).any():
+            raise ValueError("rows: are not those of the guests")
+        self.host.restore({name.removeprefix("host."): part for name, part in own.items()})
+        self.guests, self.row_of = guests.copy(), dict(rows.tolist())
+        self.states = {}
         self._make_work_space()
-        for row, parts in state["states"].items():
+        for row in self.row_of.values():
             pages, vcpus = int(self.guests[row, G_PAGES]), int(self.guests[row, G_VCPUS])
-            guest = Guest.restore(self._layout(pages, vcpus), parts)
+            guest = Guest.restore(self._layout(pages, vcpus), parts.pop(f"guest.{row}", {}))
             self.states[row] = guest
             self.guests[row, G_STATE] = guest.address
+        if parts:
+            raise ValueError(f"{', '.join(parts)}: not a guest of this host")
 
     def _layout(self, pages: int, vcpus: int) -> Layout:
         """Return the kind of a guest's kernel."""

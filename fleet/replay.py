@@ -36,7 +36,6 @@ from hostsim.mm.mm_types import (
     P_DAEMON_NS,
     P_DAEMON_SCALE,
     P_NOW_NS,
-    P_PAGEBLOCKS,
     P_RESUME,
     P_SETTLED_NS,
     P_TIME_SCALE,
@@ -160,8 +159,7 @@ class Replay:
     def _copy(self) -> "Replay":
         """Return a machine in the same state."""
         other = copy.copy(self)
-        nr_pages = int(self.mem.pool[P_PAGEBLOCKS]) << PAGEBLOCK_ORDER
-        other.mem = restore_parts(used_parts(self.mem), nr_pages)
+        other.mem = restore_parts(used_parts(self.mem), self.mem)
         for name, value in vars(self).items():
             if isinstance(value, Pipes):
                 setattr(other, name, value.copy())

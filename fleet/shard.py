@@ -5,25 +5,23 @@ Which hosts share a shard is a run-time choice and never changes a result.
 
 import gc
 import os
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from fleet.mmu_figures import SampleUsage, usage_of_samplers
 from fleet.node import START, Commands, Node
 from fleet.placement import EpochPlan
 from fleet.scenario import Scenario
+from fleet.state import pack, unpack
 from fleet.trace import Trace
-from hostsim.core.errors import InvariantError
+from hostsim.core.errors import InvariantError, ResultsError
 from hostsim.core.stats import TABLES
 
 Tables = dict[str, NDArray[np.int64]]
 MakeNode = Callable[..., Any]
-_CODEC = pa.Codec("zstd", compression_level=1)
 CHECK_VARIABLE = "FLEET_CHECK"  # 1: validators run after every epoch
 
 
@@ -144,26 +142,24 @@ class Shard:
     def save(self) -> list[tuple[int, bytes]]:
         """Return the state of every host."""
         return [
-            (host_id, _packed(node))
+            (host_id, pack(node.save()))
             for host_id, node in zip(self.plan.host_ids, self.nodes, strict=True)
         ]
 
     def restore(self, epoch: int, states: list[bytes]) -> None:
-        """Take up the states of this shard's hosts at the start of an epoch."""
-        self.nodes = [_unpacked(state) for state in states]
+        """Take up the states of this shard's hosts at the start of an epoch.
+
+        Raises
+        ------
+        ResultsError
+            A state does not fit its host.
+        """
+        for host_id, node, packed in zip(self.plan.host_ids, self.nodes, states, strict=True):
+            try:
+                node.restore(unpack(packed))
+            except ValueError as error:
+                raise ResultsError(f"checkpoint of host {host_id}: {error}") from error
         self.epoch = epoch
-
-
-def _packed(node: Any) -> bytes:
-    """Return a node's state, compressed by the shard that holds it: its length comes first."""
-    state = pickle.dumps(node, pickle.HIGHEST_PROTOCOL)
-    return len(state).to_bytes(8, "little") + bytes(_CODEC.compress(state, asbytes=True))
-
-
-def _unpacked(packed: bytes) -> Any:
-    """Return the node whose state `_packed` returned."""
-    nr_bytes = int.from_bytes(packed[:8], "little")
-    return pickle.loads(_CODEC.decompress(packed[8:], nr_bytes, asbytes=True))
 
 
 def _host_commands(commands: ShardCommands, index: int) -> Commands:

@@ -38,6 +38,7 @@ from hostsim.mm.mm_types import (
     Z_RESERVE,
     Z_WMARK_HIGH,
     Memory,
+    fill_parts,
     used_parts,
 )
 from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
@@ -287,15 +288,22 @@ class Guest:
         return Memory(**arrays)
 
     def save(self) -> dict[str, NDArray[Any]]:
-        """Return all that a checkpoint needs."""
+        """Return all that changes: views of the used parts, by name."""
         parts = used_parts(self.mem)
         return {name: part for name, part in parts.items() if name not in SHARED}
 
     @classmethod
     def restore(cls, layout: Layout, parts: dict[str, NDArray[Any]]) -> "Guest":
-        """Return the guest whose state these are."""
+        """Return the guest whose state these are.
+
+        Raises
+        ------
+        ValueError
+            The state is another version's, or another kind of guest's.
+        """
+        missing = set(Memory._fields) - set(SHARED) - parts.keys()
+        if missing:
+            raise ValueError(f"missing: {', '.join(sorted(missing))}")
         guest = cls(layout)
-        mem = guest.mem
-        for name, part in parts.items():
-            getattr(mem, name)[: len(part)] = part
+        fill_parts(guest.mem, parts)
         return guest

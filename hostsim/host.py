@@ -52,7 +52,14 @@ from hostsim.mm.pcp import decay_pcp
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.settings import write_setting
-from hostsim.mm.slab import S_USED, Slab, alloc_boot_pages, new_slab, slab_tick
+from hostsim.mm.slab import (
+    S_USED,
+    Slab,
+    alloc_boot_pages,
+    new_slab,
+    restore_slab,
+    slab_tick,
+)
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.vmstat import (
@@ -355,22 +362,27 @@ class Host:
                 f"slab.base_pages {spec.slab.base_pages}: the host's memory cannot hold them"
             )
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        used = int(self.slab.state[S_USED])
-        blocks = np.array(self.slab.blocks[:used])
-        state["mem"] = used_parts(self.mem)
-        state["slab"] = np.array(self.slab.state), np.array(self.slab.wheel), blocks
-        return state
+    def save(self) -> dict[str, NDArray[Any]]:
+        """Return all that changes: views of the used parts, by name."""
+        slab = self.slab._asdict()
+        slab["blocks"] = slab["blocks"][: int(self.slab.state[S_USED])]
+        parts = {f"mem.{name}": part for name, part in used_parts(self.mem).items()}
+        return parts | {f"slab.{name}": part for name, part in slab.items()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.mem = restore_parts(state["mem"], self.spec.memory_pages)
-        self.slab = new_slab()
-        counts, wheel, blocks = state["slab"]
-        self.slab.state[:] = counts
-        self.slab.wheel[:] = wheel
-        self.slab.blocks[: len(blocks)] = blocks
+    def restore(self, parts: dict[str, NDArray[Any]]) -> None:
+        """Take up a state that `save` returned on a host of the same description.
+
+        Raises
+        ------
+        ValueError
+            The state is another version's, or another host's.
+        """
+        split: dict[str, dict[str, NDArray[Any]]] = {"mem": {}, "slab": {}}
+        for name, part in parts.items():
+            kind, _, field = name.partition(".")
+            split.get(kind, {})[field] = part
+        self.mem = restore_parts(split["mem"], self.mem)
+        self.slab = restore_slab(split["slab"])
 
     def start(self, vm_id: int, ram_pages: int, own_pages: int, madvised: bool) -> tuple[int, bool]:
         """Start a VM's process; return its number and whether memory sufficed.

@@ -106,6 +106,17 @@ class FakeNode:
             ended=ended,
         )
 
+    def save(self):
+        vms = [(vm_id, *size) for vm_id, size in self.vms.items()]
+        return {
+            "vms": np.array(vms, np.int64).reshape(len(vms), 3),
+            "counts": np.array([self.starts, self.ends, self.checks]),
+        }
+
+    def restore(self, state):
+        self.vms = {vm_id: (vcpus, pages) for vm_id, vcpus, pages in state["vms"].tolist()}
+        self.starts, self.ends, self.checks = state["counts"].tolist()
+
     def check(self):
         self.checks += 1
         if self.starts < 0:

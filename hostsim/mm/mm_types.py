@@ -436,7 +436,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
 
 
 def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
-    """Return the part of each array that has ever been used: all that a checkpoint needs."""
+    """Return the part of each array that has ever been used, not copied: all of a state."""
     used = {
         "rec": int(mem.pool[P_REC_USED]),
         "ext": int(mem.pool[P_EXT_USED]),
@@ -459,15 +459,46 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
         "swap_cluster": nr_cluster_rows(int(mem.pool[P_SWAP_SLOTS])),
     }
     return {
-        name: np.array(array[: used.get(name, len(array))])
+        name: array[: used.get(name, len(array))]
         for name, array in zip(Memory._fields, mem, strict=True)
     }
 
 
-def restore_parts(parts: dict[str, NDArray[Any]], nr_pages: int) -> Memory:
-    """Return the state whose used parts these are."""
-    mem = carve_memory(nr_pages, len(parts["vmstat"]), len(parts["tunables"]))
+def fill_parts(mem: Memory, parts: dict[str, NDArray[Any]]) -> None:
+    """Copy parts that `used_parts` returned into arrays that hold zeros.
+
+    Raises
+    ------
+    ValueError
+        They do not fit: they are another version's, or another host's.
+    """
     for name, part in parts.items():
-        getattr(mem, name)[: len(part)] = part
+        into = getattr(mem, name)
+        if into.dtype != part.dtype or into.shape[1:] != part.shape[1:] or len(part) > len(into):
+            raise ValueError(
+                f"{name}: {part.dtype} {part.shape} does not fit {into.dtype} {into.shape}"
+            )
+        into[: len(part)] = part
+    for name, used in used_parts(mem).items():
+        if name in parts and len(used) != len(parts[name]):
+            raise ValueError(f"{name}: {len(parts[name])} entries, its counter says {len(used)}")
     mem.pool[P_LRU_FIRST : P_LRU_FIRST + 2 * NR_LRU_LISTS] = 0
+
+
+def restore_parts(parts: dict[str, NDArray[Any]], like: Memory) -> Memory:
+    """Return the state whose used parts these are, of a machine like another.
+
+    Raises
+    ------
+    ValueError
+        Parts are missing, or do not fit.
+    """
+    if parts.keys() != set(Memory._fields):
+        odd = ", ".join(sorted(parts.keys() ^ set(Memory._fields)))
+        raise ValueError(f"missing or unknown: {odd}")
+    nr_pages = int(like.pool[P_PAGEBLOCKS]) << PAGEBLOCK_ORDER
+    mem = carve_memory(nr_pages, len(like.vmstat), len(like.tunables))
+    fill_parts(mem, parts)
+    if mem.pool[P_PAGEBLOCKS] != like.pool[P_PAGEBLOCKS]:
+        raise ValueError(f"pool: of a machine of {mem.pool[P_PAGEBLOCKS]} pageblocks")
     return mem

@@ -61,6 +61,27 @@ def new_slab() -> Slab:
     )
 
 
+def restore_slab(parts: dict[str, NDArray[Any]]) -> Slab:
+    """Return the table whose used parts these are.
+
+    Raises
+    ------
+    ValueError
+        They do not fit.
+    """
+    slab = new_slab()
+    if parts.keys() != set(Slab._fields):
+        raise ValueError(f"slab: parts are {', '.join(parts)}, not {', '.join(Slab._fields)}")
+    for name, part in parts.items():
+        into = getattr(slab, name)
+        if into.dtype != part.dtype or part.ndim != 1 or len(part) > len(into):
+            raise ValueError(f"slab.{name}: {part.dtype} {part.shape} does not fit {into.shape}")
+        into[: len(part)] = part
+    if slab.state[S_USED] != len(parts["blocks"]):
+        raise ValueError(f"slab.blocks: {len(parts['blocks'])}, not {slab.state[S_USED]}")
+    return slab
+
+
 @kernel
 def alloc_boot_pages(mem: Memory, nr: int) -> bool:
     """Allocate kernel memory that stays for ever; return whether there was enough."""

@@ -1,10 +1,9 @@
-import pickle
-
 import numpy as np
 import pytest
 from guests import BUSY, GUESTS
 
 from fleet.node import START, STOP, Commands, Node
+from fleet.state import pack, unpack
 from guestsim.behaviour import G_MM, G_PAGES
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, VM_COLUMNS
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
@@ -122,15 +121,42 @@ def test_hosts_and_seeds_differ_only_in_what_is_theirs():
     assert (base[:, HOST["nr_guest_pages"]] != other_seed[:, HOST["nr_guest_pages"]]).any()
 
 
-def test_a_pickled_node_goes_on_as_if_nothing_had_been():
-    node = new_node()
+def test_a_restored_node_goes_on_as_if_nothing_had_been():
+    node, again = new_node(), new_node()
     run(node, (0, START, 0, 2), (5, START, 1, 1))
-    state = pickle.dumps(node)
-    assert len(state) < 4 << 20
-    again = pickle.loads(state)
+    state = pack(node.save())
+    assert len(state) < 1 << 20
+    run(again, (0, START, 7, 3), (9, START, 8, 1))  # what was there before does not matter
+    again.restore(unpack(state))
     again.check()
+    assert pack(again.save()) == state
     rows = [run(n, (70, STOP, 0, 2), first=1) for n in (node, again)]
     assert all((a == b).all() for a, b in zip(*rows, strict=True))
+    assert pack(again.save()) == pack(node.save())
+
+
+def test_state_of_another_host_or_version_is_refused():
+    node = new_node()
+    run(node, (0, START, 0, 2))
+    state = node.save()
+    smaller = new_node(gib=4)
+    with pytest.raises(ValueError, match=r"does not fit|of a machine of"):
+        smaller.restore(state)
+    for odd, why in (
+        ({"guests": state["guests"][:, 1:]}, "no table of guests"),
+        ({"rows": state["rows"] + 1}, "rows: are not those of the guests"),
+        ({"host.mem.pool": state["host.mem.pool"][:-1]}, "pool: .* entries, its counter says"),
+        ({"host.mem.zone": state["host.mem.zone"].astype("i4")}, "zone: int32 .* does not fit"),
+        ({"host.mem.ext": state["host.mem.ext"][:-1]}, "ext: .* entries, its counter says"),
+        ({"host.mem.heap": state["rows"]}, "missing or unknown: heap"),
+        ({"host.slab.blocks": state["host.slab.blocks"][1:]}, "slab.blocks"),
+        ({"guest.5.pool": state["rows"]}, "guest.5: not a guest of this host"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            new_node().restore(state | odd)
+    del state["guest.0.pool"]
+    with pytest.raises(ValueError, match="missing: pool"):
+        new_node().restore(state)
 
 
 def test_counters_are_monotone():

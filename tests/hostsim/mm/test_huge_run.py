@@ -57,7 +57,7 @@ def touch(mem, mm, first, nr):
 
 def comparable(mem: Memory):
     """Return all state but the notes of what was written when, which differ on purpose."""
-    parts = used_parts(mem)
+    parts = {name: part.copy() for name, part in used_parts(mem).items()}
     parts["pool"][[P_RESUME, P_WRITTEN_FREE, P_WRITTEN_USED]] = 0
     del parts["wrec"], parts["scratch"]
     dead = int(mem.pool[P_RUN_FREE]) - 1
