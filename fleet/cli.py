@@ -158,7 +158,7 @@ def ask(
     as_json: JsonOption = False,
     parquet: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
-    """Ask the tables hosts, vms and events of a run with polars SQL.
+    """Ask the tables hosts, vms, events and fleet of a run with polars SQL.
 
     \b
     Examples:

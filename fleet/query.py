@@ -26,7 +26,7 @@ def scan(run: RunDirectory, table: str) -> pl.LazyFrame:
 
 
 def query(path: Path, sql: str) -> pl.DataFrame:
-    """Run one SQL statement over the tables hosts, vms and events of a run.
+    """Run one SQL statement over the tables of a run.
 
     Raises
     ------

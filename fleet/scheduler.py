@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fleet import checkpoint, rundir
 from fleet.demand import arrivals, make_placer, open_demand
+from fleet.fleet_rows import fleet_row
 from fleet.mmu_figures import SampleUsage
 from fleet.placement import EpochPlan, Placer, empty_plan
 from fleet.pool import gauges_of
@@ -279,6 +280,7 @@ class _Driver:
             ahead = self._place(epoch + 1)  # while the hosts run, as if they told nothing new
             tables = in_host_order(self.backend.collect())
             tables["events"] = np.concatenate([self._rejects(plan), tables["events"]])
+            tables["fleet"] = fleet_row(tables["hosts"], self.placer.pool)
             killed = self._settle(tables["events"])
             if len(killed) or self.placer.reads_gauges:
                 self.placer.restore(self.placed)

@@ -20,6 +20,7 @@ TABLE_DOCS = {
     "hosts": "One row per host and tick, in host order within an epoch.",
     "vms": "One row per running VM and simulated hour, and one when a VM ends.",
     "events": "One row per VM started, rejected, ended or killed.",
+    "fleet": "One row per epoch: sums over hosts, as of its end.",
 }
 
 

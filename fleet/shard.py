@@ -18,7 +18,7 @@ from fleet.scenario import Scenario
 from fleet.state import pack, unpack
 from fleet.trace import Trace
 from hostsim.core.errors import InvariantError, ResultsError
-from hostsim.core.stats import TABLES
+from hostsim.core.stats import NODE_TABLES, TABLES
 
 Tables = dict[str, NDArray[np.int64]]
 MakeNode = Callable[..., Any]
@@ -80,9 +80,9 @@ def in_host_order(parts: Iterable[Tables]) -> Tables:
     """Join the rows of all shards by host; rows of one host keep their order."""
     parts = list(parts)
     joined = {}
-    for table, columns in TABLES.items():
+    for table in NODE_TABLES:
         rows = np.concatenate([part[table] for part in parts])
-        host = [column.name for column in columns].index("host_id")
+        host = [column.name for column in TABLES[table]].index("host_id")
         joined[table] = rows[np.argsort(rows[:, host], kind="stable")]
     return joined
 
@@ -132,7 +132,9 @@ class Shard:
                 seed = self.plan.scenario.seed
                 raise InvariantError(f"{where}, seed {seed}: {error}") from error
         self.epoch += 1
-        return {table: np.concatenate([getattr(part, table) for part in parts]) for table in TABLES}
+        return {
+            table: np.concatenate([getattr(part, table) for part in parts]) for table in NODE_TABLES
+        }
 
     def sampling(self) -> SampleUsage:
         """Return what samples of address translation have cost this process since it began."""

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from fleet.rundir import MANIFEST_FILE, STAGING, read_json, reported, write_json
 from fleet.schema import arrow_table, dictionary_columns
-from hostsim.core.stats import SCHEMA_VERSION, TABLES
+from hostsim.core.stats import NODE_TABLES, SCHEMA_VERSION, TABLES
 
 HOST_COLUMN = {
-    table: next(i for i, column in enumerate(columns) if column.name == "host_id")
-    for table, columns in TABLES.items()
+    table: [column.name for column in TABLES[table]].index("host_id") for table in NODE_TABLES
 }
 
 
@@ -52,7 +51,9 @@ class Sink:
                         path.unlink()
 
     def write(self, epoch: int, tables: dict[str, NDArray[np.int64]]) -> None:
-        """Write and commit the rows of one epoch, each table sorted by host.
+        """Write and commit the rows of one epoch, those of nodes sorted by host.
+
+        A table that is not of nodes has one part, that of group 0.
 
         Raises
         ------
@@ -61,6 +62,9 @@ class Sink:
         """
         new = []
         for table, rows in tables.items():
+            if table not in HOST_COLUMN:
+                new.append(self._stage(table, epoch, 0, rows))
+                continue
             group_of_row = np.maximum(rows[:, HOST_COLUMN[table]], 0) // self.hosts_per_part
             cuts = np.searchsorted(group_of_row, np.arange(self.nr_groups + 1))
             for group in range(self.nr_groups):

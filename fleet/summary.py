@@ -12,8 +12,6 @@ from fleet.scenario import Scenario
 from hostsim.core.errors import InvariantError
 from hostsim.core.units import (
     HPAGE_PMD_NR,
-    HPAGE_PMD_ORDER,
-    MAX_PAGE_ORDER,
     PAGE_BYTES,
     PAGEBLOCK_NR_PAGES,
     format_bytes,
@@ -43,6 +41,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "duration_ns": scenario.duration_ns,
         "vms": vms,
         "at_end": _gauges(last),
+        "fleet": _fleet(run),
         "counters": _counters(last),
         "translation": _translation(last),
         "cost": _cost(run),
@@ -99,8 +98,6 @@ def _number(value: Any) -> float | None:
 
 
 def _gauges(last: pl.DataFrame) -> dict[str, Any]:
-    orders = [f"nr_free_order{order}" for order in range(HPAGE_PMD_ORDER, MAX_PAGE_ORDER + 1)]
-    free_huge = last.select(pl.sum_horizontal(orders)).to_series()
     index = last["unusable_index_order9"] / 1000
     huge_pages = int(last["nr_anon_transparent_hugepages"].sum()) * HPAGE_PMD_NR
     guest_pages = int(last["nr_guest_pages"].sum())
@@ -112,12 +109,41 @@ def _gauges(last: pl.DataFrame) -> dict[str, Any]:
         "free_memory_ratio": _over_hosts(last["nr_free_pages"] / last["memory_pages"]),
         "guest_ram_bytes": guest_pages * PAGE_BYTES,
         "huge_coverage_ratio": _ratio(huge_pages, guest_pages),
-        "hosts_without_free_hugepage": int((free_huge == 0).sum()),
         "unusable_index_order9": {
             "median": _number(index.median()),
             "p95": _number(index.quantile(0.95, "nearest")),
         },
         "partial_pageblocks_ratio": _ratio(int(last["pageblocks_partial"].sum()), blocks),
+    }
+
+
+def _fleet(run: RunDirectory) -> dict[str, float | int | None]:
+    """Return the figures of the table ``fleet``: at the end, and packing as a mean over time."""
+    rows = scan(run, "fleet").sort("t_ns").collect()
+    if rows.is_empty():
+        return {}
+    end = rows.row(-1, named=True)
+    hosts, pageblocks = end["nr_hosts"], end["managed_pages"] // PAGEBLOCK_NR_PAGES
+    faults = end["thp_fault_alloc"] + end["thp_fault_fallback"]
+    return {
+        "packing_density_ratio": _ratio(end["committed_vcpus"], end["occupied_vcpus"]),
+        "packing_density_mean_ratio": _ratio(
+            float(rows["committed_vcpus"].sum()), float(rows["occupied_vcpus"].sum())
+        ),
+        "empty_hosts": end["empty_hosts"],
+        "empty_hosts_mean": _number(rows["empty_hosts"].mean()),
+        "full_hosts": end["full_hosts"],
+        "stranded_memory_ratio": _ratio(end["stranded_pages"], end["offered_pages"]),
+        "stranded_memory_mean_ratio": _ratio(
+            float(rows["stranded_pages"].sum()), float(rows["offered_pages"].sum())
+        ),
+        **{
+            f"hosts_without_free_{size}_ratio": _ratio(end[f"hosts_no_free_{size}"], hosts)
+            for size in ("2m", "32m", "1g")
+        },
+        "unmovable_memory_ratio": _ratio(end["unmovable_pages"], end["managed_pages"]),
+        "unmovable_pageblocks_ratio": _ratio(end["pageblocks_holding_unmovable"], pageblocks),
+        "thp_success_ratio": _ratio(end["thp_fault_alloc"], faults),
     }
 
 
@@ -200,6 +226,39 @@ def _translation_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def _fleet_lines(fleet: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say how full and how whole the fleet is; means are over the epochs."""
+    if not fleet:
+        return []
+    sizes = (("2 MiB", "2m"), ("32 MiB", "32m"), ("1 GiB", "1g"))
+    return [
+        (
+            "packing density",
+            f"{_percent(fleet['packing_density_ratio'])} of the vCPUs of hosts in use"
+            f" ({_percent(fleet['packing_density_mean_ratio'])} mean)",
+        ),
+        ("empty hosts", f"{fleet['empty_hosts']:,} ({fleet['empty_hosts_mean']:.1f} mean)"),
+        (
+            "stranded memory",
+            f"{_percent(fleet['stranded_memory_ratio'])} of memory, at {fleet['full_hosts']:,}"
+            f" hosts without a vCPU left ({_percent(fleet['stranded_memory_mean_ratio'])} mean)",
+        ),
+        (
+            "no free block",
+            ", ".join(
+                f"{_percent(fleet[f'hosts_without_free_{key}_ratio'])} of {size}"
+                for size, key in sizes
+            )
+            + " (share of hosts)",
+        ),
+        (
+            "unmovable",
+            f"{_percent(fleet['unmovable_memory_ratio'])} of memory,"
+            f" in {_percent(fleet['unmovable_pageblocks_ratio'])} of pageblocks",
+        ),
+    ]
+
+
 def as_text(found: dict[str, Any]) -> str:
     """Print the figures for people, in at most 90 columns."""
     vms, now, counted, cost = found["vms"], found["at_end"], found["counters"], found["cost"]
@@ -235,7 +294,7 @@ def as_text(found: dict[str, Any]) -> str:
             f"{_percent(counted['thp_fallback_ratio'])} of"
             f" {counted['thp_fault_alloc'] + counted['thp_fault_fallback']:,} eligible faults",
         ),
-        ("no free 2 MiB", f"{now['hosts_without_free_hugepage']:,} of {nr_hosts:,} hosts"),
+        *_fleet_lines(found["fleet"]),
         (
             "fragmentation",
             f"{_percent(index['median'])} median, {_percent(index['p95'])} p95"

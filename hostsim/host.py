@@ -34,8 +34,14 @@ from hostsim.mm.mm_types import (
     NR_TYPES,
     NR_ZONES,
     P_DAEMON_NS,
+    P_FREE_1G,
+    P_FREE_32M,
+    P_KSM_SHARED,
+    P_KSM_SHARING,
     P_REC_LIVE,
     P_RESUME,
+    P_STALL_NS,
+    P_UNMOVABLE_BLOCKS,
     PCP_COUNT,
     Z_FREE,
     Z_LABEL,
@@ -60,6 +66,7 @@ from hostsim.mm.slab import (
     restore_slab,
     slab_tick,
 )
+from hostsim.mm.swapfile import used_slots
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.vmstat import (
@@ -82,6 +89,8 @@ from hostsim.mm.vmstat import (
     PGALLOC,
     PGFAULT,
     PGFREE,
+    PSWPIN,
+    PSWPOUT,
     THP_COLLAPSE_ALLOC,
     THP_COLLAPSE_ALLOC_FAILED,
     THP_DEFERRED_SPLIT_PAGE,
@@ -326,6 +335,15 @@ def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], 
         vmstat[FULL_SCANS],
         vmstat[KHUGEPAGED_WINDOWS],
         mem.pool[P_DAEMON_NS],
+        mem.pool[P_FREE_32M],
+        mem.pool[P_FREE_1G],
+        mem.pool[P_UNMOVABLE_BLOCKS],
+        vmstat[PSWPIN],
+        vmstat[PSWPOUT],
+        used_slots(mem),
+        mem.pool[P_KSM_SHARED],
+        mem.pool[P_KSM_SHARING],
+        mem.pool[P_STALL_NS],
     ):
         row[at] = value
         at += 1

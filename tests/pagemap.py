@@ -11,6 +11,7 @@ import numpy as np
 
 from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.buddy import free_run, rmqueue_run
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -82,6 +83,7 @@ def drawn_memory(kernel, pageblocks):
             x = add_extent(mem, pfn, share, mm if owned else NIL, pfn if owned else 0, kind)
             if kind == KIND_KERNEL:
                 mem.vmstat[NR_KERNEL] += share
+                count_unmovable(mem, pfn, share)
             if owned:
                 if last == NIL:
                     set_window(mem, mm, pb, table_word(x))
@@ -94,6 +96,7 @@ def drawn_memory(kernel, pageblocks):
     mem.mm[mm, MM_KERNEL] = add_extent(mem, first, nr, mm, 0, KIND_PGTABLE) + 1
     mem.mm[mm, MM_PGTABLES] = nr
     mem.vmstat[NR_PAGETABLE] = nr
+    count_unmovable(mem, first, nr)
     add_extent(mem, first + nr, PAGEBLOCK_NR_PAGES - nr, NIL, 0, KIND_BOOT)
     return mem
 

@@ -7,7 +7,7 @@ order; ratios are computed when reading.
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Kind = Literal["key", "gauge", "counter", "label"]
 
@@ -348,6 +348,61 @@ HOST_COLUMNS: tuple[Column, ...] = (
         "Simulated CPU time of the kernel's daemons: khugepaged, kcompactd, ksmd.",
     ),
     Column(
+        "nr_free_32m",
+        "int32",
+        "gauge",
+        "blocks",
+        "Aligned blocks of 32 MiB, in one zone, all of whose pageblocks are free.",
+    ),
+    Column(
+        "nr_free_1g",
+        "int32",
+        "gauge",
+        "blocks",
+        "Aligned blocks of 1 GiB, in one zone, all of whose pageblocks are free.",
+    ),
+    Column(
+        "pageblocks_holding_unmovable",
+        "int32",
+        "gauge",
+        "pageblocks",
+        "Pageblocks with a page of the kernel, of a page table or of an EPT, whatever their label.",
+        "Zhao et al., Contiguitas, ISCA 2023",
+    ),
+    Column("pswpin", "int64", "counter", "pages", "Pages read from swap.", "/proc/vmstat"),
+    Column("pswpout", "int64", "counter", "pages", "Pages written to swap.", "/proc/vmstat"),
+    Column(
+        "swap_used_pages",
+        "int64",
+        "gauge",
+        "pages",
+        "Swap area in use.",
+        "/proc/swaps",
+    ),
+    Column(
+        "ksm_pages_shared",
+        "int64",
+        "gauge",
+        "pages",
+        "Frames that ksmd made out of equal pages.",
+        "sysfs ksm/pages_shared",
+    ),
+    Column(
+        "ksm_pages_sharing",
+        "int64",
+        "gauge",
+        "pages",
+        "Pages that share them beside the first: the memory saved.",
+        "sysfs ksm/pages_sharing",
+    ),
+    Column(
+        "stall_ns",
+        "int64",
+        "counter",
+        "ns",
+        "Simulated time that accesses waited for direct compaction and direct reclaim.",
+    ),
+    Column(
         "guest_used_pages",
         "int64",
         "gauge",
@@ -485,8 +540,83 @@ EVENT_COLUMNS: tuple[Column, ...] = (
     Column("memory_pages", "int64", "gauge", "pages", "Memory size of the VM."),
 )
 
+FLEET_COLUMNS: tuple[Column, ...] = (
+    _T._replace(doc="End of the epoch that the row describes."),
+    Column("nr_hosts", "int32", "gauge", "hosts", "Hosts of the fleet."),
+    Column("empty_hosts", "int32", "gauge", "hosts", "Hosts without a VM."),
+    Column("full_hosts", "int32", "gauge", "hosts", "Hosts all of whose vCPUs are rented."),
+    Column("nr_vms", "int64", "gauge", "VMs", "VMs running."),
+    Column("committed_vcpus", "int64", "gauge", "vCPUs", "vCPUs of the running VMs."),
+    Column(
+        "offered_vcpus", "int64", "gauge", "vCPUs", "vCPUs that all hosts offer, oversold ones too."
+    ),
+    Column(
+        "occupied_vcpus",
+        "int64",
+        "gauge",
+        "vCPUs",
+        "vCPUs that hosts with a VM offer; committed_vcpus of these is the packing density.",
+        "Hadary et al., Protean, OSDI 2020; Barbalho et al., MLSys 2023",
+    ),
+    Column("committed_pages", "int64", "gauge", "pages", "Memory size of the running VMs."),
+    Column(
+        "offered_pages", "int64", "gauge", "pages", "Memory that all hosts offer, oversold too."
+    ),
+    Column(
+        "stranded_pages",
+        "int64",
+        "gauge",
+        "pages",
+        "Memory that full hosts still offer: no vCPU is left to rent it with.",
+        "Li et al., Pond, ASPLOS 2023, section 2",
+    ),
+    Column(
+        "hosts_no_free_2m",
+        "int32",
+        "gauge",
+        "hosts",
+        "Hosts without a free block of 2 MiB.",
+    ),
+    Column("hosts_no_free_32m", "int32", "gauge", "hosts", "Hosts without a free block of 32 MiB."),
+    Column("hosts_no_free_1g", "int32", "gauge", "hosts", "Hosts without a free block of 1 GiB."),
+    Column("managed_pages", "int64", "gauge", "pages", "Memory of all hosts' buddy allocators."),
+    Column(
+        "unmovable_pages",
+        "int64",
+        "gauge",
+        "pages",
+        "Of it, page tables, EPTs and other memory of the kernels.",
+    ),
+    Column(
+        "pageblocks_holding_unmovable",
+        "int64",
+        "gauge",
+        "pageblocks",
+        "Pageblocks with such a page, of managed_pages / 512.",
+        "Zhao et al., Contiguitas, ISCA 2023",
+    ),
+    Column(
+        "thp_fault_alloc",
+        "int64",
+        "counter",
+        "huge pages",
+        "Huge pages allocated at fault; THP success is their share of eligible faults.",
+        "/proc/vmstat",
+    ),
+    Column(
+        "thp_fault_fallback",
+        "int64",
+        "counter",
+        "faults",
+        "Eligible faults that fell back to 4 KiB.",
+        "/proc/vmstat",
+    ),
+)
+
 TABLES: dict[str, tuple[Column, ...]] = {
     "hosts": HOST_COLUMNS,
     "vms": VM_COLUMNS,
     "events": EVENT_COLUMNS,
+    "fleet": FLEET_COLUMNS,
 }
+NODE_TABLES = ("hosts", "vms", "events")  # what nodes write; the driver writes the others

@@ -8,6 +8,7 @@ from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.mm.contig import blocks_freed, blocks_taken
 from hostsim.mm.mm_types import (
     NIL,
     NR_SMALL_ORDERS,
@@ -105,12 +106,14 @@ def add_free_pageblocks(
     head = big_head(mem, zone, on_type, order)
     big_list_add(mem, pb, head if at_head else mem.pb[head].b)
     mem.nr_free[zone, on_type, order] += 1
+    blocks_freed(mem, pb, 1 << (order - PAGEBLOCK_ORDER))
 
 
 @hot_kernel
 def del_free_pageblocks(mem: Memory, pb: int, zone: int, on_type: int, order: int) -> None:
     """Take a block of order 9 or 10 off its list; a virgin one only at its region's low end."""
     mem.nr_free[zone, on_type, order] -= 1
+    blocks_taken(mem, pb, 1 << (order - PAGEBLOCK_ORDER))
     if pageblock_state(mem, pb) != PB_VIRGIN:
         big_list_del(mem, pb)
         return

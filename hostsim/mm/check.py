@@ -19,6 +19,7 @@ from hostsim.core.units import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
 )
+from hostsim.mm.check_contig import check_units, check_unmovable
 from hostsim.mm.check_daemons import check_daemons
 from hostsim.mm.check_ept import check_ept
 from hostsim.mm.check_free import (
@@ -462,12 +463,14 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     check_pageblocks(mem, s)
     check_records(mem, s)
     check_free_lists(mem, s)
+    check_units(mem, s)
     pcp = check_pcp(mem, s)
     x = _check_extents(mem, s)
     cached = check_swap(mem, s.state)
     mapped = _check_frames(s, x, pcp, extra, cached)
     _check_address_spaces(mem, s, x)
     _check_totals(mem, s, x, pcp, mapped, extra.size)
+    check_unmovable(mem, x.pfn, x.nr, x.kind)
     check_daemons(mem)
     check_areas(mem)
     check_written(mem, s)

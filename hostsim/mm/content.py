@@ -8,6 +8,7 @@ with equal keys are equal.
 Source: the job of memory's contents; compare Linux mm/ksm.c memcmp_pages, calc_checksum and
 mm/huge_memory.c thp_underused.
 Simplified: contents are keys, and a page never turns back to zero by being written.
+Simplified: what a page of a guest holds is a function of its place: written again, it is the same.
 """
 
 from typing import Final
@@ -18,7 +19,10 @@ from hostsim.core.bits import weight
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES
 from hostsim.mm.mm_types import (
+    MM_ALIKE,
     MM_CONTENT,
+    MM_IMAGE,
+    MM_RAM_PAGES,
     NR_WORDS,
     P_WRITTEN_FREE,
     P_WRITTEN_USED,
@@ -29,6 +33,10 @@ from hostsim.mm.mm_types import (
 KEY_ZERO: Final = 0  # a page of zeros
 KEY_ONE: Final = 1  # a page with a 1 in its first byte: what op scripts write
 CONTENT_EQUAL: Final = 0  # MM_CONTENT: every written page holds KEY_ONE
+SHARE_BITS: Final = 10  # of a share of pages in MM_ALIKE
+SHARE_MASK: Final = (1 << SHARE_BITS) - 1
+OWN_COPIES: Final = 4  # pages of a VM that are alike, on average (assumed)
+IMAGE_PAGES: Final = 1 << 14  # kernel, libraries and programs of an image: 64 MiB (assumed)
 _GOLDEN: Final = 0x9E3779B97F4A7C15 - (1 << 64)  # of splitmix64 (Steele et al. 2014), signed
 _MIX_1: Final = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2: Final = 0x94D049BB133111EB - (1 << 64)
@@ -48,12 +56,49 @@ def written_key(mem: Memory, mm: int, vpn: int) -> int:
     """Return the key of a written page of a process.
 
     With CONTENT_EQUAL all are alike; any other number keys pages that are all different, the
-    same for processes of the same number (as guests of one image).
+    same for processes of the same number, but for the shares of `MM_ALIKE`.
     """
     seed = mem.mm[mm, MM_CONTENT]
     if seed == CONTENT_EQUAL:
         return KEY_ONE
-    return max(mix_key(mix_key(seed) + vpn), KEY_ONE + 1)
+    key = mix_key(mix_key(seed) + vpn)
+    if mem.mm[mm, MM_ALIKE] != 0:
+        key = _alike(mem, mm, key)
+        if key == KEY_ZERO:
+            return KEY_ZERO
+    return max(key, KEY_ONE + 1)
+
+
+@kernel
+def _alike(mem: Memory, mm: int, key: int) -> int:
+    """Return the content of a page that is zero, one of several in its VM, or of its image.
+
+    Parameters
+    ----------
+    key
+        What it is if it is none of these; decides which it is, too.
+    """
+    alike = mem.mm[mm, MM_ALIKE]
+    zero = alike & SHARE_MASK
+    own = (alike >> SHARE_BITS) & SHARE_MASK
+    image = alike >> (2 * SHARE_BITS)
+    drawn = key & SHARE_MASK
+    which = key >> SHARE_BITS
+    if drawn < zero:
+        return KEY_ZERO
+    if drawn < zero + own:
+        pages = mem.mm[mm, MM_RAM_PAGES] * own >> SHARE_BITS
+        contents = max(pages // OWN_COPIES, 1)
+        return mix_key(mix_key(mem.mm[mm, MM_CONTENT] + 1) + which % contents)
+    if drawn < zero + own + image:
+        return mix_key(mix_key(mem.mm[mm, MM_IMAGE]) + which % IMAGE_PAGES)
+    return key
+
+
+def alike_word(zero: float, own: float, image: float) -> int:
+    """Return shares of written pages as `MM_ALIKE` holds them."""
+    shares = [round(share * (1 << SHARE_BITS)) for share in (zero, own, image)]
+    return shares[0] | shares[1] << SHARE_BITS | shares[2] << (2 * SHARE_BITS)
 
 
 @kernel

@@ -17,8 +17,10 @@ from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_slot import khugepaged_fork
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
+    MM_ALIKE,
     MM_CONTENT,
     MM_HUGE,
+    MM_IMAGE,
     MM_MERGEABLE,
     MM_PINNED,
     MM_SWAP,
@@ -184,7 +186,8 @@ def copy_mm(mem: Memory, parent: int, child: int) -> bool:
     """Copy an address space into a new process of the same size; return whether memory sufficed."""
     if not copy_vmas(mem, parent, child):
         return False
-    mem.mm[child, MM_CONTENT] = mem.mm[parent, MM_CONTENT]
+    for field in (MM_CONTENT, MM_ALIKE, MM_IMAGE):
+        mem.mm[child, field] = mem.mm[parent, field]
     if mem.mm[parent, MM_MERGEABLE] != 0:
         ksm_enter(mem, child)
     khugepaged_fork(mem, parent, child)

@@ -12,6 +12,7 @@ Simplified: page tables above hugetlb pages are not counted.
 
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER, HPAGE_PUD_ORDER, NO_PFN, PAGEBLOCK_ORDER
+from hostsim.mm.contig import blocks_taken_run
 from hostsim.mm.mm_types import (
     H_FREE,
     H_LIST,
@@ -144,6 +145,7 @@ def reserve_at_boot(mem: Memory, nr: int) -> int:
             mem.zone[zone, Z_VIRGIN_END] = top - step
             mem.zone[zone, Z_FREE] -= step << PAGEBLOCK_ORDER
             mem.nr_free[zone, MIGRATE_MOVABLE, 10] -= step >> 1
+            blocks_taken_run(mem, top - step, step)
             _enqueue(mem, HUGETLB_1G, top - step)
             mem.hugetlb[HUGETLB_1G, H_NR] += 1
             mem.vmstat[NR_HUGETLB] += step

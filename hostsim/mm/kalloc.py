@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import NO_PFN
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import NIL, Memory
 from hostsim.mm.page_alloc import free_order
 from hostsim.mm.rmap import KIND_KERNEL, add_extent, del_extent
@@ -26,6 +27,7 @@ def alloc_blocks(mem: Memory, order: int, migratetype: int, nr: int, extents: ND
             return i
         extents[i] = add_extent(mem, pfn, 1 << order, NIL, 0, KIND_KERNEL)
         mem.vmstat[NR_KERNEL] += 1 << order
+        count_unmovable(mem, pfn, 1 << order)
     return nr
 
 
@@ -35,5 +37,6 @@ def free_blocks(mem: Memory, order: int, extents: NDArray[Any]) -> None:
     for x in extents:
         pfn = int(mem.ext[x].pfn)
         del_extent(mem, x)
+        count_unmovable(mem, pfn, -(1 << order))
         free_order(mem, pfn, order)
         mem.vmstat[NR_KERNEL] -= 1 << order

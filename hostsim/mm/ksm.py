@@ -14,6 +14,7 @@ from typing import Final
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN
 from hostsim.mm.content import KEY_ZERO
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.cost import C_KSM_PAGE, charge
 from hostsim.mm.fork import wp_page
 from hostsim.mm.ksm_merge import (
@@ -109,6 +110,7 @@ def _fill_slab(mem: Memory) -> bool:
         mem.pool[P_KSM_SLAB] = x + 1
         mem.pool[P_KSM_SLAB_PAGES] += 1
         mem.vmstat[NR_KERNEL] += 1
+        count_unmovable(mem, pfn, 1)
     return True
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGE_BYTES
 from hostsim.mm.content import mix_key
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import (
     MM_KSM_ITEMS,
     MM_KSM_NEXT,
@@ -76,6 +77,7 @@ def trim_slab(mem: Memory) -> None:
         del_extent(mem, x)
         mem.pool[P_KSM_SLAB_PAGES] -= 1
         mem.vmstat[NR_KERNEL] -= 1
+        count_unmovable(mem, pfn, -1)
         free_pages(mem, pfn, 1, 1)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hostsim.core.units import MAX_PAGE_ORDER, NR_PAGE_ORDERS, PAGE_BYTES, PAGEBLOCK_ORDER
 from hostsim.mm.buddy import TAIL, add_free_pageblocks
+from hostsim.mm.contig import blocks_taken_run, init_units
 from hostsim.mm.cost import set_costs
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -99,6 +100,7 @@ def new_memory(
         mem.zone[zone, Z_MANAGED] = end - start
         mem.zone[zone, Z_LABEL + MIGRATE_MOVABLE] = (end - start) >> PAGEBLOCK_ORDER
     init_lists(mem)
+    init_units(mem)
     init_pcp(mem)
     set_profile(mem.tunables, kernel)
     set_costs(mem.cost)
@@ -124,6 +126,7 @@ def _setup_migrate_reserve(mem: Memory) -> None:
             continue
         mem.zone[zone, Z_VIRGIN] += 2
         mem.nr_free[zone, MIGRATE_MOVABLE, MAX_PAGE_ORDER] -= 1
+        blocks_taken_run(mem, pb, 2)
         set_pageblock_migratetype(mem, pb, MIGRATE_RESERVE)
         if blocks == RESERVE_BLOCKS:
             set_pageblock_migratetype(mem, pb + 1, MIGRATE_RESERVE)
@@ -138,6 +141,7 @@ def _reserve_memmap(mem: Memory, nr_pages: int) -> None:
     if first + pageblocks >= int(mem.zone[zone, Z_VIRGIN_END]):
         raise ValueError(f"{nr_pages} pages are too few for a host")
     mem.pb["state"][first : first + pageblocks] = PB_RESERVED
+    blocks_taken_run(mem, first, pageblocks)
     mem.zone[zone, Z_VIRGIN] += pageblocks
     frames = pageblocks << PAGEBLOCK_ORDER
     mem.zone[zone, Z_MANAGED] -= frames

@@ -11,6 +11,7 @@ from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import (
     D_WAKE,
     DAEMON_KHUGEPAGED,
@@ -152,6 +153,7 @@ def drop_mm(mem: Memory) -> None:
         order += 1
     del_extent(mem, x)
     mem.vmstat[NR_KERNEL] -= nr
+    count_unmovable(mem, pfn, -nr)
     free_order(mem, pfn, order)
 
 

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from hostsim.core.arena import Field, carve, nr_bytes
 from hostsim.core.byref import ByReference
-from hostsim.core.units import HPAGE_PMD_ORDER, NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.core.units import (
+    HPAGE_PMD_ORDER,
+    HPAGE_PUD_ORDER,
+    NR_PAGE_ORDERS,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+)
 
 ZONE_DMA: Final = 0
 ZONE_DMA32: Final = 1
@@ -215,7 +221,9 @@ MM_HUGETLB: Final = 32  # HUGETLB_2M or HUGETLB_1G + 1: its guest RAM is a huget
 MM_HUGETLB_RESV: Final = 33  # pages of that size still reserved for it
 MM_HUGETLB_PAGES: Final = 34  # pages of that size that it maps
 MM_SWAP_RA: Final = 35  # last page read from swap << 16 | window << 8 | hits
-NR_MM_FIELDS: Final = 36
+MM_ALIKE: Final = 36  # shares of written pages that are zero, the VM's own, of its image
+MM_IMAGE: Final = 37  # number of the image from which they come
+NR_MM_FIELDS: Final = 38
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0
@@ -292,7 +300,12 @@ P_TIME_SCALE: Final = 77  # simulated time for one nanosecond of cost, in 1/2**1
 P_DAEMON_NS: Final = 78  # of P_COST_NS, what daemons spent
 P_DAEMON_SCALE: Final = 79  # the same for what daemons do
 P_BUSY: Final = 80  # 1: a process runs on the machine's only CPU, and daemons get what is left
-NR_POOL: Final = 81
+P_FREE_32M: Final = 81  # aligned units of 32 MiB that are wholly free: hostsim.mm.contig
+P_FREE_1G: Final = 82
+P_UNMOVABLE_BLOCKS: Final = 83  # pageblocks that hold unmovable pages
+NR_POOL: Final = 84
+UNIT_32M_SHIFT: Final = 4  # pageblocks of a unit of 32 MiB
+UNIT_1G_SHIFT: Final = HPAGE_PUD_ORDER - PAGEBLOCK_ORDER
 TIME_SCALE_ONE: Final = 1 << 16
 
 # Columns of Memory.hugetlb, a row a page size
@@ -368,6 +381,9 @@ class _MemoryArrays(NamedTuple):
     swap_cluster: NDArray[Any]  # (clusters,) CLUSTER_DTYPE
     split_queue: NDArray[Any]  # (nr_pageblocks,) QUEUE_DTYPE, deferred split queue
     daemon: NDArray[Any]  # int64 (NR_DAEMONS, NR_DAEMON_FIELDS): hostsim.mm.daemons
+    unit_32m: NDArray[Any]  # int16 (units,) pageblocks of it not wholly free: hostsim.mm.contig
+    unit_1g: NDArray[Any]  # int16 (units,)
+    unmovable: NDArray[Any]  # int16 (nr_pageblocks,) pages of it that cannot be moved
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -405,6 +421,9 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("scratch", (SCRATCH,), np.dtype("i8")),
         Field("compact", (NR_COMPACT,), np.dtype("i8")),
         Field("touched", (1, 2), np.dtype("i8")),
+        Field("unit_32m", (-(-nr_pageblocks >> UNIT_32M_SHIFT),), np.dtype("i2")),
+        Field("unit_1g", (-(-nr_pageblocks >> UNIT_1G_SHIFT),), np.dtype("i2")),
+        Field("unmovable", (nr_pageblocks,), np.dtype("i2")),
         Field("daemon", (NR_DAEMONS, NR_DAEMON_FIELDS), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("scan", (NR_SCAN_CONTROL,), np.dtype("i8")),

@@ -7,6 +7,7 @@ Simplified: which of a process's table pages a freed table is, is not kept: the 
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import NO_PFN
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, MM_EPT, MM_KERNEL, MM_PGTABLES, NIL, Memory
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.rmap import (
@@ -44,6 +45,7 @@ def own_pages(mem: Memory, mm: int, kind: int, pfn: int, nr: int, step: int) -> 
             x = add_extent(mem, page, 1, mm, 0, kind)
             mem.ext[x].next = head
             mem.mm[mm, MM_KERNEL] = x + 1
+        count_unmovable(mem, page, 1)
     _account(mem, mm, kind, nr)
 
 
@@ -90,6 +92,7 @@ def free_table(mem: Memory, mm: int, kind: int) -> None:
             pfn = low
             mem.ext[x].pfn = low + 1
     _account(mem, mm, kind, -1)
+    count_unmovable(mem, pfn, -1)
     free_pages(mem, pfn, 1, 1)
 
 
@@ -103,6 +106,7 @@ def free_all_tables(mem: Memory, mm: int) -> None:
         nr = int(mem.ext[x].nr)
         _account(mem, mm, mem.ext[x].flags & KIND_MASK, -nr)
         del_extent(mem, x)
+        count_unmovable(mem, low, -nr)
         free_pages(mem, low, nr, 1)
         x = after
     mem.mm[mm, MM_KERNEL] = 0

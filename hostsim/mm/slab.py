@@ -19,6 +19,7 @@ from hostsim.core.byref import ByReference
 from hostsim.core.counter_rng import hash64, uniform
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, NIL, Memory
 from hostsim.mm.page_alloc import free_order
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_BOOT, KIND_KERNEL, add_extent, del_extent
@@ -95,6 +96,7 @@ def alloc_boot_pages(mem: Memory, nr: int) -> bool:
         while taken > 0:
             here = min(taken, PAGEBLOCK_NR_PAGES - (low & (PAGEBLOCK_NR_PAGES - 1)))
             add_extent(mem, low, here, NIL, 0, KIND_BOOT | (EXT_DESCENDING if step < 0 else 0))
+            count_unmovable(mem, low, here)
             low += here
             taken -= here
     return True
@@ -126,6 +128,7 @@ def _bear(mem: Memory, slab: Slab, tick: int, nr: int, life_ticks: float, key: i
         slab.blocks[at].ext = add_extent(mem, pfn, 1 << order, NIL, 0, KIND_KERNEL)
         _queue(slab, at)
         mem.vmstat[NR_KERNEL] += 1 << order
+        count_unmovable(mem, pfn, 1 << order)
     return True
 
 
@@ -152,6 +155,7 @@ def _bury(mem: Memory, slab: Slab, tick: int) -> None:
         pfn = int(slab.blocks[at].pfn)
         order = int(slab.blocks[at].order)
         del_extent(mem, int(slab.blocks[at].ext))
+        count_unmovable(mem, pfn, -(1 << order))
         free_order(mem, pfn, order)
         mem.vmstat[NR_KERNEL] -= 1 << order
         slab.blocks[at].next = slab.state[S_FREE]

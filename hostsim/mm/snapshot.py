@@ -29,6 +29,7 @@ from hostsim.core.units import (
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.buddy import HEAD, TAIL, add_free_block, add_free_pageblocks
+from hostsim.mm.contig import blocks_taken_run, init_units
 from hostsim.mm.cost import set_costs
 from hostsim.mm.memory import setup_watermarks
 from hostsim.mm.mm_types import (
@@ -130,6 +131,8 @@ def memory_from(
     mem.zone[:, Z_FREE] = 0
     mem.zone[:, Z_VIRGIN] = mem.zone[:, Z_VIRGIN_END]
     _forget_virgin(mem)
+    init_units(mem)
+    blocks_taken_run(mem, 0, int(mem.pool[P_PAGEBLOCKS]))
     mem.pb["state"][: mem.pool[P_PAGEBLOCKS]] = PB_RESERVED
     init_pcp(mem)
     set_profile(mem.tunables, kernel)

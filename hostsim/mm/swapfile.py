@@ -96,6 +96,14 @@ def swapon(mem: Memory, slots: int) -> bool:
 
 
 @inline_kernel
+def used_slots(mem: Memory) -> int:
+    """Return how many slots hold pages."""
+    if mem.pool[P_SWAP_SLOTS] == 0:
+        return 0
+    return mem.pool[P_SWAP_SLOTS] - HEADER_SLOTS - mem.pool[P_SWAP_FREE]
+
+
+@inline_kernel
 def slot_in_use(mem: Memory, slot: int) -> bool:
     """Tell whether page tables or the swap cache use a slot."""
     return mem.swap_map[slot] != 0 or mem.swap_cache[slot] != 0

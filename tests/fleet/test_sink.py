@@ -8,16 +8,18 @@ from fleet import sink as sink_module
 from fleet.rundir import FORMAT, open_run
 from fleet.sink import Sink, part_path
 from hostsim.core.errors import ResultsError
-from hostsim.core.stats import SCHEMA_VERSION, TABLES
+from hostsim.core.stats import NODE_TABLES, SCHEMA_VERSION, TABLES
 
 
 def tables_of(host_ids):
     """Return one row a host in every table."""
     tables = {}
-    for table, columns in TABLES.items():
+    for table in NODE_TABLES:
+        columns = TABLES[table]
         rows = np.zeros((len(host_ids), len(columns)), np.int64)
         rows[:, [column.name for column in columns].index("host_id")] = host_ids
         tables[table] = rows
+    tables["fleet"] = np.zeros((1, len(TABLES["fleet"])), np.int64)
     return tables
 
 

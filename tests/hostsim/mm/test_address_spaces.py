@@ -13,6 +13,7 @@ from pagemap import is_all_free, page_frames
 
 from hostsim.core.units import NO_PFN
 from hostsim.mm.check import FrameKind, check_memory, frame_owner
+from hostsim.mm.contig import count_unmovable
 from hostsim.mm.fault import FAULT_OK, FAULT_OOM, touch_range
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.memory import new_memory
@@ -203,6 +204,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
                 return
             x = add_extent(self.mem, pfn, 1 << order, NIL, 0, KIND_KERNEL)
             self.mem.vmstat[NR_KERNEL] += 1 << order
+            count_unmovable(self.mem, pfn, 1 << order)
             self.kernel_blocks.append((pfn, order, x))
 
     @precondition(lambda self: self.kernel_blocks)
@@ -215,6 +217,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     def kernel_free_block(self, pfn, order, x):
         del_extent(self.mem, x)
         self.mem.vmstat[NR_KERNEL] -= 1 << order
+        count_unmovable(self.mem, pfn, -(1 << order))
         if order <= 3:
             free_order(self.mem, pfn, order)
         else:
