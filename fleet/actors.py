@@ -9,15 +9,15 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by ray when it is imported
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+from fleet import cluster, handshake  # first: ray reads its environment when it is imported
 
+# isort: split
 import ray
 import ray.exceptions
 
 from fleet.mmu_figures import SampleUsage
 from fleet.scenario import Scenario
-from fleet.shard import Shard, ShardCommands, Tables, shard_plans, split_hosts
+from fleet.shard import Shard, ShardCommands, ShardPlan, Tables, shard_plans, split_hosts
 from fleet.usage import Usage, usage_of_process
 from hostsim.core.errors import HugefleetError, WorkerError
 
@@ -27,7 +27,13 @@ LOOK_EVERY_S = 10.0  # between two looks at whether the workers still live
 
 
 class ShardActor(Shard):
-    """A shard in a process of its own."""
+    """A shard in a process of its own, which computes as the driver would or not at all."""
+
+    def __init__(self, plan: ShardPlan, expected: handshake.Machine) -> None:
+        different = handshake.differences(expected, handshake.describe())
+        if different:  # a machine that joined the cluster while the run was going on
+            raise WorkerError(f"node {ray.util.get_node_ip_address()} has {different}")
+        super().__init__(plan)
 
     def usage(self) -> Usage:
         """Return what this process uses."""
@@ -78,11 +84,6 @@ def start(workers: int, address: str | None) -> bool:
     return True
 
 
-def _nr_cluster_cores() -> int:
-    resources: Any = ray
-    return int(resources.cluster_resources().get("CPU", 1))
-
-
 class RayBackend:
     """Hosts in shard actors; results are used in host-id order, whatever order they finish in."""
 
@@ -97,19 +98,31 @@ class RayBackend:
     ) -> None:
         self.remote = address is not None
         self.ours = start(workers or nr_cores(), address)
-        cpus = _nr_cluster_cores()
-        self.workers = min(workers or cpus, scenario.nr_hosts)
-        nr_shards = self.workers
-        if hosts_per_actor:
-            nr_shards = -(-scenario.nr_hosts // hosts_per_actor)
-        self.host_ids = split_hosts(scenario.nr_hosts, nr_shards)
-        share = min(1.0, int(1e4 * min(cpus, self.workers) / nr_shards) / 1e4)  # Ray's resolution
-        actor: Any = ray.remote(num_cpus=share, max_restarts=0, max_task_retries=0)(ShardActor)
-        self.actors: list[Any] = [actor.remote(plan) for plan in shard_plans(scenario, nr_shards)]
+        self.actors: list[Any] = []
+        self.room = cluster.make_room(scenario.nr_hosts, workers, hosts_per_actor)
+        self.host_ids = split_hosts(scenario.nr_hosts, self.room.nr_shards)
+        self._plans = shard_plans(scenario, self.room.nr_shards)
+        self._expected = handshake.describe()
+        try:
+            nodes = self.room.nodes()
+            self.nodes = [node.address for node in nodes]
+            if self.remote:
+                cluster.check_nodes(nodes)
+                cluster.warm_nodes(nodes)
+            self.actors = [self._new_actor(shard) for shard in range(self.room.nr_shards)]
+        except BaseException:
+            self.close()
+            raise
         self._pending: list[Any] = []
         self._processes: list[int] = []  # of the actors on this machine
         if not self.remote:
             self._processes = self.pids()
+
+    def _new_actor(self, shard: int) -> Any:
+        """Make the actor of a shard where there is room for it."""
+        options = {"max_restarts": 0, "max_task_retries": 0, **self.room.options(shard)}
+        actor: Any = ray.remote(**options)(ShardActor)
+        return actor.remote(self._plans[shard], self._expected)
 
     def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
         """Let every shard advance by one epoch; returns at once."""
@@ -158,6 +171,7 @@ class RayBackend:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+        self.room.close()
         if self.ours:
             ray.shutdown()
 

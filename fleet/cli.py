@@ -53,9 +53,9 @@ def _load(name: str, overrides: list[str] | None, seed: int | None = None) -> "S
 
 
 def _announce_compilation() -> None:
-    from hostsim.core.jit import cache_folder
+    from fleet.scheduler import is_cold
 
-    if not cache_folder("fleet.node").exists():
+    if is_cold():
         typer.echo("compiling kernels, once per version and machine: about two minutes", err=True)
 
 
@@ -95,7 +95,7 @@ def run(
         int | None, typer.Option(min=1, help="Hosts a Ray actor; 1 is one actor a host.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster, or auto.")
+        str | None, typer.Option(help="HOST:PORT of a running Ray cluster, or auto.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run that --out holds.")

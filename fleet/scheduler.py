@@ -43,6 +43,7 @@ class Backend(Protocol):
 
     name: str
     host_ids: list[tuple[int, ...]]  # by shard
+    nodes: list[str]  # addresses of the machines that compute
 
     def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
         """Start an epoch."""
@@ -125,6 +126,8 @@ def run(
     ------
     ScenarioError
         The scenario cannot be run, or ``out`` already holds something.
+    WorkerError
+        The Ray cluster cannot be reached, used, or lost a worker.
     ResultsError
         A file cannot be written, or a checkpoint cannot be taken up.
     InvariantError
@@ -132,6 +135,10 @@ def run(
     """
     options = options or Options()
     costs = Costs()
+    if options.address:
+        from fleet import cluster
+
+        cluster.reach(options.address)  # within seconds, and before there is a directory
     trace = open_demand(scenario)
     rundir.claim(out, options.overwrite, options.resume)
     record = _record(scenario)
@@ -148,6 +155,7 @@ def run(
         try:
             record["execution"]["backend"] = backend.name
             record["execution"]["shards"] = len(backend.host_ids)
+            record["execution"]["nodes"] = backend.nodes
             driver = _Driver(scenario, trace, backend, out, record, costs, options)
             record["tally"] = driver.run(on_epoch)
             costs.look(backend, force=True)
@@ -185,6 +193,13 @@ def _note_end(out: Path, record: dict[str, Any], status: str) -> None:
     except ResultsError:
         if status == "complete":
             raise
+
+
+def is_cold() -> bool:
+    """Say whether the kernels are still to be compiled on this machine."""
+    from hostsim.core.jit import cache_folder
+
+    return not cache_folder("fleet.backing").exists()  # compiled late: it calls most others
 
 
 def warm_up() -> None:

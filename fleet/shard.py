@@ -183,6 +183,7 @@ class InlineBackend:
 
     def __init__(self, scenario: Scenario, make_node: MakeNode = Node) -> None:
         self.host_ids = split_hosts(scenario.nr_hosts, 1)
+        self.nodes: list[str] = []  # none but this machine
         self.shard = Shard(shard_plans(scenario, 1)[0], make_node)
         self._rows: Tables = {}
 

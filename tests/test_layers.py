@@ -71,8 +71,10 @@ def test_imports_go_one_way(module, path, tree):
 
 
 @pytest.mark.parametrize(("module", "path", "tree"), MODULES)
-def test_only_actors_metrics_and_cli_import_ray(module, path, tree):
-    allowed = module in ("fleet.actors", "fleet.metrics") or module.startswith("fleet.cli")
+def test_only_actors_cluster_metrics_and_cli_import_ray(module, path, tree):
+    allowed = module in ("fleet.actors", "fleet.cluster", "fleet.metrics") or module.startswith(
+        "fleet.cli"
+    )
     assert allowed or not any(within(name, ["ray"]) for name in imports(tree))
 
 
