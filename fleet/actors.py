@@ -15,9 +15,19 @@ from fleet import cluster, handshake  # first: ray reads its environment when it
 import ray
 import ray.exceptions
 
+from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage
 from fleet.scenario import Scenario
-from fleet.shard import Shard, ShardCommands, ShardPlan, Tables, shard_plans, split_hosts
+from fleet.shard import (
+    Arrivals,
+    Move,
+    Shard,
+    ShardCommands,
+    ShardPlan,
+    Tables,
+    shard_plans,
+    split_hosts,
+)
 from fleet.usage import Usage, usage_of_process
 from hostsim.core.errors import HugefleetError, WorkerError
 
@@ -124,11 +134,27 @@ class RayBackend:
         actor: Any = ray.remote(**options)(ShardActor)
         return actor.remote(self._plans[shard], self._expected)
 
-    def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
+    def emigrate(self, epoch: int, t_ns: int, moves: list[list[Move]]) -> list[list[Emigrant]]:
+        """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
+        return self._get(
+            [
+                actor.emigrate.remote(epoch, t_ns, part)
+                for actor, part in zip(self.actors, moves, strict=True)
+            ]
+        )
+
+    def submit(
+        self,
+        epoch: int,
+        t0_ns: int,
+        t1_ns: int,
+        commands: list[ShardCommands],
+        arriving: list[Arrivals],
+    ) -> None:
         """Let every shard advance by one epoch; returns at once."""
         self._pending = [
-            actor.advance.remote(epoch, t0_ns, t1_ns, part)
-            for actor, part in zip(self.actors, commands, strict=True)
+            actor.advance.remote(epoch, t0_ns, t1_ns, part, vms)
+            for actor, part, vms in zip(self.actors, commands, arriving, strict=True)
         ]
 
     def collect(self) -> list[Tables]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fleet.sections import Duration, Ratio, Section
+from fleet.sections import MIB_PAGES, Duration, Ratio, Section
 from guestsim.spec import Behaviour
 from hostsim.core.units import NS_PER_MIN
 
@@ -31,6 +31,8 @@ class BehaviourSection(Section):
     period: Duration = 5 * NS_PER_MIN
     workload: str
     load: Ratio = 1.0
+    hot_ratio: Ratio
+    dirty_mib_per_s: Rate
 
 
 @functools.cache
@@ -64,4 +66,6 @@ def behaviour(name: str, weight: float) -> Behaviour:
         period_ns=section.period,
         workload=section.workload,
         load=section.load,
+        hot_ratio=section.hot_ratio,
+        dirty_pages_per_s=section.dirty_mib_per_s * MIB_PAGES,
     )

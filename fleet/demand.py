@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fleet.placement import Placer, Tuning
 from fleet.pool import MAX_PAGES, MAX_VCPUS
 from fleet.scenario import HostGroup, Scenario
-from fleet.sections import pages_text
+from fleet.sections import duration_text, pages_text
 from fleet.trace import Trace, read_trace
 from guestsim.guest import MIN_PAGES
 from hostsim.core.errors import Problem, ScenarioError
@@ -24,7 +24,7 @@ def open_demand(scenario: Scenario) -> Trace:
     ScenarioError
         A trace that cannot be read, or VMs that no host could ever hold.
     """
-    problems = list(_oversold(scenario))
+    problems = [*_oversold(scenario), *_beyond(scenario)]
     if problems:
         raise ScenarioError(problems)
     trace = _trace(scenario)
@@ -82,6 +82,19 @@ def _oversold(scenario: Scenario) -> Iterator[Problem]:
                 most = pages_text(limit) if what == "memory" else str(limit)
                 message = f"{amount} times overcommit {overcommit:g} must be below {most}"
                 yield Problem(f"{host}.{what}", message, "lower the overcommit of placement")
+
+
+def _beyond(scenario: Scenario) -> Iterator[Problem]:
+    """Find maintenance of hosts that are none, or after the end."""
+    for index, window in enumerate(scenario.maintenance):
+        where = f"{scenario.origin}: maintenance[{index}]"
+        last = window.first_host + window.hosts - 1
+        if last >= scenario.nr_hosts:
+            message = f"hosts {window.first_host} to {last} are not all in a fleet of 0 to"
+            yield Problem(f"{where}.hosts", f"{message} {scenario.nr_hosts - 1}")
+        if window.start >= scenario.duration_ns:
+            message = f"{duration_text(window.start)} is not before the end of the run at"
+            yield Problem(f"{where}.start", f"{message} {duration_text(scenario.duration_ns)}")
 
 
 def _misfits(scenario: Scenario, trace: Trace) -> Iterator[Problem]:

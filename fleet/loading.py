@@ -13,8 +13,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from fleet.scenario import (
+    FailuresSection,
     GuestsSection,
     HostsSection,
+    MaintenanceSection,
+    MigrationSection,
     MmuSection,
     PlacementSection,
     RunSection,
@@ -134,6 +137,8 @@ def _validate_sections(
         "guests": GuestsSection,
         "vms": VmsSection,
         "placement": PlacementSection,
+        "migration": MigrationSection,
+        "failures": FailuresSection,
         "mmu": MmuSection,
     }
     parts: dict[str, Any] = {}
@@ -150,10 +155,22 @@ def _validate_sections(
             Problem(place(("hosts",)), "a fleet needs hosts", "write one [[hosts]] table a group")
         )
         groups = []
-    parts["hosts"] = tuple(
-        _validate(HostsSection, group, ("hosts", index), problems, place)
-        for index, group in enumerate(groups)
+    windows = raw.get("maintenance", [])
+    if not isinstance(windows, list):
+        message = "is no list of windows"
+        problems.append(
+            Problem(place(("maintenance",)), message, "write one [[maintenance]] table a window")
+        )
+        windows = []
+    rows: tuple[tuple[str, type[BaseModel], list[object]], ...] = (
+        ("hosts", HostsSection, groups),
+        ("maintenance", MaintenanceSection, windows),
     )
+    for key, section, tables in rows:
+        parts[key] = tuple(
+            _validate(section, table, (key, index), problems, place)
+            for index, table in enumerate(tables)
+        )
     return parts
 
 

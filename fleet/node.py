@@ -4,14 +4,18 @@ Here the two meet: a guest decides what it touches and releases, the host faults
 A node knows no Ray and no other node.
 """
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet import migration
 from fleet.backing import NR_T_FIELDS, begin_turns, run_turns
+from fleet.migration import Emigrant
 from fleet.mmu_figures import Sampling, measure_guests
+from fleet.scenario import MigrationTerms
 from fleet.start import fill_guest, start_vm
 from fleet.state import State
 from fleet.ticks import NR_PROGRESS, run_ticks
@@ -24,8 +28,11 @@ from guestsim.behaviour import (
     G_VM,
     NR_G_FIELDS,
     NR_O_FIELDS,
+    O_KIND,
     O_NR,
     O_ROW,
+    O_START,
+    OP_HOST,
     OPS_PER_GUEST,
     behaviour_table,
 )
@@ -33,14 +40,24 @@ from guestsim.draw import device_shares, guests_key, touched_share
 from guestsim.guest import Guest, Layout, boot_footprint, guest_layout, rounded_pages
 from guestsim.spec import Behaviour, GuestSpec
 from hostsim.core.errors import InvariantError
-from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
+from hostsim.core.stats import (
+    EVENT_COLUMNS,
+    EVENT_NAMES,
+    HOST_COLUMNS,
+    MIGRATION_COLUMNS,
+    REASON_NAMES,
+    VM_COLUMNS,
+)
 from hostsim.core.units import NS_PER_HOUR
 from hostsim.host import PROCESS_TABLE_FULL, Host, births_per_tick
 from hostsim.mm.mm_types import NIL
 from hostsim.spec import HostSpec
 
-STOP = 0
+STOP = 0  # kinds of commands; those of one time come in this order
 START = 1
+RESTART = 2  # start of a VM that was killed
+REBOOT = 3  # the host has failed; nothing else happens on it in that epoch
+REBOOT_EMPTY = 4  # the host is empty and boots anew
 _NOTHING: NDArray[np.int64] = np.zeros(0, np.int64)
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
@@ -50,7 +67,7 @@ class Commands(NamedTuple):
     """What the scheduler wants of one host in one epoch, sorted by time."""
 
     t_ns: NDArray[np.int64]
-    kind: NDArray[np.int8]  # STOP or START
+    kind: NDArray[np.int8]  # STOP, START and so on
     vm_id: NDArray[np.int64]
     vcpus: NDArray[np.int32]
     memory_pages: NDArray[np.int64]
@@ -63,6 +80,7 @@ class NodeRows(NamedTuple):
     hosts: NDArray[np.int64]  # (ticks, columns)
     vms: NDArray[np.int64]  # (rows, columns)
     events: NDArray[np.int64]  # (rows, columns)
+    migrations: NDArray[np.int64]  # (rows, columns) of VMs that arrived
 
 
 class Node:
@@ -104,6 +122,7 @@ class Node:
         self._births = births_per_tick(spec, tick_ns)
         self._vm_rows: list[NDArray[np.int64]] = []
         self._event_rows: list[list[int]] = []
+        self.migration_rows: list[list[int]] = []
 
     def _make_work_space(self) -> None:
         """Make what is empty between two epochs: operations, turns, progress, free rows."""
@@ -157,13 +176,13 @@ class Node:
         self._make_work_space()
         for row in self.row_of.values():
             pages, vcpus = int(self.guests[row, G_PAGES]), int(self.guests[row, G_VCPUS])
-            guest = Guest.restore(self._layout(pages, vcpus), parts.pop(f"guest.{row}", {}))
+            guest = Guest.restore(self.layout(pages, vcpus), parts.pop(f"guest.{row}", {}))
             self.states[row] = guest
             self.guests[row, G_STATE] = guest.address
         if parts:
             raise ValueError(f"{', '.join(parts)}: not a guest of this host")
 
-    def _layout(self, pages: int, vcpus: int) -> Layout:
+    def layout(self, pages: int, vcpus: int) -> Layout:
         """Return the kind of a guest's kernel."""
         kind = rounded_pages(pages), vcpus
         if kind not in self._layouts:
@@ -185,7 +204,6 @@ class Node:
         InvariantError
             The host's state is inconsistent.
         """
-        self._vm_rows, self._event_rows = [], []
         hosts = np.zeros(((t1_ns - t0_ns) // self.tick_ns, len(HOST_COLUMNS)), np.int64)
         position = done = 0
         while done < len(hosts):
@@ -196,11 +214,14 @@ class Node:
             now_ns = t0_ns + done * self.tick_ns
             if now_ns % self.vm_rows_ns == 0:
                 self._note_vms(now_ns, list(self.row_of.values()), ended=False)
-        return NodeRows(
+        rows = NodeRows(
             hosts,
             np.concatenate([_table([], len(VM_COLUMNS)), *self._vm_rows]),
             _table(self._event_rows, len(EVENT_COLUMNS)),
+            _table(self.migration_rows, len(MIGRATION_COLUMNS)),
         )
+        self._vm_rows, self._event_rows, self.migration_rows = [], [], []
+        return rows
 
     def _ticks_before(
         self, commands: Commands, position: int, t0_ns: int, done: int, nr: int
@@ -227,7 +248,7 @@ class Node:
         for row, state in self.states.items():
             try:
                 check_memory(state.mem)
-                check_backing(self.host.mem, self.guests[row], state.mem, self._offset)
+                check_backing(self.host.mem, self.guests[row], state.mem, self.offset)
             except InvariantError as error:
                 raise InvariantError(f"VM {self.guests[row, G_VM]}: {error}") from error
 
@@ -235,31 +256,38 @@ class Node:
         """Carry out the commands before a time; return the position of the next."""
         while position < len(commands.t_ns) and commands.t_ns[position] < end_ns:
             t_ns, vm_id = int(commands.t_ns[position]), int(commands.vm_id[position])
-            if commands.kind[position] == START:
+            kind = int(commands.kind[position])
+            if kind in (START, RESTART):
                 self._start(
                     t_ns,
                     vm_id,
                     int(commands.vcpus[position]),
                     int(commands.memory_pages[position]),
                     int(commands.age_ns[position]),
+                    "start" if kind == START else "restart",
                 )
+            elif kind in (REBOOT, REBOOT_EMPTY):
+                self._reboot(t_ns)
             elif vm_id in self.row_of:  # else it was killed since the last barrier
                 self._end(t_ns, vm_id, "end", "")
             position += 1
-        self._finish_starts(end_ns - self.tick_ns)
+        self.finish_starts(end_ns - self.tick_ns)
         return position
 
     @property
-    def _offset(self) -> int:
+    def offset(self) -> int:
+        """Page of QEMU's address space at which guest RAM begins."""
         return self.guest_spec.ram_offset_pages
 
-    def _start(self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int) -> None:
+    def _start(
+        self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int, event: str
+    ) -> None:
         """Start a VM and let it boot, and touch all that it has by now if it ran before."""
-        spec, row, layout = self.guest_spec, self._new_row(), self._layout(pages, vcpus)
+        spec, row, layout = self.guest_spec, self.new_row(), self.layout(pages, vcpus)
         self.row_of[vm_id] = row
         self.states[row] = Guest.boot(layout)
         fill_guest(self.guests[row], vm_id, pages, vcpus, self.states[row].address, t_ns, age_ns)
-        self._note_event(t_ns, row, "start", "")
+        self.note_event(t_ns, row, event, "")
         self._first_ops = _with_room(
             self._first_ops, self._nr_first_ops, 1 + len(layout.touched) + OPS_PER_GUEST
         )
@@ -276,21 +304,21 @@ class Node:
             self._first_ops,
             self._nr_first_ops,
             spec.overhead_pages,
-            self._offset,
+            self.offset,
             self.tick_ns,
         )
         if not enough:
             if self.guests[row, G_MM] == NIL:
                 raise InvariantError(PROCESS_TABLE_FULL)
-            self._kill(t_ns)
+            self.kill(t_ns)
         if age_ns == 0:
-            self._finish_starts(t_ns)
+            self.finish_starts(t_ns)
 
     def apply(self, t_ns: int, ops: list[tuple[int, int, int, int, int]]) -> None:
         """Let guests carry out operations (rows of `guestsim.behaviour`) now."""
         self._apply(t_ns, np.array(ops, np.int64), len(ops))
 
-    def _finish_starts(self, t_ns: int) -> None:
+    def finish_starts(self, t_ns: int) -> None:
         """Let the VMs that start together touch what they have from the beginning."""
         nr, self._nr_first_ops = self._nr_first_ops, 0
         if nr:
@@ -314,7 +342,7 @@ class Node:
                     self._births,
                     begin_ns,
                     self.tick_ns,
-                    self._offset,
+                    self.offset,
                     self.guest_spec.balloon_below,
                     self.host.key,
                     self.host_id,
@@ -322,17 +350,17 @@ class Node:
             )
             if now_ns == 0:
                 return
-            self._kill(now_ns)
+            self.kill(now_ns)
 
     def _apply(self, t_ns: int, ops: NDArray[np.int64], nr: int) -> None:
         """Carry out operations, killing the largest VM whenever memory runs out."""
         begin_turns(ops, nr, self._turns, self._turn_progress)
         while not run_turns(
-            self.host.mem, self.guests, ops, self._turns, self._turn_progress, self._offset
+            self.host.mem, self.guests, ops, self._turns, self._turn_progress, self.offset
         ):
-            self._kill(t_ns)
+            self.kill(t_ns)
 
-    def _kill(self, t_ns: int) -> int:
+    def kill(self, t_ns: int) -> int:
         """Let the OOM killer take a VM; return its process."""
         mm = self.host.oom_victim()
         if mm == NIL:
@@ -342,9 +370,14 @@ class Node:
 
     def _end(self, t_ns: int, vm_id: int, event: str, reason: str) -> None:
         """End a VM for a reason."""
-        row = self.row_of.pop(vm_id)
+        row = self.row_of[vm_id]
         self._note_vms(t_ns, [row], ended=True)
-        self._note_event(t_ns, row, event, reason)
+        self.note_event(t_ns, row, event, reason)
+        self.leave(row)
+
+    def leave(self, row: int) -> None:
+        """Free all that a VM has on this host."""
+        del self.row_of[int(self.guests[row, G_VM])]
         self.host.stop(int(self.guests[row, G_MM]))
         self.guests[row] = -1
         self.states.pop(row).end()
@@ -352,7 +385,33 @@ class Node:
         first = self._first_ops[: self._nr_first_ops]
         first[first[:, O_ROW] == row, O_NR] = 0
 
-    def _new_row(self) -> int:
+    def _reboot(self, t_ns: int) -> None:
+        """Boot the host anew; what still runs on it dies."""
+        for vm_id in sorted(self.row_of):
+            self._end(t_ns, vm_id, "kill", "failure")
+        self.host.reboot(t_ns)
+
+    def emigrate(
+        self, t_ns: int, moves: Sequence[tuple[int, int]], terms: MigrationTerms
+    ) -> list[Emigrant]:
+        """Send VMs (number and reason of each) away at a barrier."""
+        return migration.emigrate(self, t_ns, moves, terms)
+
+    def immigrate(self, t_ns: int, arriving: Sequence[Emigrant], terms: MigrationTerms) -> None:
+        """Take VMs in at a barrier."""
+        migration.immigrate(self, t_ns, arriving, terms)
+
+    def queue(self, row: int, runs: NDArray[np.int64]) -> None:
+        """Let a VM's process write runs of pages when the next starts are finished."""
+        if self.guests[row, G_VM] < 0:  # killed meanwhile
+            return
+        first, self._nr_first_ops = self._nr_first_ops, self._nr_first_ops + len(runs)
+        self._first_ops = _with_room(self._first_ops, first, len(runs))
+        ops = self._first_ops[first : self._nr_first_ops]
+        ops[:, O_ROW], ops[:, O_KIND] = row, OP_HOST
+        ops[:, O_START], ops[:, O_NR] = runs.T
+
+    def new_row(self) -> int:
         """Return the lowest free row of the table of guests, which grows as needed."""
         if not self._free_rows:
             self.guests = np.concatenate([self.guests, np.full_like(self.guests, -1)])
@@ -363,13 +422,14 @@ class Node:
         """Write a row of ``vms`` for each of some guests."""
         out: NDArray[np.int64] = np.empty((len(rows), len(VM_COLUMNS)), np.int64)
         which = np.array(rows, np.int64)
-        mem, offset = self.host.mem, self._offset
+        mem, offset = self.host.mem, self.offset
         fill_vm_rows(mem, self.guests, which, out, t_ns, self.host_id, offset, ended)
         if self._sampling.accesses:
             measure_guests(self.guests, which, out, self._sampling)
         self._vm_rows.append(out)
 
-    def _note_event(self, t_ns: int, row: int, event: str, reason: str) -> None:
+    def note_event(self, t_ns: int, row: int, event: str, reason: str) -> None:
+        """Write a row of ``events``."""
         guest = self.guests[row]
         self._event_rows.append(
             [
@@ -420,3 +480,5 @@ def warmup() -> None:
         "age_ns": np.array([hour, 0, 0], np.int64),
     }
     node.advance(Commands(**start), 0, hour)
+    terms = MigrationTerms(1e6, NS_PER_HOUR, auto_converge=False, postcopy=True)
+    node.immigrate(hour, node.emigrate(hour, [(1, 0)], terms), terms)

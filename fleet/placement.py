@@ -36,16 +36,20 @@ I64 = NDArray[np.int64]
 
 
 class Kind(IntEnum):
-    """What a command of a plan does; a stop sorts before a start of the same time."""
+    """What a command of a plan does; those of one time and host sort in this order."""
 
     STOP = 0
     START = 1
+    RESTART = 2  # of a VM that was killed
+    REBOOT = 3  # with whatever runs on the host
+    REBOOT_EMPTY = 4
 
 
 _STOP = int(Kind.STOP)
 _START = int(Kind.START)
 MAX_CHOICES = 4  # a draw of 63 bits serves so many choices among 10,000 hosts
 MAX_LIFETIME_ERROR = 10.0
+CLOSED_VCPUS = 1 << 40  # that a closed host owes: it fits no VM
 LATEST_NS = float(1 << 62)  # of predicted ends: 146 years
 
 
@@ -289,6 +293,7 @@ class Placer:
             prev_vm=np.full(trace.nr_vms, NO_VM, np.int64),
         )
         self._departure_ns = trace.end_ns[departures]
+        self.closed: NDArray[np.bool_] = np.zeros(host_vcpus.size, np.bool_)
         self._next = np.zeros(3, np.int64)  # next VM, next departure, 1 once an epoch is planned
         self._t_ns = 0  # end of the last epoch
 
@@ -344,7 +349,7 @@ class Placer:
         self._next[0] = last_vm
         self._next[2] = 1
         self._t_ns = t1_ns
-        return _sorted_plan(out, int(counts[0]), int(counts[1]))
+        return _plan_of(out, int(counts[0]), int(counts[1]))
 
     def kill(self, vms: I64) -> None:
         """Free the room of VMs that died and drop their departures.
@@ -354,6 +359,36 @@ class Placer:
         for vm in np.unique(vms):
             if self._req.host_of[vm] != NO_HOST:
                 give_back(self.pool, self._req, int(vm))
+
+    def vms_on(self, host: int) -> I64:
+        """Return the VMs of a host, ascending."""
+        return np.flatnonzero(self._req.host_of == host)
+
+    def close(self, closed: NDArray[np.bool_]) -> None:
+        """Say which hosts take no VMs from now on; those on them stay."""
+        change = closed.astype(np.int64) - self.closed
+        self.pool.free_vcpus[:] -= change * CLOSED_VCPUS
+        self.closed = closed.copy()
+        rebuild(self.pool, self._req)
+
+    def choose(self, vm: int, t_ns: int, policy: Policy | None = None) -> int:
+        """Return the host that a VM would get, or NO_HOST."""
+        req = self._req
+        ask = Ask(
+            int(req.vcpus[vm]),
+            int(req.memory_pages[vm]),
+            int(req.expected_end_ns[vm]),
+            t_ns,
+            int(req.draw[vm]),
+        )
+        chosen = self._policy if policy is None else policy
+        return int(choose_host(int(chosen), self._choices, self.pool, ask))
+
+    def put(self, vm: int, host: int) -> None:
+        """Place a VM on a host, from wherever it is."""
+        if self._req.host_of[vm] != NO_HOST:
+            give_back(self.pool, self._req, vm)
+        take(self.pool, self._req, host, vm)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return all that changes, as arrays, for a checkpoint."""
@@ -366,6 +401,7 @@ class Placer:
             "broken_pages": self.pool.broken_pages.copy(),
             "unusable": self.pool.unusable.copy(),
             "partial": self.pool.partial.copy(),
+            "closed": self.closed.copy(),
             "next": np.append(self._next, np.int64(self._t_ns)),
         }
 
@@ -389,6 +425,7 @@ class Placer:
             getattr(self.pool, name)[:] = state[name]
         self.observe(Gauges(*(state[name] for name in Gauges._fields)))
         self._req.host_of[:] = state["host_of"]
+        self.closed = state["closed"].copy()
         self._next[:] = state["next"][:3]
         self._t_ns = int(state["next"][3])
         rebuild(self.pool, self._req)
@@ -409,22 +446,32 @@ def _plan_buffer(nr_arrivals: int, nr_departures: int) -> PlanBuffer:
     return buffer
 
 
-def _sorted_plan(out: PlanBuffer, nr_commands: int, nr_rejected: int) -> EpochPlan:
+def _plan_of(out: PlanBuffer, nr_commands: int, nr_rejected: int) -> EpochPlan:
+    """Return what a kernel has planned, in the order of the hosts."""
+    return sorted_plan(
+        EpochPlan(
+            out.t_ns[:nr_commands],
+            out.host_id[:nr_commands],
+            out.kind[:nr_commands],
+            out.vm[:nr_commands],
+            out.rejected[:nr_rejected].copy(),
+            out.rejected_t_ns[:nr_rejected].copy(),
+            out.reject_reason[:nr_rejected].copy(),
+        )
+    )
+
+
+def sorted_plan(plan: EpochPlan) -> EpochPlan:
     """Order the commands of an epoch for its hosts; rejections keep event order."""
-    t_ns, host_id = out.t_ns[:nr_commands], out.host_id[:nr_commands]
-    kind, vm = out.kind[:nr_commands], out.vm[:nr_commands]
-    order = np.lexsort((vm, kind, t_ns, host_id))
-    return EpochPlan(
-        t_ns[order],
-        host_id[order],
-        kind[order],
-        vm[order],
-        out.rejected[:nr_rejected].copy(),
-        out.rejected_t_ns[:nr_rejected].copy(),
-        out.reject_reason[:nr_rejected].copy(),
+    order = np.lexsort((plan.vm, plan.kind, plan.t_ns, plan.host_id))
+    return plan._replace(
+        t_ns=plan.t_ns[order],
+        host_id=plan.host_id[order],
+        kind=plan.kind[order],
+        vm=plan.vm[order],
     )
 
 
 def empty_plan() -> EpochPlan:
     """Return the plan of an epoch in which nothing happens."""
-    return _sorted_plan(_plan_buffer(0, 0), 0, 0)
+    return _plan_of(_plan_buffer(0, 0), 0, 0)

@@ -27,7 +27,7 @@ from fleet.sections import (
     pages_text,
 )
 from guestsim.spec import GuestSpec
-from hostsim.core.units import HPAGE_PMD_NR, NS_PER_DAY, NS_PER_HOUR, NS_PER_MIN
+from hostsim.core.units import HPAGE_PMD_NR, NS_PER_DAY, NS_PER_HOUR, NS_PER_MIN, NS_PER_MS
 from hostsim.spec import HostSpec, SlabSpec
 
 
@@ -192,6 +192,37 @@ class PlacementSection(Section):
     vcpu_overcommit: Positive = 1.0
     memory_overcommit: Positive = 1.0
     reject_oversized: bool = False
+    restart: Literal["never", "anywhere", "elsewhere"] = "never"  # VMs that were killed
+
+
+class MigrationSection(Section):
+    """``[migration]``: how VMs move, and when the fleet moves them by itself.
+
+    Defaults of speed and downtime: a 10 Gbit/s network; QEMU 8.2 downtime-limit.
+    """
+
+    mode: Literal["precopy", "postcopy"] = "precopy"
+    mib_per_s: Positive = 1192.0
+    downtime_limit: Duration = 300 * NS_PER_MS
+    auto_converge: bool = True
+    rebalance_below: Ratio = 0.0  # share of free memory under which a host gives a VM away
+    defragment_above: Ratio = 1.0  # unusable index of order 9 above which it does
+
+
+class FailuresSection(Section):
+    """``[failures]``: hosts that break down."""
+
+    mtbf: Duration | None = None  # mean time between a host's failures; none: never
+    repair: Duration = 4 * NS_PER_HOUR
+
+
+class MaintenanceSection(Section):
+    """``[[maintenance]]``: hosts that are emptied, rebooted and taken back."""
+
+    first_host: Annotated[int, Field(ge=0)] = 0
+    hosts: Count = 1
+    start: Duration
+    duration: Duration = 2 * NS_PER_HOUR
 
 
 class MmuSection(Section):
@@ -209,6 +240,9 @@ class ScenarioFile(Section):
     guests: GuestsSection = GuestsSection()
     vms: VmsSection = VmsSection()
     placement: PlacementSection = PlacementSection()
+    migration: MigrationSection = MigrationSection()
+    failures: FailuresSection = FailuresSection()
+    maintenance: Annotated[tuple[MaintenanceSection, ...], Field(strict=False)] = ()
     mmu: MmuSection = MmuSection()
 
 
@@ -219,6 +253,15 @@ class HostGroup(NamedTuple):
     first_host_id: int
     nr_hosts: int
     spec: HostSpec
+
+
+class MigrationTerms(NamedTuple):
+    """How migrations are carried out."""
+
+    pages_per_s: float  # of the network
+    downtime_limit_ns: int
+    auto_converge: bool  # slow the guest down when rounds do not get shorter
+    postcopy: bool
 
 
 class Scenario(NamedTuple):
@@ -236,6 +279,9 @@ class Scenario(NamedTuple):
     guests: GuestSpec
     vms: VmsSection
     placement: PlacementSection
+    migration: MigrationSection
+    failures: FailuresSection
+    maintenance: tuple[MaintenanceSection, ...]
     document: dict[str, Any]  # the same, in the file's own words
 
     @property
@@ -257,6 +303,17 @@ class Scenario(NamedTuple):
         """Return the start and the end of an epoch."""
         t0_ns = epoch * self.epoch_ns
         return t0_ns, min(t0_ns + self.epoch_ns, self.duration_ns)
+
+    @property
+    def migration_terms(self) -> MigrationTerms:
+        """How VMs move, in base units."""
+        section = self.migration
+        return MigrationTerms(
+            section.mib_per_s * MIB_PAGES,
+            section.downtime_limit,
+            section.auto_converge,
+            section.mode == "postcopy",
+        )
 
     def host_specs(self) -> list[HostSpec]:
         """Return one spec a host, in host-id order."""
@@ -333,6 +390,9 @@ def resolve(file: ScenarioFile, name: str = "scenario", origin: str = "") -> Sce
         guests=_guest_spec(file.guests),
         vms=file.vms,
         placement=file.placement,
+        migration=file.migration,
+        failures=file.failures,
+        maintenance=file.maintenance,
         document=document,
     )
 
@@ -348,7 +408,7 @@ def _table(lines: list[str], path: str, table: dict[str, Any]) -> None:
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
     arrays = {key: value for key, value in table.items() if isinstance(value, list)}
     for key, value in table.items():
-        if key not in tables and key not in arrays:
+        if key not in tables and key not in arrays and value is not None:
             lines.append(f"{key} = {_scalar(value)}")
     prefix = f"{path}." if path else ""
     for key, value in tables.items():

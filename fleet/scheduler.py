@@ -18,21 +18,35 @@ from numpy.typing import NDArray
 from fleet import checkpoint, rundir
 from fleet.demand import arrivals, make_placer, open_demand
 from fleet.fleet_rows import fleet_row
+from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage
+from fleet.operations import NO_ORDERS, Operations, Orders, with_orders
 from fleet.placement import EpochPlan, Placer, empty_plan
 from fleet.pool import gauges_of
 from fleet.scenario import Scenario
-from fleet.shard import InlineBackend, ShardCommands, Tables, commands_for, in_host_order
+from fleet.shard import (
+    Arrivals,
+    InlineBackend,
+    Move,
+    ShardCommands,
+    Tables,
+    commands_for,
+    in_host_order,
+)
 from fleet.sink import Sink
 from fleet.trace import Trace, make_trace
 from fleet.usage import usage_of_tree
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
-from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, SCHEMA_VERSION
+from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, REASON_NAMES, SCHEMA_VERSION
 from hostsim.core.units import NS_PER_HOUR
 
 NO_HOST_ID = -1
+NO_VM_ID = -1
 _KILL = EVENT_NAMES.index("kill")
 _REJECT = EVENT_NAMES.index("reject")
+_DOWN = EVENT_NAMES.index("host_down")
+_UP = EVENT_NAMES.index("host_up")
+_OOM = REASON_NAMES.index("oom")
 _EVENT = {column.name: index for index, column in enumerate(EVENT_COLUMNS)}
 MEASURE_EVERY_S = 2.0  # wall time between two looks at the memory of all processes, at least
 MEASURE_SHARE = 0.01  # of the wall time, at most, goes into them
@@ -45,8 +59,18 @@ class Backend(Protocol):
     host_ids: list[tuple[int, ...]]  # by shard
     nodes: list[str]  # addresses of the machines that compute
 
-    def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
-        """Start an epoch."""
+    def emigrate(self, epoch: int, t_ns: int, moves: list[list[Move]]) -> list[list[Emigrant]]:
+        """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
+
+    def submit(
+        self,
+        epoch: int,
+        t0_ns: int,
+        t1_ns: int,
+        commands: list[ShardCommands],
+        arriving: list[Arrivals],
+    ) -> None:
+        """Start an epoch; commands and the VMs that move in by shard."""
 
     def collect(self) -> list[Tables]:
         """Wait for it; one entry a shard."""
@@ -258,6 +282,11 @@ def _sampling_record(parts: list[SampleUsage]) -> dict[str, float]:
     return {"samples": samples, "memo_hits": known, "cpu_s": round(cpu_s, 2)}
 
 
+def _by_host(events: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return events host after host; those of one host keep their order."""
+    return events[np.argsort(events[:, _EVENT["host_id"]], kind="stable")]
+
+
 class _Driver:
     """The epoch loop."""
 
@@ -274,7 +303,8 @@ class _Driver:
         self.scenario, self.trace, self.backend, self.out = scenario, trace, backend, out
         self.costs, self.options = costs, options
         self.placer: Placer = make_placer(scenario, trace)
-        self.placed = self.placer.state()  # before the epoch planned last
+        self.operations = Operations(scenario, trace)
+        self.placed = self._state()  # before the epoch planned last
         self.tally = dict.fromkeys(EVENT_NAMES, 0)
         attempt = record["execution"]["attempt"]
         self.sink = Sink(out, scenario.nr_hosts, scenario.hosts_per_part, attempt)
@@ -285,25 +315,28 @@ class _Driver:
         first = self._resume()
         unwritten: tuple[int, Tables] | None = None
         begin_s = time.perf_counter()
-        plan = self._place(first)
+        plan, orders = self._place(first)
         for epoch in range(first, scenario.nr_epochs):
             t0_ns, t1_ns = scenario.epoch_bounds_ns(epoch)
-            commands = [commands_for(plan, self.trace, ids) for ids in self.backend.host_ids]
-            self.backend.submit(epoch, t0_ns, t1_ns, commands)
+            self._submit(epoch, plan, orders)
             if unwritten:
                 self.sink.write(*unwritten)
             ahead = self._place(epoch + 1)  # while the hosts run, as if they told nothing new
             tables = in_host_order(self.backend.collect())
-            tables["events"] = np.concatenate([self._rejects(plan), tables["events"]])
+            own = [self._host_events(t0_ns, orders), self._rejects(plan), tables["events"]]
+            tables["events"] = _by_host(np.concatenate(own))
             tables["fleet"] = fleet_row(tables["hosts"], self.placer.pool)
-            killed = self._settle(tables["events"])
-            if len(killed) or self.placer.reads_gauges:
-                self.placer.restore(self.placed)
+            killed, hosts = self._settle(tables["events"])
+            reads_gauges = self.placer.reads_gauges or self.operations.reads_gauges
+            if len(killed) or reads_gauges:
+                self._restore(self.placed)
                 self.placer.kill(killed)
-                if self.placer.reads_gauges:
+                self.operations.note_killed(killed, hosts)
+                if reads_gauges:
                     self.placer.observe(gauges_of(tables["hosts"]))
+                    self.operations.observe(tables)
                 ahead = self._place(epoch + 1)
-            plan = ahead
+            plan, orders = ahead
             unwritten = (epoch, tables)
             every = self.options.checkpoint_epochs
             if every and (epoch + 1) % every == 0 and epoch + 1 < scenario.nr_epochs:
@@ -322,12 +355,59 @@ class _Driver:
         arrived = int(arrivals(self.trace, scenario.duration_ns).sum())
         return {"arrivals": arrived, **self.tally}
 
-    def _place(self, epoch: int) -> EpochPlan:
-        """Place an epoch's arrivals (none behind the last one); keep the state before."""
-        self.placed = self.placer.state()
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """Return all that placement and the operator remember."""
+        operations = self.operations.state().items()
+        return self.placer.state() | {f"operations.{name}": array for name, array in operations}
+
+    def _restore(self, state: dict[str, NDArray[Any]]) -> None:
+        self.placer.restore(state)
+        prefix = "operations."
+        own = {name.removeprefix(prefix): array for name, array in state.items()}
+        self.operations.restore(own)
+
+    def _place(self, epoch: int) -> tuple[EpochPlan, Orders]:
+        """Plan an epoch, its barrier first (none behind the last one); keep the state before."""
+        self.placed = self._state()
         if epoch >= self.scenario.nr_epochs:
-            return empty_plan()
-        return self.placer.epoch(*self.scenario.epoch_bounds_ns(epoch))
+            return empty_plan(), NO_ORDERS
+        orders = self.operations.barrier(epoch, self.placer)
+        t0_ns, t1_ns = self.scenario.epoch_bounds_ns(epoch)
+        return with_orders(self.placer.epoch(t0_ns, t1_ns), orders, t0_ns), orders
+
+    def _submit(self, epoch: int, plan: EpochPlan, orders: Orders) -> None:
+        """Let VMs move, then all hosts advance."""
+        t0_ns, t1_ns = self.scenario.epoch_bounds_ns(epoch)
+        commands = [commands_for(plan, self.trace, ids) for ids in self.backend.host_ids]
+        arriving = self._exchange(epoch, t0_ns, orders.moves)
+        self.backend.submit(epoch, t0_ns, t1_ns, commands, arriving)
+
+    def _exchange(self, epoch: int, t_ns: int, moves: list[Move]) -> list[Arrivals]:
+        """Let VMs leave their hosts; return those that arrive by shard, in the order of moves."""
+        shards = self.backend.host_ids
+        if not moves:
+            return [() for _ in shards]
+        leaving = [[move for move in moves if move.source in ids] for ids in shards]
+        emigrants = {
+            move: emigrant
+            for part, sent in zip(leaving, self.backend.emigrate(epoch, t_ns, leaving), strict=True)
+            for move, emigrant in zip(part, sent, strict=True)
+        }
+        arriving = [(move.destination, emigrants[move]) for move in moves]
+        return [tuple(vm for vm in arriving if vm[0] in ids) for ids in shards]
+
+    def _host_events(self, t_ns: int, orders: Orders) -> NDArray[np.int64]:
+        """Return the rows of hosts that take no VMs from a barrier on, or take them again."""
+        found = [(host, _DOWN, reason) for host, reason in orders.down]
+        found += [(host, _UP, 0) for host in orders.up]
+        rows = np.zeros((len(found), len(EVENT_COLUMNS)), np.int64)
+        for row, (host, event, reason) in zip(rows, found, strict=True):
+            row[_EVENT["t_ns"]] = t_ns
+            row[_EVENT["host_id"]] = host
+            row[_EVENT["vm_id"]] = NO_VM_ID
+            row[_EVENT["event"]] = event
+            row[_EVENT["reason"]] = reason
+        return rows
 
     def _rejects(self, plan: EpochPlan) -> NDArray[np.int64]:
         """Return the rows of VMs that no host took."""
@@ -342,13 +422,17 @@ class _Driver:
         rows[:, _EVENT["memory_pages"]] = self.trace.memory_pages[vm]
         return rows
 
-    def _settle(self, events: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Count an epoch's events; return the VMs that were killed, by their place in the trace."""
+    def _settle(self, events: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Count an epoch's events; return the VMs that memory ran out for, and their hosts.
+
+        VMs are named by their place in the trace; those of hosts that failed are known to be dead.
+        """
         kind = events[:, _EVENT["event"]]
         for code, name in enumerate(EVENT_NAMES):
             self.tally[name] += int((kind == code).sum())
-        killed = events[kind == _KILL, _EVENT["vm_id"]]
-        return cast(NDArray[np.int64], np.searchsorted(self.trace.vm_id, killed))
+        killed = events[(kind == _KILL) & (events[:, _EVENT["reason"]] == _OOM)]
+        vms = np.searchsorted(self.trace.vm_id, killed[:, _EVENT["vm_id"]])
+        return cast(NDArray[np.int64], vms), killed[:, _EVENT["host_id"]]
 
     def _checkpoint(self, epoch: int) -> None:
         nodes = dict(self.backend.save())
@@ -361,7 +445,7 @@ class _Driver:
         if found is None:
             self.sink.rewind(0)
             return 0
-        self.placer.restore(found.placer)
+        self._restore(found.placer)
         self.tally = dict(found.tally)
         self.backend.restore(found.epoch, found.nodes)
         self.sink.rewind(found.epoch)

@@ -19,7 +19,9 @@ _TYPES = {
 TABLE_DOCS = {
     "hosts": "One row per host and tick, in host order within an epoch.",
     "vms": "One row per running VM and simulated hour, and one when a VM ends.",
-    "events": "One row per VM started, rejected, ended or killed.",
+    "events": "One row per VM started, rejected, ended, killed, moved or started again, and per"
+    " host that takes no VMs from then on, or takes them again.",
+    "migrations": "One row per VM that moved to another host, written where it arrived.",
     "fleet": "One row per epoch: sums over hosts, as of its end.",
 }
 

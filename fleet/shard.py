@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage, usage_of_samplers
 from fleet.node import START, Commands, Node
 from fleet.placement import EpochPlan
@@ -23,6 +24,18 @@ from hostsim.core.stats import NODE_TABLES, TABLES
 Tables = dict[str, NDArray[np.int64]]
 MakeNode = Callable[..., Any]
 CHECK_VARIABLE = "FLEET_CHECK"  # 1: validators run after every epoch
+
+
+class Move(NamedTuple):
+    """A VM that changes hosts at a barrier."""
+
+    vm_id: int
+    source: int  # host
+    destination: int
+    reason: int  # index into hostsim.core.stats.REASON_NAMES
+
+
+Arrivals = tuple[tuple[int, Emigrant], ...]  # host and VM, in the order of the moves
 
 
 class ShardCommands(NamedTuple):
@@ -109,8 +122,36 @@ class Shard:
         ]
         gc.freeze()  # what is there by now stays: no collection need look at it
 
-    def advance(self, epoch: int, t0_ns: int, t1_ns: int, commands: ShardCommands) -> Tables:
+    def emigrate(self, epoch: int, t_ns: int, moves: Sequence[Move]) -> list[Emigrant]:
+        """Send VMs away at the barrier before an epoch, in the order of their moves.
+
+        Raises
+        ------
+        ValueError
+            The epoch is not the one this shard is at.
+        """
+        self._expect(epoch)
+        leaving: dict[int, Emigrant] = {}
+        for host_id, node in zip(self.plan.host_ids, self.nodes, strict=True):
+            own = [(move.vm_id, move.reason) for move in moves if move.source == host_id]
+            sent = node.emigrate(t_ns, own, self.plan.scenario.migration_terms) if own else []
+            leaving |= {vm_id: emigrant for (vm_id, _), emigrant in zip(own, sent, strict=True)}
+        return [leaving[move.vm_id] for move in moves]
+
+    def advance(
+        self,
+        epoch: int,
+        t0_ns: int,
+        t1_ns: int,
+        commands: ShardCommands,
+        arriving: Arrivals = (),
+    ) -> Tables:
         """Advance all hosts by one epoch and return their rows.
+
+        Parameters
+        ----------
+        arriving
+            The VMs that move in at the barrier.
 
         Raises
         ------
@@ -119,11 +160,13 @@ class Shard:
         InvariantError
             A host's state is inconsistent; the message names host, epoch and seed.
         """
-        if epoch != self.epoch:
-            raise ValueError(f"shard is at epoch {self.epoch}, not {epoch}")
+        self._expect(epoch)
         parts = []
         for index, node in enumerate(self.nodes):
+            own = [vm for host_id, vm in arriving if host_id == self.plan.host_ids[index]]
             try:
+                if own:
+                    node.immigrate(t0_ns, own, self.plan.scenario.migration_terms)
                 parts.append(node.advance(_host_commands(commands, index), t0_ns, t1_ns))
                 if self.plan.check:
                     node.check()
@@ -135,6 +178,10 @@ class Shard:
         return {
             table: np.concatenate([getattr(part, table) for part in parts]) for table in NODE_TABLES
         }
+
+    def _expect(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            raise ValueError(f"shard is at epoch {self.epoch}, not {epoch}")
 
     def sampling(self) -> SampleUsage:
         """Return what samples of address translation have cost this process since it began."""
@@ -187,9 +234,20 @@ class InlineBackend:
         self.shard = Shard(shard_plans(scenario, 1)[0], make_node)
         self._rows: Tables = {}
 
-    def submit(self, epoch: int, t0_ns: int, t1_ns: int, commands: list[ShardCommands]) -> None:
+    def emigrate(self, epoch: int, t_ns: int, moves: list[list[Move]]) -> list[list[Emigrant]]:
+        """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
+        return [self.shard.emigrate(epoch, t_ns, moves[0])]
+
+    def submit(
+        self,
+        epoch: int,
+        t0_ns: int,
+        t1_ns: int,
+        commands: list[ShardCommands],
+        arriving: list[Arrivals],
+    ) -> None:
         """Advance by one epoch."""
-        self._rows = self.shard.advance(epoch, t0_ns, t1_ns, commands[0])
+        self._rows = self.shard.advance(epoch, t0_ns, t1_ns, commands[0], arriving[0])
 
     def collect(self) -> list[Tables]:
         """Return the rows of the epoch submitted last, one entry a shard."""

@@ -69,6 +69,8 @@ class Sink:
             cuts = np.searchsorted(group_of_row, np.arange(self.nr_groups + 1))
             for group in range(self.nr_groups):
                 rows_of_group = rows[cuts[group] : cuts[group + 1]]
+                if len(rows_of_group) == 0:
+                    continue
                 new.append(self._stage(table, epoch, group, rows_of_group))
         with reported(self.out, "commit"):
             for part in new:

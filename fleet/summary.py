@@ -12,6 +12,8 @@ from fleet.scenario import Scenario
 from hostsim.core.errors import InvariantError
 from hostsim.core.units import (
     HPAGE_PMD_NR,
+    NS_PER_MS,
+    NS_PER_S,
     PAGE_BYTES,
     PAGEBLOCK_NR_PAGES,
     format_bytes,
@@ -40,6 +42,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "hosts": scenario.nr_hosts,
         "duration_ns": scenario.duration_ns,
         "vms": vms,
+        "migrations": _migrations(run),
         "at_end": _gauges(last),
         "fleet": _fleet(run),
         "counters": _counters(last),
@@ -74,14 +77,49 @@ def _vm_counts(run: RunDirectory, last: pl.DataFrame) -> dict[str, int]:
         "rejected": events.get("reject", 0),
         "ended": ended,
         "killed": events.get("kill", 0),
+        "restarted": events.get("restart", 0),
+        "migrated": events.get("migrate", 0),
         "running": int(last["nr_vms"].sum()),
     }
     if run.complete:
         if counts["started"] + counts["rejected"] != counts["arrived"]:
             raise InvariantError(f"{run.path}: started + rejected is not arrived: {counts}")
-        if counts["started"] != counts["ended"] + counts["running"]:
+        if counts["started"] + counts["restarted"] != counts["ended"] + counts["running"]:
             raise InvariantError(f"{run.path}: started is not ended + running: {counts}")
     return counts
+
+
+def _migrations(run: RunDirectory) -> dict[str, Any]:
+    """Return how VMs moved: times are medians over migrations."""
+    found = scan(run, "migrations").collect()
+    rss, before = int(found["rss_pages"].sum()), int(found["rss_before_pages"].sum())
+    return {
+        "arrived": len(found),
+        "total_ns": _number(found["total_ns"].median()),
+        "downtime_ns": _number(found["downtime_ns"].median()),
+        "downtime_max_ns": _number(found["downtime_ns"].max()),
+        "sent_bytes": int(found["sent_pages"].sum()) * PAGE_BYTES,
+        "huge_before_ratio": _ratio(int(found["huge_before_pages"].sum()) * HPAGE_PMD_NR, before),
+        "huge_coverage_ratio": _ratio(int(found["huge_pages"].sum()) * HPAGE_PMD_NR, rss),
+    }
+
+
+def _migration_lines(moved: dict[str, Any]) -> list[tuple[str, str]]:
+    if not moved["arrived"]:
+        return []
+    total_s, downtime_ms = moved["total_ns"] / NS_PER_S, moved["downtime_ns"] / NS_PER_MS
+    return [
+        (
+            "migrations",
+            f"{moved['arrived']:,}, {format_bytes(moved['sent_bytes'])} sent;"
+            f" median {total_s:.1f} s, downtime {downtime_ms:.0f} ms",
+        ),
+        (
+            "",
+            f"huge coverage {_percent(moved['huge_before_ratio'])} before,"
+            f" {_percent(moved['huge_coverage_ratio'])} on arrival",
+        ),
+    ]
 
 
 def _ratio(top: float, bottom: float) -> float | None:
@@ -268,6 +306,7 @@ def as_text(found: dict[str, Any]) -> str:
         return f"{_percent(now[key]['mean'])} mean, {_percent(now[key]['p95'])} p95 over hosts"
 
     nr_hosts = found["hosts"]
+    again = f" + {vms['restarted']:,} restarted" if vms["restarted"] else ""
     rows = [
         ("hosts", f"{nr_hosts:,} for {format_duration(found['duration_ns'])}"),
         (
@@ -277,9 +316,10 @@ def as_text(found: dict[str, Any]) -> str:
         ),
         (
             "",
-            f"{vms['started']:,} started = {vms['ended']:,} ended"
+            f"{vms['started']:,} started{again} = {vms['ended']:,} ended"
             f" ({vms['killed']:,} killed) + {vms['running']:,} running",
         ),
+        *_migration_lines(found["migrations"]),
         ("vCPUs committed", over_hosts("committed_vcpus_ratio")),
         ("memory committed", over_hosts("committed_memory_ratio")),
         ("memory touched", over_hosts("touched_memory_ratio")),

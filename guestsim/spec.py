@@ -25,6 +25,8 @@ class Behaviour(NamedTuple):
     period_ns: int  # how often the guest acts
     workload: str = ""  # profile of what its processes access, "": they access nothing
     load: float = 1.0  # share of its vCPUs that run it
+    hot_ratio: float = 0.0  # share of its resident memory that it keeps writing
+    dirty_pages_per_s: float = 0.0  # pages of that it writes, a running vCPU
 
 
 class GuestSpec(NamedTuple):

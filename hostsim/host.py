@@ -33,13 +33,16 @@ from hostsim.mm.mm_types import (
     NIL,
     NR_TYPES,
     NR_ZONES,
+    P_COST_NS,
     P_DAEMON_NS,
     P_FREE_1G,
     P_FREE_32M,
     P_KSM_SHARED,
     P_KSM_SHARING,
+    P_NOW_NS,
     P_REC_LIVE,
     P_RESUME,
+    P_SETTLED_NS,
     P_STALL_NS,
     P_UNMOVABLE_BLOCKS,
     PCP_COUNT,
@@ -72,6 +75,7 @@ from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.vmstat import (
     ALLOCSTALL,
     EPT_VIOLATIONS,
+    EVENTS,
     EXTFRAG_EVENTS,
     FULL_SCANS,
     KHUGEPAGED_WINDOWS,
@@ -369,16 +373,33 @@ class Host:
 
     def __init__(self, spec: HostSpec, host_id: int, seed: int) -> None:
         self.spec = spec
+        self.key = int(stream(seed, Stream.KERNEL_MEMORY, host_id).integers(1 << 62))
+        self._boot()
+
+    def _boot(self) -> None:
+        """Begin with the memory of a machine that has just booted."""
+        spec = self.spec
         self.mem = new_memory(spec.memory_pages, spec.kernel, spec.vcpus, memmap=True)
         set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
         for name, value in (("enabled", spec.thp_enabled), *spec.settings):
             write_setting(self.mem, name, value)
         self.slab: Slab = new_slab()
-        self.key = int(stream(seed, Stream.KERNEL_MEMORY, host_id).integers(1 << 62))
         if not alloc_boot_pages(self.mem, spec.slab.base_pages):
             raise ValueError(
                 f"slab.base_pages {spec.slab.base_pages}: the host's memory cannot hold them"
             )
+
+    def reboot(self, now_ns: int) -> None:
+        """Boot anew; VMs must have ended.
+
+        Simplified: counters go on through a reboot.
+        """
+        before, counters = self.mem, sorted(EVENTS)
+        self._boot()
+        self.mem.vmstat[counters] += before.vmstat[counters]
+        spent = [P_COST_NS, P_STALL_NS, P_SETTLED_NS, P_DAEMON_NS]
+        self.mem.pool[spent] += before.pool[spent]
+        self.mem.pool[P_NOW_NS] = now_ns
 
     def save(self) -> dict[str, NDArray[Any]]:
         """Return all that changes: views of the used parts, by name."""

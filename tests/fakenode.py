@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fleet.node import Commands, NodeRows
+from fleet.node import REBOOT, REBOOT_EMPTY, RESTART, START, Commands, NodeRows
 from hostsim.core.errors import InvariantError
 from hostsim.core.stats import EVENT_NAMES, REASON_NAMES, TABLES
 
@@ -30,6 +30,7 @@ class FakeNode:
         self.vms = {}
         self.starts = self.ends = 0
         self.checks = 0
+        self.vm_rows, self.event_rows, self.migration_rows = [], [], []
 
     def advance(self, commands: Commands, t0_ns, t1_ns):
         hosts, vms, events = [], [], []
@@ -41,26 +42,63 @@ class FakeNode:
             hosts.append(self.host_row(t_ns))
             if t_ns % self.vm_rows_ns == 0:
                 vms += [self.vm_row(t_ns, vm_id, 0) for vm_id in sorted(self.vms)]
-        return NodeRows(stack("hosts", hosts), stack("vms", vms), stack("events", events))
+        vms, self.vm_rows = self.vm_rows + vms, []
+        events, self.event_rows = self.event_rows + events, []
+        moved, self.migration_rows = self.migration_rows, []
+        return NodeRows(
+            stack("hosts", hosts),
+            stack("vms", vms),
+            stack("events", events),
+            stack("migrations", moved),
+        )
+
+    def emigrate(self, t_ns, moves, terms):
+        leaving = []
+        for vm_id, reason in moves:
+            event = self.event(t_ns, vm_id, "migrate", REASON_NAMES[reason])
+            self.event_rows.append(event)
+            leaving.append((vm_id, self.vms.pop(vm_id), self.host_id, reason))
+            self.ends += 1
+        return leaving
+
+    def immigrate(self, t_ns, arriving, terms):
+        for vm_id, vm, source, reason in arriving:
+            self.vms[vm_id] = vm
+            self.starts += 1
+            self.migration_rows.append(
+                row(
+                    "migrations",
+                    t_ns=t_ns,
+                    host_id=self.host_id,
+                    vm_id=vm_id,
+                    source_host_id=source,
+                    reason=reason,
+                )
+            )
 
     def obey(self, command, vms, events):
         t_ns, vm_id = int(command.t_ns), int(command.vm_id)
-        if command.kind == 1:
+        if command.kind in (START, RESTART):
             self.vms[vm_id] = (int(command.vcpus), int(command.memory_pages))
             self.starts += 1
-            events.append(self.event(t_ns, vm_id, "start"))
-            if vm_id % self.kill_every == 0:
+            event = "start" if command.kind == START else "restart"
+            events.append(self.event(t_ns, vm_id, event))
+            if command.kind == START and self.kill_every and vm_id % self.kill_every == 0:
                 self.end(t_ns + 1, vm_id, "kill", vms, events)
+        elif command.kind in (REBOOT, REBOOT_EMPTY):
+            for running in sorted(self.vms):
+                self.end(t_ns, running, "kill", vms, events, "failure")
         elif vm_id in self.vms:
             self.end(t_ns, vm_id, "end", vms, events)
 
-    def end(self, t_ns, vm_id, event, vms, events):
+    def end(self, t_ns, vm_id, event, vms, events, reason=None):
         vms.append(self.vm_row(t_ns, vm_id, 1))
-        events.append(self.event(t_ns, vm_id, event))
+        reason = reason or ("oom" if event == "kill" else "")
+        events.append(self.event(t_ns, vm_id, event, reason))
         del self.vms[vm_id]
         self.ends += 1
 
-    def event(self, t_ns, vm_id, event):
+    def event(self, t_ns, vm_id, event, reason=""):
         vcpus, pages = self.vms[vm_id]
         return row(
             "events",
@@ -68,7 +106,7 @@ class FakeNode:
             host_id=self.host_id,
             vm_id=vm_id,
             event=EVENT_NAMES.index(event),
-            reason=REASON_NAMES.index("oom" if event == "kill" else ""),
+            reason=REASON_NAMES.index(reason),
             vcpus=vcpus,
             memory_pages=pages,
         )

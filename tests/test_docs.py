@@ -20,7 +20,7 @@ COLUMNS = [
     for table, columns in TABLES.items()
     for column in columns
 ]
-DIMENSIONLESS = {"host_id", "vm_id", "event", "reason"}
+DIMENSIONLESS = {"host_id", "source_host_id", "vm_id", "event", "reason"}
 
 
 @pytest.mark.parametrize("column", COLUMNS)

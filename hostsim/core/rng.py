@@ -24,6 +24,7 @@ class Stream(IntEnum):
     BOOT_LAYOUT = 10  # where a host's boot-time kernel memory lies
     BENCH = 11
     LIFETIME_ERROR = 12  # of the lifetimes a scheduler predicts
+    FAILURE = 13  # when a host breaks down
 
 
 def stream(seed: int, consumer: Stream, host_id: int = 0, vm_id: int = 0) -> np.random.Generator:

@@ -7,7 +7,7 @@ order; ratios are computed when reading.
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 Kind = Literal["key", "gauge", "counter", "label"]
 
@@ -28,8 +28,17 @@ class Column(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-EVENT_NAMES = ("start", "reject", "end", "kill")
-REASON_NAMES = ("", "no_host_fits", "oom", "larger_than_any_host")
+EVENT_NAMES = ("start", "reject", "end", "kill", "migrate", "restart", "host_down", "host_up")
+REASON_NAMES = (
+    "",
+    "no_host_fits",
+    "oom",
+    "larger_than_any_host",
+    "failure",
+    "maintenance",
+    "rebalance",
+    "defragment",
+)
 
 _T = Column("t_ns", "int64", "key", "ns", "Simulated time since the start of the run.")
 _HOST = Column("host_id", "int32", "key", "", "Host number; -1 where no host is concerned.")
@@ -535,7 +544,7 @@ EVENT_COLUMNS: tuple[Column, ...] = (
     _HOST,
     _VM,
     Column("event", "label", "label", "", "What happened.", labels=EVENT_NAMES),
-    Column("reason", "label", "label", "", "Why, for reject and kill.", labels=REASON_NAMES),
+    Column("reason", "label", "label", "", "Why, where it has a reason.", labels=REASON_NAMES),
     Column("vcpus", "int32", "gauge", "vCPUs", "vCPUs of the VM."),
     Column("memory_pages", "int64", "gauge", "pages", "Memory size of the VM."),
 )
@@ -613,10 +622,43 @@ FLEET_COLUMNS: tuple[Column, ...] = (
     ),
 )
 
+MIGRATION_COLUMNS: tuple[Column, ...] = (
+    _T._replace(doc="Barrier at which the VM moved."),
+    _HOST._replace(doc="Host that the VM came to."),
+    _VM,
+    Column("source_host_id", "int32", "key", "", "Host that it left."),
+    Column("reason", "label", "label", "", "Why it moved.", labels=REASON_NAMES),
+    Column("memory_pages", "int64", "gauge", "pages", "Memory size of the VM."),
+    Column(
+        "begin_ns", "int64", "gauge", "ns", "Wait for earlier migrations of the same source host."
+    ),
+    Column("total_ns", "int64", "gauge", "ns", "From its own begin to its end."),
+    Column("downtime_ns", "int64", "gauge", "ns", "The guest stood still.", "QMP query-migrate"),
+    Column("rounds", "int16", "gauge", "rounds", "Passes over the dirty bitmap that sent pages."),
+    Column("sent_pages", "int64", "gauge", "pages", "Pages sent, repeats included."),
+    Column(
+        "throttle",
+        "int8",
+        "gauge",
+        "percent",
+        "CPU time denied to the guest so that rounds shrink.",
+    ),
+    Column("rss_before_pages", "int64", "gauge", "pages", "Guest RAM resident at the source."),
+    Column("huge_before_pages", "int64", "gauge", "huge pages", "Of it, mapped by huge PMDs."),
+    Column("rss_pages", "int64", "gauge", "pages", "Guest RAM resident on arrival."),
+    Column("huge_pages", "int64", "gauge", "huge pages", "Of it, mapped by huge PMDs."),
+)
+
 TABLES: dict[str, tuple[Column, ...]] = {
     "hosts": HOST_COLUMNS,
     "vms": VM_COLUMNS,
     "events": EVENT_COLUMNS,
+    "migrations": MIGRATION_COLUMNS,
     "fleet": FLEET_COLUMNS,
 }
-NODE_TABLES = ("hosts", "vms", "events")  # what nodes write; the driver writes the others
+NODE_TABLES = (
+    "hosts",
+    "vms",
+    "events",
+    "migrations",
+)  # what nodes write; the driver writes the others

@@ -97,7 +97,10 @@ def test_check_says_ok_and_counts_the_vms():
 
 def test_check_prints_a_json_schema():
     schema = json.loads(fleet("check", "--schema").stdout)
-    assert set(schema["properties"]) == {"run", "hosts", "guests", "vms", "placement", "mmu"}
+    assert set(schema["properties"]) == {
+        *("run", "hosts", "guests", "vms", "placement", "mmu"),
+        *("migration", "failures", "maintenance"),
+    }
 
 
 def test_scenarios_lists_names_with_their_questions():

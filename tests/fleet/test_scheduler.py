@@ -120,9 +120,13 @@ class Shards:
         self.shards = [Shard(plan, Breaking) for plan in shard_plans(scenario, nr_shards)]
         self.host_ids = [shard.plan.host_ids for shard in self.shards]
 
-    def submit(self, epoch, t0_ns, t1_ns, commands):
-        pairs = zip(self.shards, commands, strict=True)
-        self.rows = [shard.advance(epoch, t0_ns, t1_ns, part) for shard, part in pairs]
+    def emigrate(self, epoch, t_ns, moves):
+        pairs = zip(self.shards, moves, strict=True)
+        return [shard.emigrate(epoch, t_ns, part) for shard, part in pairs]
+
+    def submit(self, epoch, t0_ns, t1_ns, commands, arriving):
+        parts = zip(self.shards, commands, arriving, strict=True)
+        self.rows = [shard.advance(epoch, t0_ns, t1_ns, part, vms) for shard, part, vms in parts]
 
     def collect(self):
         return self.rows[::-1]  # the last one answers first
@@ -146,6 +150,19 @@ def test_every_policy_gives_the_same_bytes_for_any_number_of_shards(small, tmp_p
         make = functools.partial(Shards, nr_shards=nr_shards)
         scheduler.run(scenario, out, options, make_backend=make)
         found.add(digest(out))
+    assert len(found) == 1
+
+
+def test_vms_move_between_any_number_of_shards_alike(small, tmp_path):
+    drain = "maintenance=[{hosts = 2, start = '1h'}]"
+    scenario = small(drain, "run.duration=4h", "vms.scale=0.00008", "failures.mtbf=8h")
+    found = set()
+    for nr_shards in (1, 2, 5):
+        out, options = tmp_path / str(nr_shards), scheduler.Options(checkpoint_epochs=0)
+        make = functools.partial(Shards, nr_shards=nr_shards)
+        scheduler.run(scenario, out, options, make_backend=make)
+        found.add(digest(out))
+        assert query(out, "SELECT COUNT(*) FROM migrations").item() > 0
     assert len(found) == 1
 
 

@@ -6,6 +6,7 @@ from fleet.placement import EpochPlan
 from fleet.shard import Shard, commands_for, in_host_order, shard_plans, split_hosts
 from fleet.trace import make_trace
 from hostsim.core.errors import InvariantError
+from hostsim.core.stats import NODE_TABLES
 
 
 @pytest.mark.parametrize(("nr_hosts", "nr_shards"), [(5, 1), (5, 2), (5, 5)])
@@ -55,7 +56,7 @@ def test_rows_are_joined_in_host_order_keeping_each_hosts_own():
     def part(*hosts):
         return {
             table: stack(table, [row(table, host_id=h, t_ns=t) for h in hosts for t in (2, 1)])
-            for table in ("hosts", "vms", "events")
+            for table in NODE_TABLES
         }
 
     joined = in_host_order([part(0, 2), part(1)])
