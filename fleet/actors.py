@@ -1,13 +1,21 @@
 """Ray: shards of hosts as actors, on an embedded local Ray or on a cluster.
 
-State lives in actors, so nothing is retried behind our back: ``advance`` names its epoch, a dead
-worker ends the run with a clear message, and ``--resume`` continues from the last checkpoint.
+State lives in actors, so nothing is retried behind our back. When a worker or its machine dies,
+its shards are made anew on what is left, restored from the last checkpoint and given the same
+commands again (`fleet.journal`), while the others wait with the state that they have. A call
+names its epoch and the actor's attempt: an actor that was given up but still lives, cut off on a
+lost machine, is asked nothing any more, refuses the calls of its successor, and only the driver
+writes files.
 """
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 from fleet import cluster, handshake  # first: ray reads its environment when it is imported
 
@@ -15,11 +23,13 @@ from fleet import cluster, handshake  # first: ray reads its environment when it
 import ray
 import ray.exceptions
 
+from fleet.journal import Journal, Step
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage
 from fleet.scenario import Scenario
 from fleet.shard import (
     Arrivals,
+    Load,
     Move,
     Shard,
     ShardCommands,
@@ -28,30 +38,66 @@ from fleet.shard import (
     shard_plans,
     split_hosts,
 )
-from fleet.usage import Usage, usage_of_process
+from fleet.usage import Usage, machine, start_ticks, usage_of_process
 from hostsim.core.errors import HugefleetError, WorkerError
 
+_LOG = logging.getLogger(__name__)
 START_ATTEMPTS = 2  # starting a local Ray has a hard time-out that a loaded machine can miss
 OBJECT_STORE_BYTES = 256 << 20  # rows of an epoch pass through it: 45 MB for 10,000 hosts
-LOOK_EVERY_S = 10.0  # between two looks at whether the workers still live
+LOOK_EVERY_S = 0.2  # between two looks at whether the workers on this machine still live
+HOSTS_PER_CALL = 16  # whose states are on the way at once, a shard
+MAX_LOSSES = 3  # of one shard in one epoch: what kills it will do so again
+_Steps = Generator[Any, Any, None]  # yields references of calls, takes their results
+
+
+class ActorIdentity(NamedTuple):
+    """Where an actor lives."""
+
+    machine: str
+    pid: int
+    start_ticks: int | None
+    node_id: str  # Ray's
 
 
 class ShardActor(Shard):
-    """A shard in a process of its own, which computes as the driver would or not at all."""
+    """A shard in a process of its own, which computes as the driver would or not at all.
 
-    def __init__(self, plan: ShardPlan, expected: handshake.Machine) -> None:
+    It is one of perhaps several attempts at that shard.
+    """
+
+    def __init__(self, plan: ShardPlan, expected: handshake.Machine, attempt: int) -> None:
         different = handshake.differences(expected, handshake.describe())
         if different:  # a machine that joined the cluster while the run was going on
             raise WorkerError(f"node {ray.util.get_node_ip_address()} has {different}")
         super().__init__(plan)
+        self.attempt = attempt
+
+    def advance_as(self, attempt: int, step: Step) -> Tables:
+        """Advance all hosts by one epoch, if this is the attempt that is meant.
+
+        Raises
+        ------
+        ValueError
+            It is not.
+        """
+        if attempt != self.attempt:
+            raise ValueError(f"attempt {self.attempt} of a shard was given up for {attempt}")
+        return self.advance(step.epoch, step.t0_ns, step.t1_ns, step.commands, step.arriving)
+
+    def advance_again(self, attempt: int, step: Step) -> None:
+        """Advance by an epoch whose rows and emigrants are known."""
+        self.emigrate(step.epoch, step.t0_ns, step.moves)
+        self.advance_as(attempt, step)
 
     def usage(self) -> Usage:
         """Return what this process uses."""
         return usage_of_process(os.getpid())
 
-    def pid(self) -> int:
-        """Return the number of this process on its machine."""
-        return os.getpid()
+    def identity(self) -> ActorIdentity:
+        """Return where this actor lives."""
+        context: Any = ray.get_runtime_context()
+        pid = os.getpid()
+        return ActorIdentity(machine(), pid, start_ticks(pid), str(context.get_node_id()))
 
 
 def nr_cores() -> int:
@@ -113,35 +159,46 @@ class RayBackend:
         self.host_ids = split_hosts(scenario.nr_hosts, self.room.nr_shards)
         self._plans = shard_plans(scenario, self.room.nr_shards)
         self._expected = handshake.describe()
+        self._attempts = [0] * self.room.nr_shards
+        self._journal = Journal()
+        self._epoch = 0  # the next one to submit
+        self._moves: list[list[Move]] = [[] for _ in self.host_ids]  # that left before it
+        self._barrier_ns = 0  # when they did
+        self._pending: dict[int, Any] = {}
+        self._losses: Counter[int] = Counter()  # by shard, since all have answered
+        self._recoveries: list[dict[str, Any]] = []
+        self._identities: list[ActorIdentity | None] = [None] * self.room.nr_shards
         try:
             nodes = self.room.nodes()
             self.nodes = [node.address for node in nodes]
             if self.remote:
                 cluster.check_nodes(nodes)
                 cluster.warm_nodes(nodes)
-            self.actors = [self._new_actor(shard) for shard in range(self.room.nr_shards)]
+            self._start_actors(self.room.nr_shards)
         except BaseException:
             self.close()
             raise
-        self._pending: list[Any] = []
-        self._processes: list[int] = []  # of the actors on this machine
-        if not self.remote:
-            self._processes = self.pids()
+
+    def _start_actors(self, nr_shards: int) -> None:
+        self.actors = [self._new_actor(shard) for shard in range(nr_shards)]
+        self._identities = list(self._ask(lambda actor, _: actor.identity.remote()))
 
     def _new_actor(self, shard: int) -> Any:
         """Make the actor of a shard where there is room for it."""
-        options = {"max_restarts": 0, "max_task_retries": 0, **self.room.options(shard)}
+        attempt = self._attempts[shard]
+        options = {"max_restarts": 0, "max_task_retries": 0, **self.room.options(shard, attempt)}
         actor: Any = ray.remote(**options)(ShardActor)
-        return actor.remote(self._plans[shard], self._expected)
+        return actor.remote(self._plans[shard], self._expected, attempt)
 
     def emigrate(self, epoch: int, t_ns: int, moves: list[list[Move]]) -> list[list[Emigrant]]:
         """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
-        return self._get(
-            [
-                actor.emigrate.remote(epoch, t_ns, part)
-                for actor, part in zip(self.actors, moves, strict=True)
-            ]
-        )
+        self._epoch = epoch
+        sent = self._ask(lambda actor, shard: actor.emigrate.remote(epoch, t_ns, moves[shard]))
+        self._moves, self._barrier_ns = (
+            moves,
+            t_ns,
+        )  # from here on, who is brought back at this epoch sends them again
+        return list(sent)
 
     def submit(
         self,
@@ -152,45 +209,60 @@ class RayBackend:
         arriving: list[Arrivals],
     ) -> None:
         """Let every shard advance by one epoch; returns at once."""
-        self._pending = [
-            actor.advance.remote(epoch, t0_ns, t1_ns, part, vms)
-            for actor, part, vms in zip(self.actors, commands, arriving, strict=True)
+        steps = [
+            Step(epoch, t0_ns, t1_ns, moves, part, vms)
+            for moves, part, vms in zip(self._moves, commands, arriving, strict=True)
         ]
+        self._journal.note(steps)
+        self._epoch = epoch
+        self._pending = {shard: self._advance(shard) for shard in range(len(self.actors))}
+
+    def _advance(self, shard: int) -> Any:
+        step = self._journal.steps[-1][shard]
+        return self.actors[shard].advance_as.remote(self._attempts[shard], step)
 
     def collect(self) -> list[Tables]:
         """Wait for the epoch submitted last and return its rows, one entry a shard."""
-        rows: list[Tables] = self._get(self._pending)
-        self._pending = []
+        rows: list[Tables] = self._ask(lambda _, shard: self._advance(shard), self._pending)
+        self._pending = {}
+        self._epoch += 1
+        self._moves = [[] for _ in self.host_ids]
         return rows
 
-    def save(self) -> list[tuple[int, bytes]]:
-        """Return the state of every host, in host-id order."""
-        states = self._get([actor.save.remote() for actor in self.actors])
-        return sorted((state for part in states for state in part), key=lambda state: state[0])
+    def save(self) -> Iterator[tuple[int, bytes]]:
+        """Return the state of every host, some of every shard at a time."""
+        for first in range(0, max(map(len, self.host_ids)), HOSTS_PER_CALL):
+            last = first + HOSTS_PER_CALL
+            for part in self._ask(partial(_save, first=first, last=last)):
+                yield from part
 
-    def restore(self, epoch: int, states: dict[int, bytes]) -> None:
+    def restore(self, epoch: int, load: Load) -> None:
         """Take up the states of all hosts at the start of an epoch."""
-        parts = [[states[host_id] for host_id in host_ids] for host_ids in self.host_ids]
-        self._get(
-            [
-                actor.restore.remote(epoch, part)
-                for actor, part in zip(self.actors, parts, strict=True)
-            ]
-        )
+        self._journal.begin(epoch, load)
+        self._epoch = epoch
+        self._finish({shard: self._restored(shard) for shard in range(len(self.actors))})
+
+    def begin_journal(self, epoch: int, load: Load) -> None:
+        """Note a new checkpoint: what is lost from now on is brought back from there."""
+        self._journal.begin(epoch, load)
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """Return what was lost on the way and brought back."""
+        return self._recoveries
 
     def remote_usage(self) -> list[tuple[float, int]]:
         """Return CPU seconds and memory of actors on other machines."""
         if not self.remote:
             return []
-        return list(self._get([actor.usage.remote() for actor in self.actors]))
+        return list(self._ask(lambda actor, _: actor.usage.remote()))
 
     def sampling(self) -> list[SampleUsage]:
         """Return what samples of address translation have cost each actor."""
-        return self._get([actor.sampling.remote() for actor in self.actors])
+        return list(self._ask(lambda actor, _: actor.sampling.remote()))
 
     def pids(self) -> list[int]:
         """Return the process of each actor."""
-        return self._get([actor.pid.remote() for actor in self.actors])
+        return [found.pid for found in self._identities if found]
 
     def close(self) -> None:
         """End the actors, and Ray if it is ours."""
@@ -201,27 +273,132 @@ class RayBackend:
         if self.ours:
             ray.shutdown()
 
-    def _get(self, references: Sequence[Any]) -> list[Any]:
-        try:
-            waiting = list(references)
-            while waiting:
-                gone = [pid for pid in self._processes if not os.path.exists(f"/proc/{pid}")]
-                _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_EVERY_S)
-                if waiting and gone:  # Ray does not always notice
-                    raise WorkerError(
-                        f"a worker died: process {gone[0]} is gone"
-                        " (--resume continues from the last checkpoint)"
-                    )
-            return list(ray.get(list(references)))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, HugefleetError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
-            reason = lines[0] if lines else type(error).__name__
+    def _ask(self, call: Callable[[Any, int], Any], asked: dict[int, Any] | None = None) -> Any:
+        """Call all actors and return their answers by shard; what is lost is brought back first."""
+        asked = asked or {}
+        answers: dict[int, Any] = {}
+
+        def steps(shard: int) -> _Steps:
+            reference = asked.pop(shard, None)
+            answers[shard] = yield reference or call(self.actors[shard], shard)
+
+        shards = range(len(self.actors))
+        self._finish({shard: steps(shard) for shard in shards}, steps)
+        return [answers[shard] for shard in shards]
+
+    def _finish(
+        self, running: dict[int, _Steps], then: Callable[[int], _Steps] | None = None
+    ) -> None:
+        """Go through the steps of shards at the same time; a lost shard begins ``then`` anew.
+
+        Raises
+        ------
+        WorkerError
+            A shard is lost again and again.
+        """
+        waiting = {next(steps): (shard, steps) for shard, steps in running.items()}
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_EVERY_S)
+            lost = {}
+            for reference in ready:
+                shard, steps = waiting.pop(reference)
+                try:
+                    waiting[steps.send(_answer(reference))] = shard, steps
+                except StopIteration:
+                    pass
+                except ray.exceptions.RayError as error:
+                    lost[shard] = _reason(error)
+            for reference, (shard, _) in list(waiting.items()):
+                found = self._identities[shard]
+                if found and _has_ended(found):
+                    del waiting[reference]
+                    lost[shard] = f"process {found.pid} is gone"
+            for shard, reason in lost.items():
+                steps = self._brought_back(shard, reason, then)
+                waiting[next(steps)] = shard, steps
+        self._losses.clear()
+
+    def _brought_back(
+        self, shard: int, reason: str, then: Callable[[int], _Steps] | None
+    ) -> _Steps:
+        """Make a lost shard anew, in the state that it had, and go on with what it was asked."""
+        begin_s = time.perf_counter()
+        hosts, epoch, journal = self.host_ids[shard], self._epoch, self._journal
+        named = ", ".join(map(str, hosts[:3])) + (", ..." if len(hosts) > 3 else "")
+        self._losses[shard] += 1
+        if self._losses[shard] > MAX_LOSSES:
             raise WorkerError(
-                f"a worker died: {reason}"
+                f"the worker of hosts {named} died {MAX_LOSSES + 1} times"
+                f" at epoch {epoch}: {reason}"
                 " (often memory: fewer --workers or a smaller fleet need less;"
                 " --resume continues from the last checkpoint)"
-            ) from error
+            )
+        again = epoch - journal.epoch
+        _LOG.warning(
+            "worker of hosts %s died at epoch %d (%s): recomputing %d epochs from %s",
+            named,
+            epoch,
+            reason,
+            again,
+            f"the checkpoint of epoch {journal.epoch}" if journal.load else "the seed",
+        )
+        ray.kill(self.actors[shard])
+        self._identities[shard] = None
+        self._attempts[shard] += 1
+        self.actors[shard] = self._new_actor(shard)
+        yield from self._restored(shard)
+        restored_s = time.perf_counter() - begin_s
+        for steps in journal.before(epoch):
+            yield self.actors[shard].advance_again.remote(self._attempts[shard], steps[shard])
+        if self._moves[shard]:
+            t_ns = self._barrier_ns
+            yield self.actors[shard].emigrate.remote(epoch, t_ns, self._moves[shard])
+        self._recoveries.append(
+            {
+                "epoch": epoch,
+                "from_epoch": journal.epoch,
+                "shard": shard,
+                "reason": reason,
+                "restored_s": round(restored_s, 3),
+                "again_s": round(time.perf_counter() - begin_s - restored_s, 3),
+            }
+        )
+        if then:
+            yield from then(shard)
+
+    def _restored(self, shard: int) -> _Steps:
+        """Find where an actor lives, and give it the states of the last checkpoint."""
+        self._identities[shard] = yield self.actors[shard].identity.remote()
+        load, hosts = self._journal.load, self.host_ids[shard]
+        for first in range(0, len(hosts) if load else 0, HOSTS_PER_CALL):
+            assert load is not None
+            states = load(hosts[first : first + HOSTS_PER_CALL])
+            yield self.actors[shard].restore.remote(self._journal.epoch, first, states)
+
+
+def _save(actor: Any, _shard: int, first: int, last: int) -> Any:
+    return actor.save.remote(first, last)
+
+
+def _answer(reference: Any) -> Any:
+    """Return what a call returned; what it raised on purpose is raised here."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, HugefleetError | ValueError):
+            raise error.cause from None
+        raise RuntimeError(str(error)) from error  # our bug, not a loss
+
+
+def _has_ended(identity: ActorIdentity) -> bool:
+    """Say whether an actor's process is seen to have ended: Ray does not always notice."""
+    if identity.machine != machine():
+        return False
+    return start_ticks(identity.pid) != identity.start_ticks
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what Ray says, and the last if an actor could not be made."""
+    lines = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    in_creation = "creation task" in lines[0] and len(lines) > 1
+    return f"{lines[0]} {lines[-1]}" if in_creation else lines[0]

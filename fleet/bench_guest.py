@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fleet.loading import load
 from fleet.node import START, Commands, Node
-from fleet.rundir import reported
+from fleet.store import reported
 from guestsim.behaviour import G_HEAD, G_MM, OP_BEGIN, OP_READ, OP_TOUCH_SLOT
 from guestsim.guest import Guest
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_MIN, PAGE_BYTES, PAGE_SHIFT

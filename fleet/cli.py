@@ -42,7 +42,7 @@ SetOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Same as --set run.seed=N.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path or URI.")]
 
 
 def _load(name: str, overrides: list[str] | None, seed: int | None = None) -> "Scenario":
@@ -85,7 +85,10 @@ def run(
     set_: SetOption = None,
     seed: SeedOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory. Default: runs/NAME-SEED.")
+        str | None,
+        typer.Option(
+            help="Run directory, a path or file://, s3://, gs:// URI. Default: runs/NAME-SEED."
+        ),
     ] = None,
     inline: Annotated[bool, typer.Option("--inline", help="One process, without Ray.")] = False,
     workers: Annotated[
@@ -121,7 +124,7 @@ def run(
     if overwrite and resume:
         raise typer.BadParameter("--overwrite excludes --resume")
     resolved = _load(scenario, set_, seed)
-    target = out or Path("runs") / f"{resolved.name}-{resolved.seed}"
+    target = out or f"runs/{resolved.name}-{resolved.seed}"
     from fleet import progress, scheduler, summary
 
     options = scheduler.Options(

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import polars as pl
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from fleet.loading import near
-from fleet.rundir import RunDirectory, open_run, reported
+from fleet.rundir import RunDirectory, open_run
 from fleet.schema import arrow_schema
+from fleet.store import Store, reported
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.stats import TABLES
 
@@ -18,24 +20,28 @@ _COLUMN_ERROR = re.compile(r"""column (?:named )?["']([\w.]+)["']""")
 
 def scan(run: RunDirectory, table: str) -> pl.LazyFrame:
     """Return a table of a run, read when it is needed."""
-    if run.parts[table]:
-        return pl.scan_parquet(run.parts[table])
+    parts, store = run.parts[table], run.store
+    if parts and store.folder is not None:
+        return pl.scan_parquet([store.folder / part for part in parts])
+    if parts:
+        files = [store.full(part) for part in parts]
+        return pl.scan_pyarrow_dataset(ds.dataset(files, arrow_schema(table), "parquet", store.fs))
     empty = pl.from_arrow(arrow_schema(table).empty_table())
     assert isinstance(empty, pl.DataFrame)
     return empty.lazy()
 
 
-def query(path: Path, sql: str) -> pl.DataFrame:
+def query(place: str | Path | Store, sql: str) -> pl.DataFrame:
     """Run one SQL statement over the tables of a run.
 
     Raises
     ------
     ResultsError
-        The path is no run.
+        The place is no run.
     ScenarioError
         The statement is wrong: syntax, or an unknown table or column.
     """
-    run = open_run(path)
+    run = open_run(place)
     context = pl.SQLContext({table: scan(run, table) for table in TABLES})
     try:
         return context.execute(sql, eager=True)

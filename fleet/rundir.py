@@ -1,61 +1,31 @@
 """The run directory: who may write it, what ``run.json`` says, and how readers open it."""
 
 import json
-import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fleet.lock import LOCK_FILE
+from fleet.store import STAGING, Store
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.stats import SCHEMA_VERSION, TABLES
 
 RUN_FILE = "run.json"
 MANIFEST_FILE = "_manifest.json"
-STAGING = "_staging"
 CHECKPOINTS = "_checkpoints"
 FORMAT = "hugefleet run"
-_OURS = (*TABLES, STAGING, CHECKPOINTS, MANIFEST_FILE, RUN_FILE)  # run.json last: it is the proof
+_UNBORN = (LOCK_FILE, f".{RUN_FILE}.new", f".{LOCK_FILE}.new")  # what a run has before run.json
 _PACKAGES = ("hugefleet", "numba", "numpy", "polars", "pyarrow", "ray")
 
 
-@contextmanager
-def reported(path: Path, doing: str) -> Iterator[None]:
-    """Turn an ``OSError`` into a :class:`ResultsError` that names the file and the reason."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ResultsError(f"{error.filename or path}: cannot {doing}: {reason}") from error
+def write_json(store: Store, path: str, content: object) -> None:
+    """Write JSON whole or not at all, in a stable layout."""
+    store.write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file so that a reader sees the old or the new content, never a part.
-
-    Raises
-    ------
-    ResultsError
-        The file cannot be written.
-    """
-    staged = path.with_name(f".{path.name}.new")
-    with reported(path, "write"):
-        with staged.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, in a stable layout."""
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
+def read_json(store: Store, path: str) -> Any:
     """Read JSON.
 
     Raises
@@ -63,58 +33,53 @@ def read_json(path: Path) -> Any:
     ResultsError
         The file is missing, unreadable or no JSON.
     """
-    with reported(path, "read"):
-        text = path.read_text(encoding="utf-8")
     try:
-        return json.loads(text)
+        return json.loads(store.read(path))
     except ValueError as error:
-        raise ResultsError(f"{path}: is not JSON: {error}") from None
+        raise ResultsError(f"{store.label(path)}: is not JSON: {error}") from None
 
 
-def is_run(out: Path) -> bool:
-    """Say whether a directory was written by a run."""
+def is_run(store: Store) -> bool:
+    """Say whether a folder was written by a run."""
     try:
-        record = read_json(out / RUN_FILE)
+        record = read_json(store, RUN_FILE) if store.exists(RUN_FILE) else None
     except ResultsError:
         return False
     return isinstance(record, dict) and record.get("format") == FORMAT
 
 
-def claim(out: Path, overwrite: bool, resume: bool) -> None:
-    """Make the directory ready for a run, or refuse it.
+def claim(store: Store, overwrite: bool, resume: bool) -> None:
+    """Look whether a run may begin or go on in a folder, and make the folder; delete nothing.
 
     Raises
     ------
     ScenarioError
         It holds something, and the user did not say what should become of it.
     ResultsError
-        It cannot be made or emptied.
+        It cannot be made.
     """
-    with reported(out, "use as run directory"):
-        occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if occupied and not is_run(out):
+    place = f"--out {store}"
+    if store.exists(""):
+        raise ScenarioError([Problem(place, "is a file; it stays untouched")])
+    found = store.names()
+    if set(found) - set(_UNBORN) and not is_run(store):
         message = "exists and is not a run directory; it stays untouched"
-        raise ScenarioError([Problem(f"--out {out}", message, "choose another --out")])
-    if occupied and resume:
-        return
-    if resume:
-        raise ScenarioError([Problem(f"--out {out}", "holds no run to resume")])
-    if occupied and not overwrite:
+        raise ScenarioError([Problem(place, message, "choose another --out")])
+    if not found and resume:
+        raise ScenarioError([Problem(place, "holds no run to resume")])
+    if RUN_FILE in found and not (overwrite or resume):
         hint = "--overwrite deletes that run, --resume continues it, --out names another place"
-        raise ScenarioError([Problem(f"--out {out}", "already holds a run", hint)])
-    with reported(out, "use as run directory"):
-        if occupied:
-            _delete(out)
-        out.mkdir(parents=True, exist_ok=True)
+        raise ScenarioError([Problem(place, "already holds a run", hint)])
+    store.make_folder()
 
 
-def _delete(out: Path) -> None:
-    for name in _OURS:
-        path = out / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def clear(store: Store) -> None:
+    """Delete a run, ``run.json`` last: it is the proof that the rest is ours."""
+    for table in (*TABLES, STAGING, CHECKPOINTS):
+        store.delete_folder(table)
+    for name in (MANIFEST_FILE, RUN_FILE):
+        if store.exists(name):
+            store.delete(name)
 
 
 def versions() -> dict[str, str]:
@@ -149,9 +114,9 @@ def git_commit() -> str | None:
 class RunDirectory(NamedTuple):
     """A finished or unfinished run, opened for reading; parts as the manifest has them."""
 
-    path: Path
+    store: Store
     record: dict[str, Any]  # run.json
-    parts: dict[str, list[Path]]  # by table, in epoch and group order
+    parts: dict[str, list[str]]  # by table, in epoch and group order
 
     @property
     def complete(self) -> bool:
@@ -159,7 +124,34 @@ class RunDirectory(NamedTuple):
         return bool(self.record.get("status") == "complete")
 
 
-def open_run(path: Path) -> RunDirectory:
+def part_path(table: str, epoch: int, group: int) -> str:
+    """Return where a part lies: a function of table, epoch and host group alone."""
+    return f"{table}/part-e{epoch:05d}-g{group:04d}.parquet"
+
+
+def read_manifest(store: Store) -> list[dict[str, Any]]:
+    """Return the parts of a run that are committed.
+
+    Raises
+    ------
+    ResultsError
+        The manifest cannot be read, or names files that are no parts of a run.
+    """
+    if not store.exists(MANIFEST_FILE):
+        return []
+    found = read_json(store, MANIFEST_FILE)
+    try:
+        parts: list[dict[str, Any]] = found["parts"]
+        for part in parts:
+            expected = part_path(part["table"], part["epoch"], part["group"])
+            if part["table"] not in TABLES or part["path"] != expected:
+                raise ValueError(f"{part['path']} is no part of a run")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(f"{store.label(MANIFEST_FILE)}: is damaged: {error}") from None
+    return parts
+
+
+def open_run(place: str | Path | Store) -> RunDirectory:
     """Open a run for reading.
 
     Raises
@@ -167,19 +159,18 @@ def open_run(path: Path) -> RunDirectory:
     ResultsError
         It is no run, a part is missing, or its schema version is not ours.
     """
-    if not is_run(path):
-        raise ResultsError(f"{path}: is not a run directory (no {RUN_FILE} written by fleet run)")
-    record = read_json(path / RUN_FILE)
+    store = Store.of(place)
+    if not is_run(store):
+        raise ResultsError(f"{store}: is not a run directory (no {RUN_FILE} written by fleet run)")
+    record = read_json(store, RUN_FILE)
     if record.get("schema_version") != SCHEMA_VERSION:
         raise ResultsError(
-            f"{path}: schema version {record.get('schema_version')},"
+            f"{store}: schema version {record.get('schema_version')},"
             f" this program reads version {SCHEMA_VERSION}"
         )
-    parts: dict[str, list[Path]] = {table: [] for table in TABLES}
-    if (path / MANIFEST_FILE).exists():
-        for part in read_json(path / MANIFEST_FILE)["parts"]:
-            file = path / part["path"]
-            if not file.is_file():
-                raise ResultsError(f"{file}: is in the manifest, but missing")
-            parts[part["table"]].append(file)
-    return RunDirectory(path, record, parts)
+    parts: dict[str, list[str]] = {table: [] for table in TABLES}
+    for part in read_manifest(store):
+        parts[part["table"]].append(part["path"])
+    for path in store.missing([path for paths in parts.values() for path in paths])[:1]:
+        raise ResultsError(f"{store.label(path)}: is in the manifest, but missing")
+    return RunDirectory(store, record, parts)

@@ -4,9 +4,9 @@ Bulk-synchronous: within an epoch hosts do not interact; at the barrier the driv
 Rows of one epoch are written while the shards compute the next.
 """
 
-import shutil
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fleet import checkpoint, rundir
 from fleet.demand import arrivals, make_placer, open_demand
 from fleet.fleet_rows import fleet_row
+from fleet.lock import Lock, held
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage
 from fleet.operations import NO_ORDERS, Operations, Orders, with_orders
@@ -27,6 +28,7 @@ from fleet.scenario import Scenario
 from fleet.shard import (
     Arrivals,
     InlineBackend,
+    Load,
     Move,
     ShardCommands,
     Tables,
@@ -34,12 +36,14 @@ from fleet.shard import (
     in_host_order,
 )
 from fleet.sink import Sink
+from fleet.store import STAGING, Store
 from fleet.trace import Trace, make_trace
 from fleet.usage import usage_of_tree
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, REASON_NAMES, SCHEMA_VERSION
 from hostsim.core.units import NS_PER_HOUR
 
+_LOG = logging.getLogger(__name__)
 NO_HOST_ID = -1
 NO_VM_ID = -1
 _KILL = EVENT_NAMES.index("kill")
@@ -75,11 +79,17 @@ class Backend(Protocol):
     def collect(self) -> list[Tables]:
         """Wait for it; one entry a shard."""
 
-    def save(self) -> list[tuple[int, bytes]]:
-        """Return the state of every host."""
+    def save(self) -> Iterator[tuple[int, bytes]]:
+        """Return the state of every host, a few at a time."""
 
-    def restore(self, epoch: int, states: dict[int, bytes]) -> None:
+    def restore(self, epoch: int, load: Load) -> None:
         """Take up the state of every host."""
+
+    def begin_journal(self, epoch: int, load: Load) -> None:
+        """Note a new checkpoint: what is lost from now on is brought back from there."""
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """Return what was lost on the way and brought back."""
 
     def remote_usage(self) -> list[tuple[float, int]]:
         """Return CPU seconds and memory of processes on other machines."""
@@ -139,21 +149,28 @@ class Costs:
 
 def run(
     scenario: Scenario,
-    out: Path,
+    out: str | Path | Store,
     options: Options | None = None,
     on_epoch: Callable[[Progress], None] | None = None,
     make_backend: Callable[[Scenario], Backend] | None = None,
 ) -> dict[str, Any]:
     """Run a scenario into a run directory and return the content of its ``run.json``.
 
+    Parameters
+    ----------
+    out
+        A path or a URI of `fleet.store`.
+    options, on_epoch, make_backend
+        How to run it, what to call after every epoch, and who computes.
+
     Raises
     ------
     ScenarioError
-        The scenario cannot be run, or ``out`` already holds something.
-    WorkerError
-        The Ray cluster cannot be reached, used, or lost a worker.
+        The scenario cannot be run, or ``out`` already holds something, or is in use.
     ResultsError
         A file cannot be written, or a checkpoint cannot be taken up.
+    WorkerError
+        The Ray cluster cannot be reached or used, or workers die again and again.
     InvariantError
         A host's state is inconsistent.
     """
@@ -164,29 +181,50 @@ def run(
 
         cluster.reach(options.address)  # within seconds, and before there is a directory
     trace = open_demand(scenario)
-    rundir.claim(out, options.overwrite, options.resume)
-    record = _record(scenario)
-    if options.resume:
-        before = rundir.read_json(out / rundir.RUN_FILE)
-        _same_run(out, before, record)
-        if before["status"] == "complete":
-            return cast(dict[str, Any], before)
-        record["execution"]["attempt"] = before["execution"]["attempt"] + 1
-    rundir.write_json(out / rundir.RUN_FILE, record)
+    store = Store.of(out)
+    rundir.claim(store, options.overwrite, options.resume)
+    with held(store, _LOG.warning) as lock:
+        record = _record(scenario)
+        if options.overwrite:
+            rundir.clear(store)
+        if store.exists(rundir.RUN_FILE):
+            before = rundir.read_json(store, rundir.RUN_FILE)
+            _same_run(store, before, record)
+            if before["status"] == "complete":
+                return cast(dict[str, Any], before)
+            record["execution"]["attempt"] = before["execution"]["attempt"] + 1
+        rundir.write_json(store, rundir.RUN_FILE, record)
+        make = make_backend or (lambda s: _backend(s, options))
+        _attempt(scenario, trace, make, record, costs, options, lock, on_epoch)
+        checkpoint.clear(store)
+    return record
+
+
+def _attempt(
+    scenario: Scenario,
+    trace: Trace,
+    make_backend: Callable[[Scenario], Backend],
+    record: dict[str, Any],
+    costs: Costs,
+    options: Options,
+    lock: Lock,
+    on_epoch: Callable[[Progress], None] | None,
+) -> None:
+    """Run a scenario to its end, and write into ``run.json`` how it ended."""
     status = "failed"
     try:
-        backend = (make_backend or (lambda s: _backend(s, options)))(scenario)
+        backend = make_backend(scenario)
         try:
             record["execution"]["backend"] = backend.name
             record["execution"]["shards"] = len(backend.host_ids)
             record["execution"]["nodes"] = backend.nodes
-            driver = _Driver(scenario, trace, backend, out, record, costs, options)
+            driver = _Driver(scenario, trace, backend, lock, record, costs, options)
             record["tally"] = driver.run(on_epoch)
             costs.look(backend, force=True)
             record["execution"]["mmu"] = _sampling_record(backend.sampling())
+            record["execution"]["recoveries"] = backend.recoveries()
         finally:
             backend.close()
-        checkpoint.clear(out)
         status = "complete"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -194,26 +232,27 @@ def run(
     finally:
         record["status"] = status
         record["execution"] |= _cost_record(scenario, costs)
-        _note_end(out, record, status)
-    return record
+        _note_end(lock, record, status)
 
 
-def _same_run(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _same_run(store: Store, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to continue a run under another scenario or other package versions."""
     for key in ("scenario", "versions"):
         for name in before[key].keys() | now[key].keys():
             was, is_now = before[key].get(name), now[key].get(name)
             if was != is_now:
                 message = f"was run with {key} {name} = {was}, not {is_now}"
-                raise ScenarioError([Problem(f"--out {out}", message, "--overwrite starts anew")])
+                raise ScenarioError([Problem(f"--out {store}", message, "--overwrite starts anew")])
 
 
-def _note_end(out: Path, record: dict[str, Any], status: str) -> None:
+def _note_end(lock: Lock, record: dict[str, Any], status: str) -> None:
     """Write how the run ended; a full disk must not hide the error that ended it."""
-    if status != "complete":
-        shutil.rmtree(out / rundir.STAGING, ignore_errors=True)  # makes room for run.json
+    store = lock.store
     try:
-        rundir.write_json(out / rundir.RUN_FILE, record)
+        lock.check()
+        if status != "complete":
+            store.delete_folder(STAGING)  # makes room for run.json
+        rundir.write_json(store, rundir.RUN_FILE, record)
     except ResultsError:
         if status == "complete":
             raise
@@ -295,19 +334,21 @@ class _Driver:
         scenario: Scenario,
         trace: Trace,
         backend: Backend,
-        out: Path,
+        lock: Lock,
         record: dict[str, Any],
         costs: Costs,
         options: Options,
     ) -> None:
-        self.scenario, self.trace, self.backend, self.out = scenario, trace, backend, out
+        self.scenario, self.trace, self.backend, self.store = scenario, trace, backend, lock.store
         self.costs, self.options = costs, options
         self.placer: Placer = make_placer(scenario, trace)
         self.operations = Operations(scenario, trace)
         self.placed = self._state()  # before the epoch planned last
         self.tally = dict.fromkeys(EVENT_NAMES, 0)
         attempt = record["execution"]["attempt"]
-        self.sink = Sink(out, scenario.nr_hosts, scenario.hosts_per_part, attempt)
+        self.lock = lock
+        nr_hosts, per_part = scenario.nr_hosts, scenario.hosts_per_part
+        self.sink = Sink(self.store, nr_hosts, per_part, attempt, lock.check)
 
     def run(self, on_epoch: Callable[[Progress], None] | None) -> dict[str, int]:
         """Run all epochs that are left; return how many VMs did what."""
@@ -435,18 +476,21 @@ class _Driver:
         return cast(NDArray[np.int64], vms), killed[:, _EVENT["host_id"]]
 
     def _checkpoint(self, epoch: int) -> None:
-        nodes = dict(self.backend.save())
-        state = checkpoint.Checkpoint(epoch, self.placed, dict(self.tally), nodes)
-        checkpoint.write(self.out, state)
+        self.lock.check()
+        states = self.backend.save()
+        load = checkpoint.write(
+            self.store, self.scenario, epoch, self.placed, dict(self.tally), states
+        )
+        self.backend.begin_journal(epoch, load)
 
     def _resume(self) -> int:
         """Take up the last checkpoint if asked to; return the epoch to run next."""
-        found = checkpoint.latest(self.out) if self.options.resume else None
+        found = checkpoint.latest(self.store, self.scenario) if self.options.resume else None
         if found is None:
             self.sink.rewind(0)
             return 0
         self._restore(found.placer)
         self.tally = dict(found.tally)
-        self.backend.restore(found.epoch, found.nodes)
+        self.backend.restore(found.epoch, found.load)
         self.sink.rewind(found.epoch)
         return found.epoch

@@ -5,7 +5,7 @@ Which hosts share a shard is a run-time choice and never changes a result.
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from fleet.trace import Trace
 from hostsim.core.errors import InvariantError, ResultsError
 from hostsim.core.stats import NODE_TABLES, TABLES
 
+Load = Callable[[Sequence[int]], list[bytes]]  # reads the states of some hosts
 Tables = dict[str, NDArray[np.int64]]
 MakeNode = Callable[..., Any]
 CHECK_VARIABLE = "FLEET_CHECK"  # 1: validators run after every epoch
@@ -188,25 +189,27 @@ class Shard:
         now, then = usage_of_samplers(), self._sampled
         return SampleUsage(now.samples - then.samples, now.hits - then.hits, now.cpu_s - then.cpu_s)
 
-    def save(self) -> list[tuple[int, bytes]]:
-        """Return the state of every host."""
+    def save(self, first: int, last: int) -> list[tuple[int, bytes]]:
+        """Return the states of this shard's hosts from the first to before the last."""
+        part = slice(first, last)
         return [
             (host_id, pack(node.save()))
-            for host_id, node in zip(self.plan.host_ids, self.nodes, strict=True)
+            for host_id, node in zip(self.plan.host_ids[part], self.nodes[part], strict=True)
         ]
 
-    def restore(self, epoch: int, states: list[bytes]) -> None:
-        """Take up the states of this shard's hosts at the start of an epoch.
+    def restore(self, epoch: int, first: int, states: list[bytes]) -> None:
+        """Take up the states of some of this shard's hosts at the start of an epoch.
 
         Raises
         ------
         ResultsError
             A state does not fit its host.
         """
-        for host_id, node, packed in zip(self.plan.host_ids, self.nodes, states, strict=True):
+        for index, packed in enumerate(states, first):
             try:
-                node.restore(unpack(packed))
+                self.nodes[index].restore(unpack(packed))
             except ValueError as error:
+                host_id = self.plan.host_ids[index]
                 raise ResultsError(f"checkpoint of host {host_id}: {error}") from error
         self.epoch = epoch
 
@@ -253,13 +256,22 @@ class InlineBackend:
         """Return the rows of the epoch submitted last, one entry a shard."""
         return [self._rows]
 
-    def save(self) -> list[tuple[int, bytes]]:
-        """Return the state of every host, in host-id order."""
-        return self.shard.save()
+    def save(self) -> Iterator[tuple[int, bytes]]:
+        """Return the state of every host, one at a time."""
+        for index in self.host_ids[0]:
+            yield from self.shard.save(index, index + 1)
 
-    def restore(self, epoch: int, states: dict[int, bytes]) -> None:
+    def restore(self, epoch: int, load: Load) -> None:
         """Take up the states of all hosts at the start of an epoch."""
-        self.shard.restore(epoch, [states[host_id] for host_id in self.host_ids[0]])
+        for index in self.host_ids[0]:
+            self.shard.restore(epoch, index, load([index]))
+
+    def begin_journal(self, epoch: int, load: Load) -> None:
+        """Note a new checkpoint: nothing is lost here without the driver."""
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """Return what was lost on the way and brought back: nothing."""
+        return []
 
     def remote_usage(self) -> list[tuple[float, int]]:
         """Return CPU seconds and memory of processes elsewhere: there are none."""

@@ -1,16 +1,17 @@
 """Parquet part files, cut by host group and epoch only, committed by rename, manifest last."""
 
-import os
-import shutil
-from pathlib import Path
+from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fleet.rundir import MANIFEST_FILE, STAGING, read_json, reported, write_json
+from fleet.rundir import MANIFEST_FILE, part_path, read_manifest, write_json
 from fleet.schema import arrow_table, dictionary_columns
+from fleet.store import STAGING, Store
 from hostsim.core.stats import NODE_TABLES, SCHEMA_VERSION, TABLES
 
 HOST_COLUMN = {
@@ -18,37 +19,42 @@ HOST_COLUMN = {
 }
 
 
-def part_path(table: str, epoch: int, group: int) -> str:
-    """Return where a part lies: a function of table, epoch and host group alone."""
-    return f"{table}/part-e{epoch:05d}-g{group:04d}.parquet"
-
-
 class Sink:
-    """Writes the rows of a run, one epoch at a time."""
+    """Writes the rows of a run, one epoch at a time.
 
-    def __init__(self, out: Path, nr_hosts: int, hosts_per_part: int, attempt: int) -> None:
-        self.out = out
+    Parameters
+    ----------
+    may_commit
+        Called before an epoch is committed; raises if this driver may not write any more.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        nr_hosts: int,
+        hosts_per_part: int,
+        attempt: int,
+        may_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = store
         self.hosts_per_part = hosts_per_part
         self.nr_groups = -(-nr_hosts // hosts_per_part)
-        self.staging = out / STAGING / f"a{attempt:03d}"
+        self.attempt = f"a{attempt:03d}"
+        self.may_commit = may_commit
         self.parts: list[dict[str, Any]] = []
-        with reported(out, "write"):
-            for table in TABLES:
-                (self.staging / table).mkdir(parents=True, exist_ok=True)
-                (out / table).mkdir(exist_ok=True)
+        for table in TABLES:
+            store.make_folder(table)
 
     def rewind(self, nr_epochs: int) -> None:
         """Keep the parts of the first epochs only, as a resumed run does."""
-        manifest = self.out / MANIFEST_FILE
-        kept = read_json(manifest)["parts"] if manifest.exists() else []
-        self.parts = [part for part in kept if part["epoch"] < nr_epochs]
+        self.parts = [part for part in read_manifest(self.store) if part["epoch"] < nr_epochs]
         self._write_manifest()
         keep = {part["path"] for part in self.parts}
-        with reported(self.out, "rewind"):
-            for table in TABLES:
-                for path in (self.out / table).glob("part-*.parquet"):
-                    if path.relative_to(self.out).as_posix() not in keep:
-                        path.unlink()
+        for table in TABLES:
+            for name in self.store.names(table):
+                path = f"{table}/{name}"
+                if path not in keep and fnmatch(name, "part-*.parquet"):
+                    self.store.delete(path)
 
     def write(self, epoch: int, tables: dict[str, NDArray[np.int64]]) -> None:
         """Write and commit the rows of one epoch, those of nodes sorted by host.
@@ -60,52 +66,47 @@ class Sink:
         ResultsError
             A file cannot be written.
         """
-        new = []
-        for table, rows in tables.items():
-            if table not in HOST_COLUMN:
-                new.append(self._stage(table, epoch, 0, rows))
-                continue
-            group_of_row = np.maximum(rows[:, HOST_COLUMN[table]], 0) // self.hosts_per_part
-            cuts = np.searchsorted(group_of_row, np.arange(self.nr_groups + 1))
-            for group in range(self.nr_groups):
-                rows_of_group = rows[cuts[group] : cuts[group + 1]]
-                if len(rows_of_group) == 0:
+        parts: list[dict[str, Any]] = []
+        files: dict[str, bytes] = {}
+        for table, all_rows in tables.items():
+            for group, rows in enumerate(self._groups(table, all_rows)):
+                if len(rows) == 0:
                     continue
-                new.append(self._stage(table, epoch, group, rows_of_group))
-        with reported(self.out, "commit"):
-            for part in new:
-                (self.staging / part["path"]).replace(self.out / part["path"])
-        self.parts += new
+                path = part_path(table, epoch, group)
+                files[path] = _parquet(table, rows)
+                part = {"table": table, "epoch": epoch, "group": group, "path": path}
+                parts.append(part | {"rows": len(rows), "bytes": len(files[path])})
+        self.may_commit()
+        self.store.write_all(files, self.attempt)
+        self.parts += parts
         self._write_manifest()
+
+    def _groups(self, table: str, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut rows by host group."""
+        if table not in HOST_COLUMN:
+            return [rows]
+        group_of_row = np.maximum(rows[:, HOST_COLUMN[table]], 0) // self.hosts_per_part
+        cuts = np.searchsorted(group_of_row, np.arange(1, self.nr_groups))
+        return np.split(rows, cuts)
 
     def finish(self) -> None:
         """Remove the staging area, that of earlier attempts included."""
-        with reported(self.out, "remove the staging area"):
-            shutil.rmtree(self.staging.parent)
-
-    def _stage(self, table: str, epoch: int, group: int, rows: NDArray[np.int64]) -> dict[str, Any]:
-        path = part_path(table, epoch, group)
-        staged = self.staging / path
-        with reported(staged, "write"), staged.open("wb") as file:
-            pq.write_table(
-                arrow_table(table, rows),
-                file,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=dictionary_columns(table),
-                row_group_size=1 << 20,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        return {
-            "table": table,
-            "epoch": epoch,
-            "group": group,
-            "path": path,
-            "rows": len(rows),
-            "bytes": staged.stat().st_size,
-        }
+        self.store.delete_folder(STAGING)
 
     def _write_manifest(self) -> None:
         manifest = {"schema_version": SCHEMA_VERSION, "parts": self.parts}
-        write_json(self.out / MANIFEST_FILE, manifest)
+        write_json(self.store, MANIFEST_FILE, manifest)
+
+
+def _parquet(table: str, rows: NDArray[np.int64]) -> bytes:
+    """Return a part's bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        arrow_table(table, rows),
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=dictionary_columns(table),
+        row_group_size=1 << 20,
+    )
+    return bytes(sink.getvalue())

@@ -9,6 +9,7 @@ from fleet.loading import build
 from fleet.query import scan
 from fleet.rundir import RunDirectory, open_run
 from fleet.scenario import Scenario
+from fleet.store import Store
 from hostsim.core.errors import InvariantError
 from hostsim.core.units import (
     HPAGE_PMD_NR,
@@ -21,18 +22,18 @@ from hostsim.core.units import (
 )
 
 
-def summarise(path: Path) -> dict[str, Any]:
+def summarise(place: str | Path | Store) -> dict[str, Any]:
     """Return the figures of a run; names say the unit, ratios are in [0, 1].
 
     Raises
     ------
     ResultsError
-        The path is no run.
+        The place is no run.
     InvariantError
         VMs are missing: started, rejected, ended and running do not add up.
     """
-    run = open_run(path)
-    scenario = build(dict(run.record["scenario"]), run.record["name"], str(path))
+    run = open_run(place)
+    scenario = build(dict(run.record["scenario"]), run.record["name"], str(run.store))
     last = _last_rows(run, scenario)
     vms = _vm_counts(run, last)
     return {
@@ -83,9 +84,9 @@ def _vm_counts(run: RunDirectory, last: pl.DataFrame) -> dict[str, int]:
     }
     if run.complete:
         if counts["started"] + counts["rejected"] != counts["arrived"]:
-            raise InvariantError(f"{run.path}: started + rejected is not arrived: {counts}")
+            raise InvariantError(f"{run.store}: started + rejected is not arrived: {counts}")
         if counts["started"] + counts["restarted"] != counts["ended"] + counts["running"]:
-            raise InvariantError(f"{run.path}: started is not ended + running: {counts}")
+            raise InvariantError(f"{run.store}: started is not ended + running: {counts}")
     return counts
 
 

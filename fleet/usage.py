@@ -1,5 +1,6 @@
 """What a run costs: CPU time and memory of this process and all it started, from /proc."""
 
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,19 @@ def _stat(pid: int) -> list[str]:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+@functools.cache
+def machine() -> str:
+    """Return what names this machine, this boot of it and this space of process numbers."""
+    boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since boot; None if it has ended."""
+    stat = _stat(pid)
+    return int(stat[19]) if stat and stat[0] not in "ZX" else None
 
 
 def _memory_bytes(pid: int) -> int:

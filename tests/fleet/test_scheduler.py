@@ -115,6 +115,7 @@ class Shards:
     """A backend of several shards in one process."""
 
     name = "shards"
+    nodes = ()
 
     def __init__(self, scenario, nr_shards):
         self.shards = [Shard(plan, Breaking) for plan in shard_plans(scenario, nr_shards)]
@@ -132,6 +133,9 @@ class Shards:
         return self.rows[::-1]  # the last one answers first
 
     def remote_usage(self):
+        return []
+
+    def recoveries(self):
         return []
 
     def sampling(self):

@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fleet import sink as sink_module
-from fleet.rundir import FORMAT, open_run
-from fleet.sink import Sink, part_path
+from fleet import store as store_module
+from fleet.rundir import FORMAT, open_run, part_path
+from fleet.sink import Sink
+from fleet.store import Store
 from hostsim.core.errors import ResultsError
 from hostsim.core.stats import NODE_TABLES, SCHEMA_VERSION, TABLES
 
@@ -28,7 +29,7 @@ def parts_on_disk(out):
 
 
 def test_parts_are_cut_by_host_group_and_epoch(tmp_path):
-    sink = Sink(tmp_path, nr_hosts=5, hosts_per_part=2, attempt=1)
+    sink = Sink(Store(tmp_path), nr_hosts=5, hosts_per_part=2, attempt=1)
     sink.write(3, tables_of([-1, 0, 1, 2, 4]))
     groups = [
         pq.read_table(tmp_path / part_path("events", 3, group))["host_id"].to_pylist()
@@ -38,24 +39,24 @@ def test_parts_are_cut_by_host_group_and_epoch(tmp_path):
 
 
 def test_staging_is_gone_at_the_end(tmp_path):
-    sink = Sink(tmp_path, 2, 2, attempt=1)
+    sink = Sink(Store(tmp_path), 2, 2, attempt=1)
     sink.write(0, tables_of([0, 1]))
     sink.finish()
     assert not (tmp_path / "_staging").exists()
 
 
 def test_failed_epoch_leaves_no_part_and_no_manifest_entry(tmp_path, monkeypatch):
-    sink = Sink(tmp_path, 4, 2, attempt=1)
+    sink = Sink(Store(tmp_path), 4, 2, attempt=1)
     sink.write(0, tables_of([0, 1, 2, 3]))
     before = parts_on_disk(tmp_path)
     written = []
 
-    def fail_on_third(*args, **kwargs):
+    def fail_on_third(*args):
         written.append(args)
         if len(written) == 3:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sink_module.pq, "write_table", fail_on_third)
+    monkeypatch.setattr(store_module.os, "fsync", fail_on_third)
     with pytest.raises(ResultsError, match="cannot write: No space left on device"):
         sink.write(1, tables_of([0, 1, 2, 3]))
     assert parts_on_disk(tmp_path) == before
@@ -64,17 +65,17 @@ def test_failed_epoch_leaves_no_part_and_no_manifest_entry(tmp_path, monkeypatch
 
 
 def test_readers_go_by_the_manifest(tmp_path):
-    sink = Sink(tmp_path, 2, 2, attempt=1)
+    sink = Sink(Store(tmp_path), 2, 2, attempt=1)
     sink.write(0, tables_of([0, 1]))
     record = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "status": "running"}
     (tmp_path / "run.json").write_text(json.dumps(record))
     stray = tmp_path / part_path("hosts", 1, 0)
     stray.write_bytes(b"renamed, but not yet in the manifest")
-    assert open_run(tmp_path).parts["hosts"] == [tmp_path / part_path("hosts", 0, 0)]
+    assert open_run(tmp_path).parts["hosts"] == [part_path("hosts", 0, 0)]
 
 
 def test_missing_part_is_an_error_of_the_reader(tmp_path):
-    sink = Sink(tmp_path, 2, 2, attempt=1)
+    sink = Sink(Store(tmp_path), 2, 2, attempt=1)
     sink.write(0, tables_of([0, 1]))
     record = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "status": "complete"}
     (tmp_path / "run.json").write_text(json.dumps(record))
@@ -84,9 +85,20 @@ def test_missing_part_is_an_error_of_the_reader(tmp_path):
 
 
 def test_rewind_keeps_the_first_epochs_only(tmp_path):
-    first = Sink(tmp_path, 2, 2, attempt=1)
+    first = Sink(Store(tmp_path), 2, 2, attempt=1)
     for epoch in range(3):
         first.write(epoch, tables_of([0, 1]))
-    again = Sink(tmp_path, 2, 2, attempt=2)
+    again = Sink(Store(tmp_path), 2, 2, attempt=2)
     again.rewind(1)
     assert parts_on_disk(tmp_path) == sorted(part_path(table, 0, 0) for table in TABLES)
+
+
+def test_driver_that_lost_its_lock_commits_nothing(tmp_path):
+    def lost():
+        raise ResultsError("another driver has taken this run over")
+
+    Sink(Store(tmp_path), 2, 2, attempt=1).write(0, tables_of([0, 1]))
+    before = parts_on_disk(tmp_path), (tmp_path / "_manifest.json").read_bytes()
+    with pytest.raises(ResultsError, match="taken this run over"):
+        Sink(Store(tmp_path), 2, 2, 2, lost).write(1, tables_of([0, 1]))
+    assert (parts_on_disk(tmp_path), (tmp_path / "_manifest.json").read_bytes()) == before
