@@ -38,7 +38,6 @@ from hostsim.host import access_turn
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.mm_types import (
     NIL,
-    NR_ZONES,
     P_RESUME,
     P_TOUCHED,
     PCP_COUNT,
@@ -254,7 +253,7 @@ def balloon_target(host: Memory, guests: NDArray[np.int64], below: float) -> int
         return 0
     free = 0
     managed = 0
-    for zone in range(NR_ZONES):
+    for zone in range(len(host.zone)):
         free += host.zone[zone, Z_FREE] + host.zone[zone, PCP_COUNT]
         managed += host.zone[zone, Z_MANAGED]
     low = int(below * float(managed))

@@ -21,7 +21,6 @@ from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEB
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
-    NR_ZONES,
     Z_END,
     Z_MANAGED,
     Z_START,
@@ -113,7 +112,7 @@ def order0_churn(
     """
     mem = new_memory(memory_pages, kernel_version, NR_CPUS, memmap=True)
     key = int(stream(seed, Stream.BENCH).integers(1 << 62))
-    zone = max(z for z in range(NR_ZONES) if mem.zone[z, Z_END] > mem.zone[z, Z_START])
+    zone = max(z for z in range(len(mem.zone)) if mem.zone[z, Z_END] > mem.zone[z, Z_START])
     held = np.zeros(int(mem.zone[zone, Z_MANAGED] * FILL_RATIO), np.int32)
     nr = int(allocate(mem, held, 0, held.size))
     nr = int(free_random(mem, held, nr, int(nr * (1 - KEEP_RATIO)), key, 0))

@@ -39,7 +39,6 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     MM_THP_ALLOC,
     MM_THP_FALLBACK,
-    NR_ZONES,
     P_ZERO_PB,
     PCP_COUNT,
     Z_FREE,
@@ -97,7 +96,7 @@ def look_at_guest(host: Memory, guests: NDArray[np.int64], row: int, offset: int
     reach_all(host, guests, row)
     free = 0
     managed = 0
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         free += mem.zone[zone, Z_FREE] + mem.zone[zone, PCP_COUNT]
         managed += mem.zone[zone, Z_MANAGED]
     guests[row, G_GUEST_HUGE] = mem.vmstat[NR_ANON_THPS]

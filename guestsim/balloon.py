@@ -30,7 +30,6 @@ from hostsim.mm.fault import touch_range
 from hostsim.mm.mm_types import (
     NIL,
     NR_PCP_TYPES,
-    NR_ZONES,
     P_TOUCHED,
     P_TRACED,
     Z_FREE,
@@ -54,7 +53,7 @@ def free_blocks(mem: Memory) -> int:
     nothing to take back.
     """
     nr = 0
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         spare = REPORTING_CAPACITY << PAGEBLOCK_ORDER
         if mem.zone[zone, Z_FREE] < mem.zone[zone, Z_WMARK_LOW] + spare:
             continue

@@ -37,7 +37,6 @@ from hostsim.mm.mm_types import (
     MM_SWAP,
     MM_VMAS,
     NIL,
-    NR_DAEMONS,
     P_COST_NS,
     P_DAEMON_NS,
     P_DAEMON_SCALE,
@@ -75,7 +74,7 @@ def start_clock(mem: Memory, now_ns: int) -> None:
     if late_ns <= 0:
         return
     mem.pool[P_NOW_NS] = now_ns
-    for daemon in range(NR_DAEMONS):
+    for daemon in range(len(mem.daemon)):
         if mem.daemon[daemon, D_WAKE] != 0:
             mem.daemon[daemon, D_WAKE] += late_ns
 
@@ -83,7 +82,7 @@ def start_clock(mem: Memory, now_ns: int) -> None:
 @kernel
 def _alone_until(mem: Memory, until_ns: int) -> int:
     """Return the last time at which khugepaged runs before any other thread."""
-    for daemon in range(NR_DAEMONS):
+    for daemon in range(len(mem.daemon)):
         wake = mem.daemon[daemon, D_WAKE]
         if daemon != DAEMON_KHUGEPAGED and wake != 0:
             until_ns = min(until_ns, wake - 1)

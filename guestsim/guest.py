@@ -31,7 +31,6 @@ from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_types import (
     NIL,
-    NR_ZONES,
     P_TRACED,
     Z_FREE,
     Z_MANAGED,
@@ -113,7 +112,7 @@ def free_room(mem: Memory) -> int:
     """
     room = 0
     nearest = -(1 << 62)
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         if mem.zone[zone, Z_MANAGED] > 0:
             above = mem.zone[zone, Z_FREE] - mem.zone[zone, Z_WMARK_HIGH]
             above -= mem.zone[zone, Z_RESERVE]

@@ -54,6 +54,7 @@ from hostsim.mm.mmu_notifier import (
     new_ept_table,
     set_ept,
 )
+from hostsim.mm.numa import run_on_node_of
 from hostsim.mm.pgtable import alloc_table, free_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_SWAP, frame_at
@@ -188,6 +189,7 @@ def ept_access(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     """
     if window_word(mem, mm, window) == W_NONE or ept_word(mem, mm, window) & E_TAG == E_LEAF:
         return True
+    run_on_node_of(mem, mm, window)
     if not _upper_levels(mem, mm, window):
         return False
     word = window_word(mem, mm, window)  # the allocation may have changed the host's mapping

@@ -32,7 +32,6 @@ from hostsim.mm.mm_types import (
     MM_WINDOWS,
     NIL,
     NR_TYPES,
-    NR_ZONES,
     P_COST_NS,
     P_DAEMON_NS,
     P_FREE_1G,
@@ -282,7 +281,7 @@ def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], 
     managed = 0
     nr_free = 0
     pcp = 0
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         managed += mem.zone[zone, Z_MANAGED]
         nr_free += mem.zone[zone, Z_FREE]
         pcp += mem.zone[zone, PCP_COUNT]
@@ -302,14 +301,14 @@ def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], 
         at += 1
     for order in range(NR_PAGE_ORDERS):
         free[order] = 0
-        for zone in range(NR_ZONES):
+        for zone in range(len(mem.zone)):
             for migratetype in range(NR_TYPES):
                 free[order] += mem.nr_free[zone, migratetype, order]
         row[at] = free[order]
         at += 1
     for migratetype in (MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE):
         row[at] = 0
-        for zone in range(NR_ZONES):
+        for zone in range(len(mem.zone)):
             row[at] += mem.zone[zone, Z_LABEL + migratetype]
         at += 1
     for value in (

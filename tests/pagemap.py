@@ -24,7 +24,6 @@ from hostsim.mm.mm_types import (
     NIL,
     NR_PCP_LISTS,
     NR_TYPES,
-    NR_ZONES,
     P_PAGEBLOCKS,
     Z_END,
     Z_FREE,
@@ -35,6 +34,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, mm_alloc, set_window, table_word
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.physmem import set_pageblock_migratetype
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -91,7 +91,7 @@ def drawn_memory(kernel, pageblocks):
                     mem.ext["next"][last] = x
                 last = x
                 mem.mm[mm, MM_ANON] += share
-                mem.vmstat[NR_ANON_PAGES] += share
+                mod_node_page_state(mem, pfn, NR_ANON_PAGES, share)
     first = (nr - 1) * PAGEBLOCK_NR_PAGES
     mem.mm[mm, MM_KERNEL] = add_extent(mem, first, nr, mm, 0, KIND_PGTABLE) + 1
     mem.mm[mm, MM_PGTABLES] = nr
@@ -128,7 +128,7 @@ def free_lists(mem):
     """``(zone, type, order)`` -> pageblocks in list order, a virgin region written out."""
     nr = int(mem.pool[P_PAGEBLOCKS])
     lists = {}
-    for z in range(NR_ZONES):
+    for z in range(len(mem.zone)):
         if mem.zone[z, Z_END] == mem.zone[z, Z_START]:
             continue
         for t in range(NR_TYPES):
@@ -155,7 +155,7 @@ def free_lists(mem):
 def pcp_lists(mem):
     """``(zone, list)`` -> first frames of the blocks on a per-CPU list, head first."""
     lists = {}
-    for z in range(NR_ZONES):
+    for z in range(len(mem.zone)):
         for index in range(NR_PCP_LISTS):
             head = z * NR_PCP_LISTS + index
             at, found = int(mem.run["next"][head]), []

@@ -41,9 +41,11 @@ from hostsim.mm.check_free import (
     scan,
     span_all,
     walk,
+    zone_name,
 )
 from hostsim.mm.check_hugetlb import check_hugetlb
 from hostsim.mm.check_merge import check_areas, check_ksm, check_written
+from hostsim.mm.check_nodes import check_nodes
 from hostsim.mm.check_swap import check_swap
 from hostsim.mm.mm_types import (
     MM_ANON,
@@ -59,7 +61,6 @@ from hostsim.mm.mm_types import (
     MM_SWAP,
     MM_WINDOWS,
     NIL,
-    NR_ZONES,
     P_EXT_FREE,
     P_EXT_LIVE,
     P_EXT_USED,
@@ -69,7 +70,6 @@ from hostsim.mm.mm_types import (
     P_ZERO_USERS,
     Z_FREE,
     Z_MANAGED,
-    ZONE_NAMES,
     Memory,
 )
 from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_NONE, W_TABLE, W_TAG, W_ZERO
@@ -200,7 +200,9 @@ def _with_swap_entries(mem: Memory, x: _Extents) -> _Extents:
     return _Extents(*(np.concatenate(pair) for pair in zip(x, (*swap, kind), strict=True)))
 
 
-def _check_frames(s: Scan, x: _Extents, pcp: Ints, unowned: Ints, cached: Mask) -> Ints:
+def _check_frames(
+    s: Scan, x: _Extents, pcp: Ints, unowned: Ints, cached: Mask, nr_zones: int
+) -> Ints:
     """Compare used frames with extents and per-CPU lists.
 
     Returns
@@ -251,7 +253,7 @@ def _check_frames(s: Scan, x: _Extents, pcp: Ints, unowned: Ints, cached: Mask) 
     forbid("compound page that nobody maps", nobody, pageblock=pageblock)
     anon = cover(x.kind == KIND_ANON) > 0
     zone = np.repeat(s.zone[pageblock], PAGEBLOCK_NR_PAGES)
-    return np.bincount(zone[anon], minlength=NR_ZONES)
+    return np.bincount(zone[anon], minlength=nr_zones)
 
 
 def _processes(mem: Memory) -> Ints:
@@ -423,12 +425,12 @@ def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr
     kernel = np.bincount(
         s.zone[x.pfn >> PAGEBLOCK_ORDER],
         weights=np.where(np.isin(x.kind, (KIND_ANON, KIND_RESERVED)), 0, x.nr),
-        minlength=NR_ZONES,
+        minlength=len(mem.zone),
     ).astype(np.int64)
-    pcp_pages = np.bincount(s.zone[pcp >> PAGEBLOCK_ORDER], minlength=NR_ZONES)
+    pcp_pages = np.bincount(s.zone[pcp >> PAGEBLOCK_ORDER], minlength=len(mem.zone))
     compound = s.state == PB_COMPOUND
     in_compound = compound[x.pfn >> PAGEBLOCK_ORDER]
-    for z in range(NR_ZONES):
+    for z in range(len(mem.zone)):
         is_whole = np.isin(s.state, (PB_HUGE, PB_HUGETLB))
         whole = int((is_whole & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
         nr_compound = int((compound & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
@@ -436,7 +438,7 @@ def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr
         total = int(mem.zone[z, Z_FREE]) + int(pcp_pages[z]) + whole + int(kernel[z])
         total += int(mapped[z]) + nr_compound - partly
         if nr == 0:
-            agree(f"zone {ZONE_NAMES[z]} frames", managed=mem.zone[z, Z_MANAGED], accounted=total)
+            agree(f"zone {zone_name(z)} frames", managed=mem.zone[z, Z_MANAGED], accounted=total)
 
 
 def _covered(x: _Extents, chosen: Mask) -> int:
@@ -467,10 +469,12 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     pcp = check_pcp(mem, s)
     x = _check_extents(mem, s)
     cached = check_swap(mem, s.state)
-    mapped = _check_frames(s, x, pcp, extra, cached)
+    mapped = _check_frames(s, x, pcp, extra, cached, len(mem.zone))
     _check_address_spaces(mem, s, x)
     _check_totals(mem, s, x, pcp, mapped, extra.size)
     check_unmovable(mem, x.pfn, x.nr, x.kind)
+    files = x.kind == KIND_FILE
+    check_nodes(mem, s, mapped, x.pfn[files], x.nr[files])
     check_daemons(mem)
     check_areas(mem)
     check_written(mem, s)

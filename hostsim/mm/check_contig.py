@@ -3,9 +3,8 @@
 import numpy as np
 
 from hostsim.core.units import PAGEBLOCK_ORDER
-from hostsim.mm.check_free import FREE_STATES, Ints, Scan, agree, forbid
+from hostsim.mm.check_free import FREE_STATES, NO_ZONE, Ints, Scan, agree, forbid
 from hostsim.mm.mm_types import (
-    NR_ZONES,
     P_FREE_1G,
     P_FREE_32M,
     P_UNMOVABLE_BLOCKS,
@@ -26,8 +25,8 @@ def check_units(mem: Memory, s: Scan) -> None:
     ):
         size = 1 << shift
         missing = -s.state.size % size  # of the last unit, beyond the end of memory
-        zone = np.pad(s.zone, (0, missing), constant_values=NR_ZONES).reshape(-1, size)
-        split = (zone != zone[:, :1]).any(axis=1) | (zone[:, 0] == NR_ZONES)
+        zone = np.pad(s.zone, (0, missing), constant_values=NO_ZONE).reshape(-1, size)
+        split = (zone != zone[:, :1]).any(axis=1) | (zone[:, 0] == NO_ZONE)
         in_use = np.pad(taken, (0, missing)).reshape(-1, size).sum(axis=1)
         agree(f"pageblocks in use of {name} units", stored=counts, states=in_use + split)
         free = int(((in_use == 0) & ~split).sum())

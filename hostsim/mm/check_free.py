@@ -22,10 +22,9 @@ from hostsim.core.units import (
 )
 from hostsim.mm.mm_types import (
     LABEL_TYPE,
+    MAX_NUMNODES,
     MIGRATE_MOVABLE,
     NIL,
-    NR_HEADS,
-    NR_PCP_LIST_HEADS,
     NR_PCP_LISTS,
     NR_SMALL_ORDERS,
     NR_TYPES,
@@ -60,6 +59,8 @@ from hostsim.mm.physmem import (
     PB_PCP,
     PB_RESERVED,
     PB_VIRGIN,
+    zone_idx,
+    zone_to_nid,
 )
 from hostsim.mm.tunables import FALLBACK_6_12, T_FALLBACK
 
@@ -67,7 +68,7 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 FREE_STATES = (PB_VIRGIN, PB_FREE9, PB_FREE10, PB_FREE10_TAIL)
 SMALL_STATES = (PB_PARTIAL, PB_FULL)  # pageblocks of small pages
-NO_ZONE = NR_ZONES  # of a pageblock in a gap between zones
+NO_ZONE = NR_ZONES + MAX_NUMNODES - 1  # of a pageblock in a gap between zones
 LISTED_STATES = (PB_PARTIAL, PB_FULL, PB_COMPOUND)  # pageblocks with a list of extents
 
 
@@ -81,6 +82,12 @@ class Scan(NamedTuple):
     partial: Ints  # pageblocks that are PB_PARTIAL
     record: Ints  # their records
     free: Mask  # (partial, 512) their free frames
+
+
+def zone_name(zone: int) -> str:
+    """Return a zone's name, with its node unless that is the first."""
+    nid = int(zone_to_nid(zone))
+    return f"{ZONE_NAMES[zone_idx(zone)]}" + (f" of node {nid}" if nid else "")
 
 
 def agree(place: str, **sides: Any) -> None:
@@ -190,7 +197,7 @@ def scan(mem: Memory) -> Scan:
     used = int(mem.pool[P_REC_USED])
     forbid(
         "partial pageblock without a record",
-        (record < NR_HEADS) | (record >= used),
+        (record < len(mem.zone) * NR_TYPES) | (record >= used),
         pageblock=partial,
         record=record,
     )
@@ -229,8 +236,8 @@ def check_pageblocks(mem: Memory, s: Scan) -> None:
     forbid("second half at an even pageblock", even == PB_FREE10_TAIL, pair=numbers[: odd.size])
     both = (even == PB_FREE9) & (odd == PB_FREE9)
     forbid("free buddies of order 9 are not merged", both, pair=numbers[: both.size])
-    for z in range(NR_ZONES):
-        name = ZONE_NAMES[z]
+    for z in range(len(mem.zone)):
+        name = zone_name(z)
         first, end = int(mem.zone[z, Z_VIRGIN]), int(mem.zone[z, Z_VIRGIN_END])
         found = numbers[(s.state == PB_VIRGIN) & (s.zone == z)]
         agree(f"zone {name} virgin pageblocks", region=np.arange(first, end), states=found)
@@ -267,7 +274,7 @@ def check_records(mem: Memory, s: Scan) -> None:
     agree(
         "records in use and in the pool",
         found=np.sort(np.concatenate([s.record, np.array(unused, np.int64)])),
-        expected=np.arange(NR_HEADS, used),
+        expected=np.arange(len(mem.zone) * NR_TYPES, used),
     )
     nr_free = s.free.sum(axis=1)
     forbid(
@@ -294,11 +301,11 @@ def check_free_lists(mem: Memory, s: Scan) -> None:
     n = s.state.size
     big_next, big_prev = mem.pb["a"], mem.pb["b"]
     part_zone, part_type = s.zone[s.partial], s.on_type[s.partial]
-    for z in range(NR_ZONES):
-        virgin = n + NR_ZONES * NR_TYPES * 2 + z
+    for z in range(len(mem.zone)):
+        virgin = n + len(mem.zone) * NR_TYPES * 2 + z
         virgin_pbs = int(mem.zone[z, Z_VIRGIN_END] - mem.zone[z, Z_VIRGIN])
         for t in range(NR_TYPES):
-            place = f"zone {ZONE_NAMES[z]} type {TYPE_NAMES[t]} order"
+            place = f"zone {zone_name(z)} type {TYPE_NAMES[t]} order"
             mine = (part_zone == z) & (part_type == t)
             records = s.record[mine]
             counts = mem.rec["count"][records]
@@ -334,10 +341,10 @@ def check_free_lists(mem: Memory, s: Scan) -> None:
                 )
                 agree(f"{place} {order}: nr_free", stored=mem.nr_free[z, t, order], listed=nr)
         pages = (mem.nr_free[z].sum(axis=0) << np.arange(NR_PAGE_ORDERS)).sum()
-        agree(f"zone {ZONE_NAMES[z]} free pages", stored=mem.zone[z, Z_FREE], nr_free=pages)
+        agree(f"zone {zone_name(z)} free pages", stored=mem.zone[z, Z_FREE], nr_free=pages)
         whole = int((np.isin(s.state, FREE_STATES) & (s.zone == z)).sum()) << PAGEBLOCK_ORDER
         frames = whole + int(s.free[part_zone == z].sum())
-        agree(f"zone {ZONE_NAMES[z]} free pages", stored=mem.zone[z, Z_FREE], frames=frames)
+        agree(f"zone {zone_name(z)} free pages", stored=mem.zone[z, Z_FREE], frames=frames)
 
 
 def pcp_blocks(mem: Memory) -> tuple[Ints, Ints, Ints]:
@@ -347,7 +354,7 @@ def pcp_blocks(mem: Memory) -> tuple[Ints, Ints, Ints]:
     preceding = mem.run["prev"][:used].astype(np.int64)
     heads = [
         (head, _ring(f"per-CPU list {head}", following, preceding, head))
-        for head in range(NR_PCP_LIST_HEADS)
+        for head in range(len(mem.zone) * NR_PCP_LISTS)
     ]
     live = np.array([run for _, nodes in heads for run in nodes], np.int64)
     head_of = np.array([head for head, nodes in heads for _ in nodes], np.int64)
@@ -355,7 +362,7 @@ def pcp_blocks(mem: Memory) -> tuple[Ints, Ints, Ints]:
     agree(
         "runs in use and in the pool",
         found=np.sort(np.concatenate([live, np.array(unused, np.int64)])),
-        expected=np.arange(NR_PCP_LIST_HEADS, used),
+        expected=np.arange(len(mem.zone) * NR_PCP_LISTS, used),
     )
     nr = mem.run["nr"][live].astype(np.int64)
     forbid("empty run on a per-CPU list", nr < 1, run=live, blocks=nr)
@@ -376,10 +383,10 @@ def check_pcp(mem: Memory, s: Scan) -> Ints:
     forbid("misaligned per-CPU block", start & ((1 << order) - 1) != 0, pfn=start, order=order)
     pageblock = start >> PAGEBLOCK_ORDER
     agree("zone of per-CPU blocks", frame=s.zone[pageblock], list=zone)
-    for z in range(NR_ZONES):
+    for z in range(len(mem.zone)):
         pages = (1 << order[zone == z]).sum()
         agree(
-            f"zone {ZONE_NAMES[z]} pages on per-CPU lists",
+            f"zone {zone_name(z)} pages on per-CPU lists",
             stored=mem.zone[z, PCP_COUNT],
             runs=pages,
         )

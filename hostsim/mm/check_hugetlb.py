@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hostsim.core.units import HPAGE_PMD_ORDER
+from hostsim.core.units import HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.check_free import Scan, agree, chain, forbid
 from hostsim.mm.hugetlb import windows_per_page
 from hostsim.mm.mm_types import (
@@ -21,6 +21,7 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     MM_WINDOWS,
     NIL,
+    P_NODE_PAGES,
     Memory,
 )
 from hostsim.mm.mmap import W_HUGETLB, W_TAG
@@ -38,7 +39,12 @@ def check_hugetlb(mem: Memory, s: Scan) -> None:
         h = mem.hugetlb[size]
         step = int(windows_per_page(size))
         links = (mem.pb["b"][: s.state.size].astype(np.int64) - 1).tolist() if h[H_NR] else []
-        free = chain("free hugetlb pages", links, int(h[H_LIST]) - 1, int(h[H_NR]))
+        free = []
+        for nid, first in enumerate(h[H_LIST : H_LIST + len(mem.node)].tolist()):
+            mine = chain("free hugetlb pages", links, first - 1, int(h[H_NR]))
+            nodes = np.array(mine, np.int64) // (int(mem.pool[P_NODE_PAGES]) >> PAGEBLOCK_ORDER)
+            agree("node of free hugetlb pages", list=nodes * 0 + nid, pageblock=nodes)
+            free += mine
         agree("free_hugepages", pool=h[H_FREE], listed=len(free))
         heads = list(free)
         reserved = 0
@@ -55,10 +61,10 @@ def check_hugetlb(mem: Memory, s: Scan) -> None:
             forbid("hugetlb page in parts", in_page, window=at, pageblock=pages)
             outside = at >= mem.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER
             forbid("hugetlb page outside of guest RAM", outside, window=at)
-            mine = pages[at % step == 0]
-            agree("hugetlb pages of process", counter=mem.mm[mm, MM_HUGETLB_PAGES], found=mine.size)
+            own = pages[at % step == 0]
+            agree("hugetlb pages of process", counter=mem.mm[mm, MM_HUGETLB_PAGES], found=own.size)
             reserved += int(mem.mm[mm, MM_HUGETLB_RESV])
-            heads += mine.tolist()
+            heads += own.tolist()
         agree("resv_hugepages", pool=h[H_RESV], processes=reserved)
         agree("nr_hugepages", pool=h[H_NR], found=len(heads))
         for bad, what in (

@@ -26,6 +26,8 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     MM_VMAS,
     NIL,
+    P_NODE,
+    P_NODEMASK,
     Memory,
 )
 from hostsim.mm.mmap import (
@@ -41,8 +43,9 @@ from hostsim.mm.mmap import (
     window_word,
 )
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_compound
-from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
+from hostsim.mm.physmem import PB_COMPOUND, pageblock_state, pfn_to_nid
 from hostsim.mm.pins import any_pinned
 from hostsim.mm.promotion import max_ptes_none
 from hostsim.mm.rmap import (
@@ -218,12 +221,48 @@ def hpage_collapse_scan_pmd(mem: Memory, mm: int, window: int, by_khugepaged: bo
 
 
 @kernel
+def find_target_node(mem: Memory, mm: int, window: int) -> None:
+    """Let the coming request prefer the node of most of a window's pages, and no node with fewer.
+
+    Nodes that have as many may serve it, too.
+
+    Source: Linux v6.1.187 mm/khugepaged.c hpage_collapse_find_target_node; 6.12.117 likewise.
+    Simplified: khugepaged counts as running on the node that it prefers (numa_local).
+    """
+    load = mem.scratch
+    for nid in range(len(mem.node)):
+        load[nid] = 0
+    x = table_head(window_word(mem, mm, window))
+    while x != NIL:
+        if mem.ext[x].flags & KIND_MASK != KIND_SWAP:
+            load[pfn_to_nid(mem, int(mem.ext[x].pfn))] += int(mem.ext[x].nr)
+        x = int(mem.ext[x].next)
+    most = 0
+    target = 0
+    for nid in range(len(mem.node)):
+        if load[nid] > most:
+            most = load[nid]
+            target = nid
+    mask = 0
+    for nid in range(len(mem.node)):
+        if load[nid] == most:
+            mask |= 1 << nid
+    mem.pool[P_NODE] = target
+    mem.pool[P_NODEMASK] = mask
+
+
+@kernel
 def collapse_huge_page(mem: Memory, mm: int, window: int, gfp: int, by_khugepaged: bool) -> int:
     """Collapse a window that passed the checks; return SCAN_SUCCEED or why not.
 
     The page table stays as the deposited one; after a failure everything is as before.
     """
+    here = mem.pool[P_NODE]
+    if len(mem.node) > 1:
+        find_target_node(mem, mm, window)
     pb = alloc_huge(mem, mm, window, gfp)
+    mem.pool[P_NODE] = here
+    mem.pool[P_NODEMASK] = 0
     if pb == NO_PFN:
         mem.vmstat[THP_COLLAPSE_ALLOC_FAILED] += 1
         return SCAN_ALLOC_HUGE_PAGE_FAIL
@@ -241,7 +280,7 @@ def collapse_huge_page(mem: Memory, mm: int, window: int, gfp: int, by_khugepage
     mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG | LRU_DIRTY)
     mem.mm[mm, MM_HUGE] += 1
     mem.vmstat[NR_ANON_THPS] += 1
-    mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
+    mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_ANON_PAGES, HPAGE_PMD_NR)
     account_rss(mem, mm, window, HPAGE_PMD_NR)
     if mem.tunables[T_DEFER_UNDERUSED] != 0:
         queue_huge(mem, pb)

@@ -8,7 +8,8 @@ from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import MAX_PAGE_ORDER, PAGEBLOCK_ORDER
-from hostsim.mm.mm_types import NR_PCP_TYPES, NR_ZONES, Z_END, Z_FREE, Z_START, Memory
+from hostsim.mm.mm_types import NR_PCP_TYPES, Z_END, Z_FREE, Z_START, ZONE_NORMAL, Memory
+from hostsim.mm.physmem import first_zone
 from hostsim.mm.tunables import T_COMPACTION_PROACTIVENESS
 
 PROACTIVE_LOW_LEAST: Final = 5
@@ -29,13 +30,13 @@ def fragmentation_score_zone(mem: Memory, zone: int) -> int:
 
 
 @kernel
-def fragmentation_score_node(mem: Memory) -> int:
-    """Return the zones' fragmentation, each weighted by its size."""
+def fragmentation_score_node(mem: Memory, nid: int) -> int:
+    """Return the fragmentation of a node's zones, each weighted by its size."""
     present = 0
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         present += mem.zone[zone, Z_END] - mem.zone[zone, Z_START]
     score = 0
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         pages = mem.zone[zone, Z_END] - mem.zone[zone, Z_START]
         score += pages * fragmentation_score_zone(mem, zone) // (present + 1)
     return score

@@ -66,10 +66,10 @@ from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     NIL,
     NR_PCP_TYPES,
-    NR_ZONES,
     P_CAPTURE,
     P_CAPTURED,
     P_COST_NS,
+    P_NODE,
     P_STALL_NS,
     Z_BLOCKSKIP_FLUSH,
     Z_CACHED_FREE,
@@ -82,15 +82,17 @@ from hostsim.mm.mm_types import (
     Z_START,
     Z_WMARK_LOW,
     Z_WMARK_MIN,
-    ZONE_DMA,
+    ZONE_NORMAL,
     Memory,
 )
+from hostsim.mm.numa import next_zone
 from hostsim.mm.pageblock import can_claim, find_suitable_fallback, fragmentation_index_zone
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import (
     PB_FULL,
     PB_PARTIAL,
     pageblock_state,
+    zone_to_nid,
 )
 from hostsim.mm.tunables import (
     COMPACTION_2_6_38,
@@ -333,10 +335,8 @@ def _after_failure(mem: Memory, era_6_12: bool) -> bool:
 
 
 @kernel
-def try_to_compact_pages(
-    mem: Memory, order: int, migratetype: int, mode: int, highest_zone: int
-) -> int:
-    """Compact zones for an allocation that waits; return a COMPACT_* result.
+def try_to_compact_pages(mem: Memory, order: int, migratetype: int, mode: int, nodes: int) -> int:
+    """Compact the zones of some nodes for an allocation that waits; return a COMPACT_* result.
 
     A huge page that becomes free meanwhile is captured: its pageblock + 1 is in
     ``pool[P_CAPTURED]``.
@@ -344,8 +344,11 @@ def try_to_compact_pages(
     cost = mem.pool[P_COST_NS]
     mem.pool[P_CAPTURED] = 0
     best = COMPACT_SKIPPED
-    for zone in range(highest_zone, ZONE_DMA - 1, -1):
-        if mem.zone[zone, Z_MANAGED] == 0:
+    follows = ZONE_NORMAL + mem.pool[P_NODE]
+    for _ in range(len(mem.zone)):
+        zone = follows
+        follows = next_zone(mem, zone)
+        if mem.zone[zone, Z_MANAGED] == 0 or nodes >> zone_to_nid(zone) & 1 == 0:
             continue
         if compaction_deferred(mem, zone, order):
             best = max(best, COMPACT_DEFERRED)
@@ -372,8 +375,8 @@ def try_to_compact_pages(
 
 @kernel
 def compact_node(mem: Memory) -> None:
-    """Compact all zones (a write to /proc/sys/vm/compact_memory)."""
-    for zone in range(NR_ZONES):
+    """Compact all zones of all nodes (a write to /proc/sys/vm/compact_memory)."""
+    for zone in range(len(mem.zone)):
         if mem.zone[zone, Z_MANAGED] == 0:
             continue
         begin(mem, WHOLE_ZONE, MIGRATE_UNMOVABLE, COMPACT_SYNC)

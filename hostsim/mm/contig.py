@@ -14,7 +14,6 @@ Source: Linux v6.1 mm/page_alloc.c alloc_contig_pages, pfn_range_valid_contig (o
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
-    NR_ZONES,
     P_FREE_1G,
     P_FREE_32M,
     P_UNMOVABLE_BLOCKS,
@@ -85,7 +84,7 @@ def init_units(mem: Memory) -> None:
         shift = UNIT_32M_SHIFT if level == 0 else UNIT_1G_SHIFT
         free = 0
         edge = 0  # pageblocks below are done
-        for zone in range(NR_ZONES):
+        for zone in range(len(mem.zone)):
             first = mem.zone[zone, Z_START] >> PAGEBLOCK_ORDER
             end = mem.zone[zone, Z_END] >> PAGEBLOCK_ORDER
             if end <= first:

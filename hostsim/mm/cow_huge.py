@@ -19,6 +19,7 @@ from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, NIL, P_MAP_SEQ, Memory
 from hostsim.mm.mmap import W_HUGE, W_TAG, huge_word, set_window, table_word, window_word
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_compound, free_pages
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.rmap import EXT_ZERO, KIND_ANON, add_extent, del_extent
@@ -44,7 +45,6 @@ def _drop_old(mem: Memory, mm: int, window: int, pb: int) -> None:
     del_extent(mem, x)
     if nr_pmd_mappings(mem, pb) == 0:
         mem.vmstat[NR_ANON_THPS] -= 1
-    mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
     put_frames(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, True, False, False)
 
 
@@ -57,6 +57,7 @@ def _copy_huge(mem: Memory, mm: int, window: int, old: int, new: int) -> None:
             if is_written(mem, old, i):
                 note_written(mem, new, i, 1)
     _drop_old(mem, mm, window, old)
+    mod_node_page_state(mem, new << PAGEBLOCK_ORDER, NR_ANON_PAGES, HPAGE_PMD_NR)
     set_window(mem, mm, window, huge_word(new))
     mem.lru[new] = fresh_stamp(mem, LRU_YOUNG)
     mem.vmstat[NR_ANON_THPS] += 1
@@ -99,6 +100,10 @@ def _copy_small(mem: Memory, mm: int, window: int, old: int) -> bool:
             mem.ext[last].next = x
         last = x
     _drop_old(mem, mm, window, old)
+    x = head
+    while x != NIL:
+        mod_node_page_state(mem, int(mem.ext[x].pfn), NR_ANON_PAGES, 1)
+        x = int(mem.ext[x].next)
     set_window(mem, mm, window, table_word(head))
     mem.mm[mm, MM_HUGE] -= 1
     charge(mem, C_FAULT, HPAGE_PMD_NR)

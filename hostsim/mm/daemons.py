@@ -18,7 +18,7 @@ from typing import Final
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_S, NS_PER_US
 from hostsim.mm.fault import FAULT_OK, touch_range
-from hostsim.mm.kcompactd import SLICE_NS, arm_kcompactd, kcompactd_step
+from hostsim.mm.kcompactd import SLICE_NS, arm_kcompactd, kcompactd_node, kcompactd_step
 from hostsim.mm.khugepaged import UNTIL_WOKEN, arm_khugepaged, khugepaged_step
 from hostsim.mm.ksm import ksmd_step
 from hostsim.mm.mm_types import (
@@ -27,7 +27,6 @@ from hostsim.mm.mm_types import (
     D_SINCE,
     D_WAKE,
     D_WORK,
-    DAEMON_KCOMPACTD,
     DAEMON_KHUGEPAGED,
     DAEMON_KSMD,
     DAEMON_VMSTAT,
@@ -57,8 +56,9 @@ def _step(mem: Memory, daemon: int) -> int:
     """Let a daemon take its next step; return how long it sleeps then, or UNTIL_WOKEN."""
     if daemon == DAEMON_KHUGEPAGED:
         return khugepaged_step(mem)
-    if daemon == DAEMON_KCOMPACTD:
-        return kcompactd_step(mem)
+    nid = kcompactd_node(daemon)
+    if nid != NIL:
+        return kcompactd_step(mem, nid)
     if daemon == DAEMON_KSMD:
         return ksmd_step(mem)
     if daemon == DAEMON_VMSTAT:
@@ -69,6 +69,12 @@ def _step(mem: Memory, daemon: int) -> int:
 
 
 @inline_kernel
+def _weight(daemon: int) -> int:
+    """Return the scheduler's weight of a daemon."""
+    return _WEIGHTS[daemon] if daemon < NR_DAEMONS else WEIGHT
+
+
+@inline_kernel
 def _remaining_ns(mem: Memory, daemon: int) -> int:
     """Return how long a daemon still needs for the work it has begun, as things are now."""
     own = mem.daemon[daemon]
@@ -76,7 +82,7 @@ def _remaining_ns(mem: Memory, daemon: int) -> int:
         return int(own[D_WORK])
     at_once = min(own[D_WORK], own[D_CREDIT])
     slow = own[D_WORK] - at_once
-    return int(at_once + slow * (WEIGHT + _WEIGHTS[daemon]) // _WEIGHTS[daemon])
+    return int(at_once + slow * (WEIGHT + _weight(daemon)) // _weight(daemon))
 
 
 @kernel
@@ -89,7 +95,7 @@ def _advance_work(mem: Memory, daemon: int) -> None:
     if mem.pool[P_BUSY] != 0:
         at_once = min(min(own[D_WORK], own[D_CREDIT]), elapsed)
         own[D_CREDIT] -= at_once
-        done = at_once + (elapsed - at_once) * _WEIGHTS[daemon] // (WEIGHT + _WEIGHTS[daemon])
+        done = at_once + (elapsed - at_once) * _weight(daemon) // (WEIGHT + _weight(daemon))
     own[D_WORK] = max(own[D_WORK] - done, 0)
 
 
@@ -102,11 +108,11 @@ def set_busy(mem: Memory, busy: bool) -> None:
     state = 1 if busy and mem.pool[P_NR_CPUS] == 1 else 0
     if state == mem.pool[P_BUSY]:
         return
-    for daemon in range(NR_DAEMONS):
+    for daemon in range(len(mem.daemon)):
         _advance_work(mem, daemon)
         mem.daemon[daemon, D_SAVED] = _remaining_ns(mem, daemon)
     mem.pool[P_BUSY] = state
-    for daemon in range(NR_DAEMONS):
+    for daemon in range(len(mem.daemon)):
         if mem.daemon[daemon, D_WAKE] != 0 and mem.daemon[daemon, D_WORK] > 0:
             mem.daemon[daemon, D_WAKE] += _remaining_ns(mem, daemon) - mem.daemon[daemon, D_SAVED]
 
@@ -115,7 +121,7 @@ def set_busy(mem: Memory, busy: bool) -> None:
 def next_daemon(mem: Memory) -> int:
     """Return the daemon that runs next, or NIL if all sleep until woken."""
     best = NIL
-    for daemon in range(NR_DAEMONS):
+    for daemon in range(len(mem.daemon)):
         wake = mem.daemon[daemon, D_WAKE]
         if wake != 0 and (best == NIL or wake < mem.daemon[best, D_WAKE]):
             best = daemon

@@ -54,6 +54,7 @@ from hostsim.mm.mmap import (
     window_word,
 )
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import mod_node_page_state, run_on_node_of
 from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state, set_state
@@ -133,7 +134,7 @@ def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
     mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
     mem.mm[mm, MM_HUGE] += 1
     mem.vmstat[NR_ANON_THPS] += 1
-    mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
+    mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_ANON_PAGES, HPAGE_PMD_NR)
     account_rss(mem, mm, window, HPAGE_PMD_NR)
     if mem.tunables[T_DEFER_UNDERUSED] != 0:
         queue_huge(mem, pb)
@@ -272,7 +273,7 @@ def _fill_gap(mem: Memory, mm: int, window: int, before: int, vpn: int, nr: int)
             before = link_before(mem, mm, window, vpn + done)
         before = map_run(mem, mm, window, before, vpn + done, pfn, taken, step)
         account_rss(mem, mm, window, taken)
-        mem.vmstat[NR_ANON_PAGES] += taken
+        mod_node_page_state(mem, pfn, NR_ANON_PAGES, taken)
         mem.vmstat[PGFAULT] += taken
         charge(mem, C_FAULT, taken)
         charge(mem, C_CLEAR_PAGE, taken)
@@ -426,6 +427,7 @@ def touch_range(
         if page >= stop:
             continue
         mem.pool[P_RESUME] = page
+        run_on_node_of(mem, mm, window)
         if mem.mm[mm, MM_HUGETLB] != 0 and window << HPAGE_PMD_ORDER < mem.mm[mm, MM_RAM_PAGES]:
             if window_word(mem, mm, window) == W_NONE:
                 mem.vmstat[PGFAULT] += 1

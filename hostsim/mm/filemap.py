@@ -20,12 +20,14 @@ from hostsim.mm.lru import (
 )
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
+    N_LRU_ACTIVE,
     NIL,
     P_EXT_USED,
-    P_LRU_ACTIVE,
     Memory,
 )
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
+from hostsim.mm.physmem import pfn_to_nid
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_FILE, add_extent, del_extent
 from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.vmstat import NR_FILE_PAGES, PGACTIVATE
@@ -40,6 +42,7 @@ def page_cache_fill(mem: Memory, pages: int, dirty: bool) -> int:
         if pfn == NO_PFN:
             break
         first = int(mem.vmstat[NR_FILE_PAGES])
+        mod_node_page_state(mem, pfn, NR_FILE_PAGES, taken)
         at = 0
         while at < taken:
             inside = pfn & (PAGEBLOCK_NR_PAGES - 1)
@@ -50,7 +53,6 @@ def page_cache_fill(mem: Memory, pages: int, dirty: bool) -> int:
             mem.ext[x].lru = fresh_stamp(mem, LRU_DIRTY if dirty else 0)
             pfn += here * step
             at += here
-        mem.vmstat[NR_FILE_PAGES] += taken
         done += taken
     return done
 
@@ -73,7 +75,8 @@ def page_cache_access(mem: Memory, pages: int) -> int:
             mem.ext[x].lru = stamp | LRU_REFERENCED
             continue
         mem.ext[x].lru = fresh_stamp(mem, LRU_ACTIVE | (stamp & LRU_DIRTY))
-        mem.pool[P_LRU_ACTIVE + 1] += int(mem.ext[x].nr)
+        nid = pfn_to_nid(mem, int(mem.ext[x].pfn))
+        mem.node[nid, N_LRU_ACTIVE + 1] += int(mem.ext[x].nr)
         mem.vmstat[PGACTIVATE] += int(mem.ext[x].nr)
     return done
 
@@ -86,7 +89,7 @@ def drop_pagecache(mem: Memory) -> int:
         if extent_on_lru(mem, x, True) and mem.ext[x].lru & LRU_DIRTY == 0:
             pfn, nr = int(mem.ext[x].pfn), int(mem.ext[x].nr)
             del_extent(mem, x)
-            mem.vmstat[NR_FILE_PAGES] -= nr
+            mod_node_page_state(mem, pfn, NR_FILE_PAGES, -nr)
             free_pages(mem, pfn, nr, 1)
             freed += nr
     return freed

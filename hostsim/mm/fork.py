@@ -43,6 +43,7 @@ from hostsim.mm.mmap import (
     window_word,
 )
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
@@ -142,7 +143,7 @@ def _copy_pinned(mem: Memory, parent: int, child: int, window: int) -> bool:
         mem.ext[y].lru = fresh_stamp(mem, LRU_YOUNG)
         link_extent(mem, child, window, before, y)
         account_rss(mem, child, window, 1)
-        mem.vmstat[NR_ANON_PAGES] += 1
+        mod_node_page_state(mem, pfn, NR_ANON_PAGES, 1)
         charge(mem, C_COPY_PAGE, 1)
         vpn += 1
     return True
@@ -307,7 +308,7 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
     elif copy:
         put_frames(mem, frame, 1, True, False, True)
     if copy:
-        mem.vmstat[NR_ANON_PAGES] += 1
+        mod_node_page_state(mem, pfn, NR_ANON_PAGES, 1)
         charge(mem, C_FAULT, 1)
         charge(mem, C_COPY_PAGE, 1)
         stamp = fresh_stamp(mem, LRU_YOUNG)

@@ -19,11 +19,13 @@ from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     MM_BASE,
     MM_HUGE,
+    MM_NR_NODES,
     MM_RAM_PAGES,
     MM_THP_ALLOC,
     MM_VMAS,
     NR_PCP_LISTS,
     P_BOOSTED,
+    P_NODE,
     P_TRACED,
     PCP_COUNT,
     Z_BOOST,
@@ -32,21 +34,20 @@ from hostsim.mm.mm_types import (
     Z_RESERVE,
     Z_WMARK_HIGH,
     Z_WMARK_LOW,
-    ZONE_DMA,
-    ZONE_DMA32,
     ZONE_NORMAL,
     Memory,
 )
 from hostsim.mm.mmap import W_NONE, huge_word
+from hostsim.mm.numa import mod_node_page_state, zone_statistics
 from hostsim.mm.page_alloc import account_rss, rmqueue_bulk
 from hostsim.mm.pcp import list_index, note_alloc, pop_head
 from hostsim.mm.pgtable import own_pages
-from hostsim.mm.physmem import PB_HUGE, set_state
+from hostsim.mm.physmem import PB_HUGE, first_zone, set_state, zone_idx
 from hostsim.mm.rmap import KIND_PGTABLE
+from hostsim.mm.slowpath import alloc_flags_nofragment
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import (
     T_DEFER_UNDERUSED,
-    T_NOFRAGMENT,
     T_PCP_6_12,
     T_PCP_ORDER_0,
     T_THP_POLICY,
@@ -99,6 +100,7 @@ def _map_run(mem: Memory, mm: int, window: int, nr: int, pfn: int, step: int) ->
         mem.pb[pb].b = window + i
         mem.windows[base + i] = huge_word(pb)
         mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
+    mod_node_page_state(mem, pfn, NR_ANON_PAGES, nr << HPAGE_PMD_ORDER)
     if mem.pool[P_TRACED] != 0:
         note_touched(mem, pfn, nr, step, HPAGE_PMD_ORDER)
 
@@ -111,9 +113,9 @@ def _account(mem: Memory, mm: int, window: int, nr: int, zone: int) -> None:
     account_rss(mem, mm, window, nr << HPAGE_PMD_ORDER)
     mem.mm[mm, MM_HUGE] += nr
     mem.mm[mm, MM_THP_ALLOC] += nr
-    mem.vmstat[PGALLOC + zone] += nr * (HPAGE_PMD_NR + 1)
+    mem.vmstat[PGALLOC + zone_idx(zone)] += nr * (HPAGE_PMD_NR + 1)
+    zone_statistics(mem, zone, 2 * nr)
     mem.vmstat[NR_ANON_THPS] += nr
-    mem.vmstat[NR_ANON_PAGES] += nr << HPAGE_PMD_ORDER
     mem.vmstat[PGFAULT] += nr
     mem.vmstat[THP_FAULT_ALLOC] += nr
     charge(mem, C_HUGE_FAULT, nr)
@@ -130,19 +132,17 @@ def fault_huge_run(mem: Memory, mm: int, window: int, nr: int) -> int:
         Windows done, from 0: with the next one something else happens, or it is not empty.
     """
     nr = min(nr, (mem.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER) - window)
+    if mem.mm[mm, MM_NR_NODES] > 1:
+        nr = min(nr, 1)
     if nr <= 0 or not _may_run(mem, mm):
         return 0
-    zone = ZONE_NORMAL
-    while zone > ZONE_DMA and mem.zone[zone, Z_MANAGED] == 0:
+    zone = ZONE_NORMAL + mem.pool[P_NODE]
+    while zone > first_zone(mem.pool[P_NODE]) and mem.zone[zone, Z_MANAGED] == 0:
         zone -= 1
     era = mem.tunables[T_PCP_6_12] != 0
     huge = zone * NR_PCP_LISTS + list_index(HPAGE_PMD_ORDER, MIGRATE_MOVABLE, era)
     tables = zone * NR_PCP_LISTS + list_index(0, MIGRATE_UNMOVABLE, era)
-    keep_apart = (
-        mem.tunables[T_NOFRAGMENT] != 0
-        and mem.zone[ZONE_NORMAL, Z_MANAGED] > 0
-        and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
-    )
+    keep_apart = alloc_flags_nofragment(mem)
     base = mem.mm[mm, MM_BASE] + window
     done = 0
     while done < nr and _plenty(mem, zone) and mem.run[tables].next != tables:

@@ -5,6 +5,7 @@ reservation no fault can fail.  Pages of 1 GiB are taken out of memory at boot.
 
 Source: Linux v6.1 mm/hugetlb.c hugetlb_reserve_pages, gather_surplus_pages, alloc_huge_page,
 free_huge_page, set_max_huge_pages, return_unused_surplus_pages, demote_pool_huge_page.
+Simplified: a page that a node lacks comes from the next node, also when the pool grows.
 Simplified: a child does not inherit the memory (MADV_DONTFORK, which QEMU sets).
 Simplified: no pages of 1 GiB by contiguous-range allocation after boot.
 Simplified: page tables above hugetlb pages are not counted.
@@ -28,6 +29,7 @@ from hostsim.mm.mm_types import (
     MM_HUGETLB_RESV,
     MM_RAM_PAGES,
     NIL,
+    P_NODE,
     Z_FREE,
     Z_VIRGIN,
     Z_VIRGIN_END,
@@ -37,12 +39,15 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import W_HUGETLB, W_NONE, set_window, window_word
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import next_node, run_on_next_node
 from hostsim.mm.page_alloc import free_compound
 from hostsim.mm.physmem import (
     PB_FREE10,
     PB_FREE10_TAIL,
     PB_HUGETLB,
     big_list_add_tail,
+    first_zone,
+    pfn_to_nid,
     set_state,
 )
 from hostsim.mm.slowpath import GFP_KERNEL, alloc_pages_gfp
@@ -66,16 +71,20 @@ def _enqueue(mem: Memory, size: int, pb: int) -> None:
         set_state(mem, pb + i, PB_HUGETLB, MIGRATE_MOVABLE)
         mem.pb[pb + i].a = NIL
         mem.pb[pb + i].b = 0
-    mem.pb[pb].b = mem.hugetlb[size, H_LIST]
-    mem.hugetlb[size, H_LIST] = pb + 1
+    own = H_LIST + pfn_to_nid(mem, pb << PAGEBLOCK_ORDER)
+    mem.pb[pb].b = mem.hugetlb[size, own]
+    mem.hugetlb[size, own] = pb + 1
     mem.hugetlb[size, H_FREE] += 1
 
 
 @kernel
 def _dequeue(mem: Memory, size: int) -> int:
-    """Take a page off the free list of its pool, which is not empty."""
-    pb = mem.hugetlb[size, H_LIST] - 1
-    mem.hugetlb[size, H_LIST] = mem.pb[pb].b
+    """Take a page of its pool, which has a free one, off the list of the first node that can."""
+    nid = mem.pool[P_NODE]
+    while mem.hugetlb[size, H_LIST + nid] == 0:
+        nid = next_node(mem, nid)
+    pb = mem.hugetlb[size, H_LIST + nid] - 1
+    mem.hugetlb[size, H_LIST + nid] = mem.pb[pb].b
     mem.hugetlb[size, H_FREE] -= 1
     return pb
 
@@ -114,10 +123,12 @@ def set_nr_hugepages(mem: Memory, nr: int) -> int:
     while h[H_SURPLUS] > 0 and h[H_NR] - h[H_SURPLUS] < nr:
         h[H_SURPLUS] -= 1
     while h[H_NR] - h[H_SURPLUS] < nr:
+        run_on_next_node(mem)
         if not _alloc_fresh(mem):
             break
     least = max(nr, h[H_RESV] + h[H_NR] - h[H_FREE])
     while h[H_NR] - h[H_SURPLUS] > least and h[H_FREE] > 0:
+        run_on_next_node(mem)
         _remove_free(mem)
     while h[H_NR] - h[H_SURPLUS] > nr:
         h[H_SURPLUS] += 1
@@ -128,29 +139,43 @@ def set_nr_hugepages(mem: Memory, nr: int) -> int:
 def reserve_at_boot(mem: Memory, nr: int) -> int:
     """Take pages of 1 GiB out of memory never used (hugepagesz=1G hugepages=N); return how many.
 
-    They come from the high end of each zone; what lies behind the last whole GiB stays free.
+    They come from the high end of each zone, from the nodes in turn; what lies behind the last
+    whole GiB stays free.
     """
-    step = windows_per_page(HUGETLB_1G)
     got = 0
-    for zone in range(ZONE_NORMAL, ZONE_DMA32 - 1, -1):
-        while got < nr:
-            end = mem.zone[zone, Z_VIRGIN_END]
-            top = end // step * step
-            if top - step <= mem.zone[zone, Z_VIRGIN]:
-                break
-            for pb in range(top, end, 2):
-                set_state(mem, pb, PB_FREE10, MIGRATE_MOVABLE)
-                set_state(mem, pb + 1, PB_FREE10_TAIL, MIGRATE_MOVABLE)
-                big_list_add_tail(mem, pb, zone, MIGRATE_MOVABLE, 10)
-            mem.zone[zone, Z_VIRGIN_END] = top - step
-            mem.zone[zone, Z_FREE] -= step << PAGEBLOCK_ORDER
-            mem.nr_free[zone, MIGRATE_MOVABLE, 10] -= step >> 1
-            blocks_taken_run(mem, top - step, step)
-            _enqueue(mem, HUGETLB_1G, top - step)
-            mem.hugetlb[HUGETLB_1G, H_NR] += 1
-            mem.vmstat[NR_HUGETLB] += step
-            got += 1
+    while got < nr:
+        taken = False
+        for nid in range(len(mem.node)):
+            if got < nr and _boot_page(mem, nid):
+                taken = True
+                got += 1
+        if not taken:
+            break
     return got
+
+
+@kernel
+def _boot_page(mem: Memory, nid: int) -> bool:
+    """Take a page of 1 GiB out of the highest zone of a node that has one."""
+    step = windows_per_page(HUGETLB_1G)
+    for zone in range(ZONE_NORMAL + nid, max(first_zone(nid), ZONE_DMA32) - 1, -1):
+        end = mem.zone[zone, Z_VIRGIN_END]
+        top = end // step * step
+        if top - step <= mem.zone[zone, Z_VIRGIN]:
+            continue
+        for pb in range(top, end, 2):
+            set_state(mem, pb, PB_FREE10, MIGRATE_MOVABLE)
+            set_state(mem, pb + 1, PB_FREE10_TAIL, MIGRATE_MOVABLE)
+            big_list_add_tail(mem, pb, zone, MIGRATE_MOVABLE, 10)
+        mem.zone[zone, Z_VIRGIN_END] = top - step
+        mem.zone[zone, Z_FREE] -= step << PAGEBLOCK_ORDER
+        mem.nr_free[zone, MIGRATE_MOVABLE, 10] -= step >> 1
+        blocks_taken_run(mem, top - step, step)
+        _enqueue(mem, HUGETLB_1G, top - step)
+        mem.hugetlb[HUGETLB_1G, H_NR] += 1
+        mem.vmstat[NR_HUGETLB] += step
+        return True
+    return False
 
 
 @kernel

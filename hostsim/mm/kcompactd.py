@@ -7,7 +7,7 @@ Simplified: a run on demand is done when it begins, a proactive one a slice of t
 
 from typing import Final
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import NO_PFN, NS_PER_MS
 from hostsim.mm.compact_control import (
     CC_FREE_PFN,
@@ -38,17 +38,21 @@ from hostsim.mm.mm_types import (
     D_WAKE,
     DAEMON_KCOMPACTD,
     MIGRATE_UNMOVABLE,
-    NR_ZONES,
+    N_KCOMPACTD_ORDER,
+    N_PAGEOUTRUN,
+    NIL,
+    NR_DAEMONS,
     P_COST_NS,
     P_DAEMON_SCALE,
-    P_KCOMPACTD_ORDER,
     P_NOW_NS,
     TIME_SCALE_ONE,
     Z_MANAGED,
     Z_WMARK_MIN,
+    ZONE_NORMAL,
     Memory,
 )
 from hostsim.mm.pcp import drain_zone_pages
+from hostsim.mm.physmem import first_zone
 from hostsim.mm.tunables import (
     COMPACTION_2_6_38,
     COMPACTION_6_12,
@@ -59,7 +63,6 @@ from hostsim.mm.vmstat import (
     COMPACT_DAEMON_FREE_SCANNED,
     COMPACT_DAEMON_MIGRATE_SCANNED,
     COMPACT_DAEMON_WAKE,
-    PAGEOUTRUN,
 )
 
 KC_RUNNING: Final = 1  # columns of Memory.daemon: 1 during a proactive run
@@ -73,31 +76,45 @@ CHECK_NS: Final = 500_000_000  # HPAGE_FRAG_CHECK_INTERVAL_MSEC
 BACKED_OFF_NS: Final = CHECK_NS << COMPACT_MAX_DEFER_SHIFT  # after a run that did not help
 
 
+@inline_kernel
+def kcompactd_of(nid: int) -> int:
+    """Return the row of `Memory.daemon` of a node's kcompactd."""
+    return DAEMON_KCOMPACTD if nid == 0 else NR_DAEMONS + nid - 1
+
+
+@inline_kernel
+def kcompactd_node(daemon: int) -> int:
+    """Return the node of the kcompactd of a row of `Memory.daemon`, or NIL if it is of none."""
+    if daemon == DAEMON_KCOMPACTD:
+        return 0
+    return daemon - NR_DAEMONS + 1 if daemon >= NR_DAEMONS else NIL
+
+
 @kernel
-def wakeup_kcompactd(mem: Memory, order: int) -> None:
+def wakeup_kcompactd(mem: Memory, nid: int, order: int) -> None:
     """Ask kcompactd for an order; it wakes if some zone lacks it and could be compacted."""
     if mem.tunables[T_COMPACTION] == COMPACTION_2_6_38:
         return  # which has none
-    wanted = max(order, mem.pool[P_KCOMPACTD_ORDER])
-    for zone in range(NR_ZONES):
+    wanted = max(order, mem.node[nid, N_KCOMPACTD_ORDER])
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         if mem.zone[zone, Z_MANAGED] == 0:
             continue
         if has_block(mem, zone, wanted, mem.zone[zone, Z_WMARK_MIN]):
             continue
         if compaction_suitable(mem, zone, wanted, 0):
-            mem.pool[P_KCOMPACTD_ORDER] = wanted
-            if mem.daemon[DAEMON_KCOMPACTD, KC_RUNNING] == 0:
-                mem.daemon[DAEMON_KCOMPACTD, D_WAKE] = mem.pool[P_NOW_NS] + 1
+            mem.node[nid, N_KCOMPACTD_ORDER] = wanted
+            if mem.daemon[kcompactd_of(nid), KC_RUNNING] == 0:
+                mem.daemon[kcompactd_of(nid), D_WAKE] = mem.pool[P_NOW_NS] + 1
             return
 
 
 @kernel
-def kcompactd_do_work(mem: Memory) -> None:
+def kcompactd_do_work(mem: Memory, nid: int) -> None:
     """Compact every zone that lacks the order asked for, and forget the request."""
-    order = mem.pool[P_KCOMPACTD_ORDER]
-    mem.pool[P_KCOMPACTD_ORDER] = 0
+    order = mem.node[nid, N_KCOMPACTD_ORDER]
+    mem.node[nid, N_KCOMPACTD_ORDER] = 0
     mem.vmstat[COMPACT_DAEMON_WAKE] += 1
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         if mem.zone[zone, Z_MANAGED] == 0 or compaction_deferred(mem, zone, order):
             continue
         if has_block(mem, zone, order, mem.zone[zone, Z_WMARK_MIN]):
@@ -116,28 +133,28 @@ def kcompactd_do_work(mem: Memory) -> None:
 
 
 @kernel
-def should_proactive_compact_node(mem: Memory) -> bool:
+def should_proactive_compact_node(mem: Memory, nid: int) -> bool:
     """Tell whether the node is so fragmented that kcompactd acts unasked."""
     if mem.tunables[T_COMPACTION_PROACTIVENESS] == 0:
         return False
-    return fragmentation_score_node(mem) > proactive_high(mem)
+    return fragmentation_score_node(mem, nid) > proactive_high(mem)
 
 
 @kernel
-def _begin_proactive(mem: Memory) -> None:
+def _begin_proactive(mem: Memory, nid: int) -> None:
     """Begin a proactive run at the first zone."""
-    own = mem.daemon[DAEMON_KCOMPACTD]
+    own = mem.daemon[kcompactd_of(nid)]
     own[KC_RUNNING] = 1
-    own[KC_PAGEOUTRUN] = mem.vmstat[PAGEOUTRUN]
-    own[KC_SCORE] = fragmentation_score_node(mem)
-    own[KC_ZONE] = 0
+    own[KC_PAGEOUTRUN] = mem.node[nid, N_PAGEOUTRUN]
+    own[KC_SCORE] = fragmentation_score_node(mem, nid)
+    own[KC_ZONE] = first_zone(nid)
     own[KC_MIGRATE_PFN] = NO_PFN
 
 
 @kernel
-def _proactive_slice(mem: Memory, slice_ns: int) -> bool:
+def _proactive_slice(mem: Memory, nid: int, slice_ns: int) -> bool:
     """Compact the next zone, or go on with it, for about a cost; tell whether there is more."""
-    own = mem.daemon[DAEMON_KCOMPACTD]
+    own = mem.daemon[kcompactd_of(nid)]
     zone = own[KC_ZONE]
     if mem.zone[zone, Z_MANAGED] > 0:
         begin(mem, WHOLE_ZONE, MIGRATE_UNMOVABLE, COMPACT_SYNC_LIGHT)
@@ -159,31 +176,33 @@ def _proactive_slice(mem: Memory, slice_ns: int) -> bool:
             return True
     own[KC_MIGRATE_PFN] = NO_PFN
     own[KC_ZONE] = zone + 1
-    return bool(zone + 1 < NR_ZONES)
+    return bool(zone < ZONE_NORMAL + nid)
 
 
 @kernel
-def proactive_compact_node(mem: Memory) -> bool:
+def proactive_compact_node(mem: Memory, nid: int) -> bool:
     """Compact all zones until they are less fragmented; tell whether the node's score fell."""
-    _begin_proactive(mem)
-    while _proactive_slice(mem, SLICE_NS):
+    _begin_proactive(mem, nid)
+    while _proactive_slice(mem, nid, SLICE_NS):
         pass
-    mem.daemon[DAEMON_KCOMPACTD, KC_RUNNING] = 0
-    return bool(fragmentation_score_node(mem) < mem.daemon[DAEMON_KCOMPACTD, KC_SCORE])
+    mem.daemon[kcompactd_of(nid), KC_RUNNING] = 0
+    return bool(fragmentation_score_node(mem, nid) < mem.daemon[kcompactd_of(nid), KC_SCORE])
 
 
 @kernel
 def arm_kcompactd(mem: Memory) -> None:
-    """Set kcompactd's timer if the next check would find something to do.
+    """Set the timer of each node's kcompactd if its next check would find something to do.
 
     A check that finds nothing changes nothing, so that the timer need not run for it.
     """
-    if mem.daemon[DAEMON_KCOMPACTD, D_WAKE] == 0 and should_proactive_compact_node(mem):
-        mem.daemon[DAEMON_KCOMPACTD, D_WAKE] = (mem.pool[P_NOW_NS] // CHECK_NS + 1) * CHECK_NS + 1
+    for nid in range(len(mem.node)):
+        own = mem.daemon[kcompactd_of(nid)]
+        if own[D_WAKE] == 0 and should_proactive_compact_node(mem, nid):
+            own[D_WAKE] = (mem.pool[P_NOW_NS] // CHECK_NS + 1) * CHECK_NS + 1
 
 
 @kernel
-def kcompactd_step(mem: Memory) -> int:
+def kcompactd_step(mem: Memory, nid: int) -> int:
     """Do what was asked for, or judge the node; a proactive run goes on a slice a step.
 
     What others ask for during a proactive run waits for its end.  The run ends early if kswapd
@@ -194,21 +213,21 @@ def kcompactd_step(mem: Memory) -> int:
     int
         Nanoseconds until the next check, or -1 if nothing calls for one (`arm_kcompactd`).
     """
-    own = mem.daemon[DAEMON_KCOMPACTD]
+    own = mem.daemon[kcompactd_of(nid)]
     if own[KC_RUNNING] == 0:
-        if mem.pool[P_KCOMPACTD_ORDER] > 0:
-            kcompactd_do_work(mem)
+        if mem.node[nid, N_KCOMPACTD_ORDER] > 0:
+            kcompactd_do_work(mem, nid)
             return -1
-        if not should_proactive_compact_node(mem):
+        if not should_proactive_compact_node(mem, nid):
             return -1
-        _begin_proactive(mem)
-    vain = own[KC_PAGEOUTRUN] != mem.vmstat[PAGEOUTRUN]
+        _begin_proactive(mem, nid)
+    vain = own[KC_PAGEOUTRUN] != mem.node[nid, N_PAGEOUTRUN]
     if not vain:
         slice_ns = SLICE_NS * TIME_SCALE_ONE // mem.pool[P_DAEMON_SCALE]
-        if _proactive_slice(mem, slice_ns):
+        if _proactive_slice(mem, nid, slice_ns):
             return 0
-        vain = fragmentation_score_node(mem) >= own[KC_SCORE]
+        vain = fragmentation_score_node(mem, nid) >= own[KC_SCORE]
     own[KC_RUNNING] = 0
-    if mem.pool[P_KCOMPACTD_ORDER] > 0:
+    if mem.node[nid, N_KCOMPACTD_ORDER] > 0:
         return 0
     return BACKED_OFF_NS if vain else -1

@@ -51,7 +51,6 @@ from hostsim.mm.mm_types import (
     MM_SWAP,
     MM_VMAS,
     NIL,
-    NR_ZONES,
     P_NOW_NS,
     Z_MANAGED,
     Z_WMARK_LOW,
@@ -153,7 +152,7 @@ def khugepaged_scan_mm_slot(mem: Memory, budget: int) -> int:
 @kernel
 def huge_page_free(mem: Memory) -> bool:
     """Tell whether an allocation could take a free huge page above the low watermark."""
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         if mem.zone[zone, Z_MANAGED] == 0:
             continue
         if zone_watermark_ok(mem, zone, HPAGE_PMD_ORDER, mem.zone[zone, Z_WMARK_LOW]):

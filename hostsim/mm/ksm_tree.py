@@ -41,6 +41,7 @@ from hostsim.mm.mm_types import (
     P_KSM_UNSHARED,
     Memory,
 )
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.rmap import del_extent
 from hostsim.mm.tunables import T_KSM_MAX_PAGE_SHARING
@@ -143,7 +144,7 @@ def put_ksm_page(mem: Memory, pfn: int) -> None:
     if mem.ksm_node[node].nr == 0:
         _drop_node(mem, node)
     mem.vmstat[NR_KSM_PAGES] -= 1
-    mem.vmstat[NR_ANON_PAGES] -= 1
+    mod_node_page_state(mem, pfn, NR_ANON_PAGES, -1)
     free_pages(mem, pfn, 1, 1)
 
 

@@ -19,22 +19,31 @@ from typing import Final
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
+    N_LRU_ACTIVE,
+    N_LRU_ANON,
+    N_LRU_END,
+    N_LRU_FILE,
+    N_LRU_FIRST,
     NIL,
     NR_LRU_LISTS,
     P_EXT_USED,
-    P_LRU_ACTIVE,
-    P_LRU_END,
-    P_LRU_FIRST,
     P_LRU_SEQ,
     P_LRU_TAIL,
+    P_NODE_PAGES,
     P_PAGEBLOCKS,
     P_ZERO_PB,
     Memory,
 )
 from hostsim.mm.mmap import huge_word, window_word
-from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, PB_PARTIAL, pageblock_state
+from hostsim.mm.physmem import (
+    PB_COMPOUND,
+    PB_FULL,
+    PB_HUGE,
+    PB_PARTIAL,
+    pageblock_state,
+    pfn_to_nid,
+)
 from hostsim.mm.rmap import KIND_ANON, KIND_FILE, KIND_MASK, KIND_SWAPCACHE
-from hostsim.mm.vmstat import NR_ANON_PAGES, NR_FILE_PAGES, NR_SWAPCACHED
 
 LRU_ACTIVE: Final = 1  # on the active list
 LRU_YOUNG: Final = 2  # the accessed bit of a mapping: page tables or EPT
@@ -81,9 +90,10 @@ def halve_generations(mem: Memory) -> None:
             mem.ext[x].lru = (stamp >> (LRU_SHIFT + 1) << LRU_SHIFT) | (stamp & LRU_FLAGS)
     mem.pool[P_LRU_SEQ] = (mem.pool[P_LRU_SEQ] >> 1) + 1
     mem.pool[P_LRU_TAIL] >>= 1
-    for lru in range(NR_LRU_LISTS):
-        mem.pool[P_LRU_FIRST + lru] = 0
-        mem.pool[P_LRU_END + lru] = 0
+    for nid in range(len(mem.node)):
+        for lru in range(NR_LRU_LISTS):
+            mem.node[nid, N_LRU_FIRST + lru] = 0
+            mem.node[nid, N_LRU_END + lru] = 0
 
 
 @kernel
@@ -112,22 +122,29 @@ def extent_on_lru(mem: Memory, x: int, file: bool) -> bool:
 
 
 @inline_kernel
-def _base(mem: Memory, lru: int) -> int:
+def _room(mem: Memory) -> int:
+    """Return how many keys a list's part of the queue holds."""
+    return mem.lru_queue.size // (NR_LRU_LISTS * len(mem.node))
+
+
+@inline_kernel
+def _base(mem: Memory, nid: int, lru: int) -> int:
     """Return where a list's part of the queue begins."""
-    return mem.lru_queue.size // NR_LRU_LISTS * lru
+    return _room(mem) * (nid * NR_LRU_LISTS + lru)
 
 
 @kernel
-def collect(mem: Memory, lru: int) -> int:
+def collect(mem: Memory, nid: int, lru: int) -> int:
     """Find the entities of a list and put them into its queue, oldest first; return its pages."""
     file = lru >= INACTIVE_FILE
     active = LRU_ACTIVE if lru == ACTIVE_ANON or lru == ACTIVE_FILE else 0
-    base = _base(mem, lru)
-    room = mem.lru_queue.size // NR_LRU_LISTS
+    base = _base(mem, nid, lru)
+    room = _room(mem)
     nr = 0
     pages = 0
     if not file:
-        for pb in range(mem.pool[P_PAGEBLOCKS]):
+        nr_pageblocks = mem.pool[P_NODE_PAGES] >> PAGEBLOCK_ORDER
+        for pb in range(nid * nr_pageblocks, (nid + 1) * nr_pageblocks):
             if mem.lru[pb] & LRU_ACTIVE == active and huge_on_lru(mem, pb):
                 generation = int(mem.lru[pb]) >> LRU_SHIFT
                 mem.lru_queue[base + nr] = (generation << _KEY_SHIFT) | (pb << 1) | 1
@@ -135,6 +152,8 @@ def collect(mem: Memory, lru: int) -> int:
                 pages += HPAGE_PMD_NR
     for x in range(mem.pool[P_EXT_USED]):
         if mem.ext[x].lru & LRU_ACTIVE == active and extent_on_lru(mem, x, file):
+            if pfn_to_nid(mem, int(mem.ext[x].pfn)) != nid:
+                continue
             generation = int(mem.ext[x].lru) >> LRU_SHIFT
             mem.lru_queue[base + nr] = (generation << _KEY_SHIFT) | (x << 1)
             nr += 1
@@ -143,8 +162,8 @@ def collect(mem: Memory, lru: int) -> int:
     shift = min(nr, room - nr)  # what is put at the tail goes in front
     for i in range(nr - 1, -1, -1):
         mem.lru_queue[base + shift + i] = mem.lru_queue[base + i]
-    mem.pool[P_LRU_FIRST + lru] = shift
-    mem.pool[P_LRU_END + lru] = shift + nr
+    mem.node[nid, N_LRU_FIRST + lru] = shift
+    mem.node[nid, N_LRU_END + lru] = shift + nr
     return pages
 
 
@@ -202,7 +221,7 @@ def _entity_of(mem: Memory, key: int, lru: int) -> int:
 
 
 @kernel
-def next_entity(mem: Memory, lru: int) -> int:
+def next_entity(mem: Memory, nid: int, lru: int) -> int:
     """Take the oldest entity off a list's queue; NIL if the queue is used up.
 
     Returns
@@ -210,10 +229,11 @@ def next_entity(mem: Memory, lru: int) -> int:
     int
         ``pageblock << 1 | 1`` of a huge page, ``extent << 1`` of small pages.
     """
-    base = _base(mem, lru)
-    while mem.pool[P_LRU_FIRST + lru] < mem.pool[P_LRU_END + lru]:
-        key = mem.lru_queue[base + mem.pool[P_LRU_FIRST + lru]]
-        mem.pool[P_LRU_FIRST + lru] += 1
+    base = _base(mem, nid, lru)
+    own = mem.node[nid]
+    while own[N_LRU_FIRST + lru] < own[N_LRU_END + lru]:
+        key = mem.lru_queue[base + own[N_LRU_FIRST + lru]]
+        own[N_LRU_FIRST + lru] += 1
         entity = _entity_of(mem, key, lru)
         if entity != NIL:
             return entity
@@ -226,11 +246,14 @@ def push_front(mem: Memory, lru: int, entity: int, stamp: int) -> None:
 
     An empty queue is found anew, which puts the entity first, too.
     """
-    first = mem.pool[P_LRU_FIRST + lru]
-    if first == 0 or first >= mem.pool[P_LRU_END + lru]:
+    at = entity >> 1
+    pfn = at << PAGEBLOCK_ORDER if entity & 1 else int(mem.ext[at].pfn)
+    nid = pfn_to_nid(mem, pfn)
+    first = mem.node[nid, N_LRU_FIRST + lru]
+    if first == 0 or first >= mem.node[nid, N_LRU_END + lru]:
         return
-    mem.pool[P_LRU_FIRST + lru] = first - 1
-    mem.lru_queue[_base(mem, lru) + first - 1] = key_of(entity, stamp)
+    mem.node[nid, N_LRU_FIRST + lru] = first - 1
+    mem.lru_queue[_base(mem, nid, lru) + first - 1] = key_of(entity, stamp)
 
 
 @kernel
@@ -249,15 +272,14 @@ def rotate(mem: Memory, key: int, lru: int) -> None:
 
 
 @kernel
-def lru_size(mem: Memory, lru: int) -> int:
-    """Return the pages on a list.
+def lru_size(mem: Memory, nid: int, lru: int) -> int:
+    """Return the pages on a list of a node.
 
     Those of the active lists are counted when their queue is filled; pages unmapped since are
     still in.
     """
     if lru == ACTIVE_ANON or lru == ACTIVE_FILE:
-        return mem.pool[P_LRU_ACTIVE + (1 if lru == ACTIVE_FILE else 0)]
+        return mem.node[nid, N_LRU_ACTIVE + (1 if lru == ACTIVE_FILE else 0)]
     if lru == INACTIVE_FILE:
-        return max(mem.vmstat[NR_FILE_PAGES] - mem.pool[P_LRU_ACTIVE + 1], 0)
-    anon = mem.vmstat[NR_ANON_PAGES] + mem.vmstat[NR_SWAPCACHED]
-    return max(anon - mem.pool[P_LRU_ACTIVE], 0)
+        return max(mem.node[nid, N_LRU_FILE] - mem.node[nid, N_LRU_ACTIVE + 1], 0)
+    return max(mem.node[nid, N_LRU_ANON] - mem.node[nid, N_LRU_ACTIVE], 0)

@@ -13,10 +13,11 @@ from hostsim.mm.buddy import TAIL, add_free_pageblocks
 from hostsim.mm.contig import blocks_taken_run, init_units
 from hostsim.mm.cost import set_costs
 from hostsim.mm.mm_types import (
+    MAX_NUMNODES,
     MIGRATE_MOVABLE,
     MIGRATE_RESERVE,
     NR_TYPES,
-    NR_ZONES,
+    P_NODE_PAGES,
     P_NR_CPUS,
     PCP_HIGH,
     TYPE_NAMES,
@@ -40,7 +41,9 @@ from hostsim.mm.physmem import (
     PB_RESERVED,
     init_lists,
     set_pageblock_migratetype,
+    zone_idx,
     zone_spans,
+    zone_to_nid,
 )
 from hostsim.mm.tunables import (
     ENABLED,
@@ -68,6 +71,7 @@ def new_memory(
     nr_cpus: int,
     memmap: bool = False,
     dma32_end: int = DMA32_END_PFN,
+    nr_nodes: int = 1,
 ) -> Memory:
     """Return the memory of a freshly booted machine, every frame free.
 
@@ -81,20 +85,25 @@ def new_memory(
         CPUs, for the limits of the per-CPU lists.
     memmap
         Whether struct pages (1/64 of memory) and the kernel image are taken out first; they lie
-        at the start of the highest zone.
+        at the start of the highest zone, those of further nodes in these.
     dma32_end
         Frames below the PCI hole: where the DMA32 zone ends.
+    nr_nodes
+        NUMA nodes of equal size: 1 to MAX_NUMNODES.
 
     Raises
     ------
     ValueError
-        ``nr_pages`` is not a positive multiple of 1024, or the profile is unknown.
+        ``nr_pages`` is not a positive multiple of 1024 a node, the number of nodes is out of its
+        range, or the profile is unknown.
     """
-    step = 1 << MAX_PAGE_ORDER
+    if not 1 <= nr_nodes <= MAX_NUMNODES:
+        raise ValueError(f"nr_nodes {nr_nodes} is not 1 to {MAX_NUMNODES}")
+    step = nr_nodes << MAX_PAGE_ORDER
     if nr_pages <= 0 or nr_pages % step:
         raise ValueError(f"nr_pages {nr_pages} is not a positive multiple of {step}")
-    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES)
-    for zone, (start, end) in enumerate(zone_spans(nr_pages, dma32_end)):
+    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES, nr_nodes)
+    for zone, (start, end) in enumerate(zone_spans(nr_pages, dma32_end, nr_nodes)):
         mem.zone[zone, Z_START] = start
         mem.zone[zone, Z_END] = end
         mem.zone[zone, Z_MANAGED] = end - start
@@ -134,10 +143,19 @@ def _setup_migrate_reserve(mem: Memory) -> None:
 
 
 def _reserve_memmap(mem: Memory, nr_pages: int) -> None:
-    """Take the frames of struct page and the kernel image out of the highest zone."""
-    zone = _populated(mem)[-1]
+    """Take each node's struct pages, and the kernel image, out of its highest zone."""
+    node_pages = nr_pages // len(mem.node)
+    for nid in range(len(mem.node)):
+        zone = max(z for z in _populated(mem) if zone_to_nid(z) == nid)
+        image = KERNEL_IMAGE_PAGES if nid == 0 else 0
+        _reserve_frames(mem, zone, node_pages * STRUCT_PAGE_BYTES // PAGE_BYTES + image)
+
+
+def _reserve_frames(mem: Memory, zone: int, nr: int) -> None:
+    """Take whole blocks of the largest order out of a zone's low end."""
+    nr_pages = len(mem.node) * int(mem.pool[P_NODE_PAGES])
     first = int(mem.zone[zone, Z_VIRGIN])
-    pageblocks = -(-(nr_pages * STRUCT_PAGE_BYTES // PAGE_BYTES + KERNEL_IMAGE_PAGES) // 1024) * 2
+    pageblocks = -(-nr // 1024) * 2
     if first + pageblocks >= int(mem.zone[zone, Z_VIRGIN_END]):
         raise ValueError(f"{nr_pages} pages are too few for a host")
     mem.pb["state"][first : first + pageblocks] = PB_RESERVED
@@ -175,15 +193,18 @@ def setup_watermarks(mem: Memory) -> None:
 
 def _populated(mem: Memory) -> list[int]:
     zone = mem.zone
-    return [z for z in range(NR_ZONES) if zone[z, Z_END] > zone[z, Z_START]]
+    return [z for z in range(len(mem.zone)) if zone[z, Z_END] > zone[z, Z_START]]
+
+
+def _node_and_zone(zone: int) -> str:
+    return f"Node {zone_to_nid(zone)}, zone {ZONE_NAMES[zone_idx(zone)]:>8}"
 
 
 def buddyinfo(mem: Memory) -> list[str]:
     """Return the lines of /proc/buddyinfo."""
     counts = mem.nr_free.sum(axis=1)
     return [
-        f"Node 0, zone {ZONE_NAMES[z]:>8} " + "".join(f"{n:6d} " for n in counts[z])
-        for z in _populated(mem)
+        f"{_node_and_zone(z)} " + "".join(f"{n:6d} " for n in counts[z]) for z in _populated(mem)
     ]
 
 
@@ -204,13 +225,14 @@ def pagetypeinfo(mem: Memory) -> list[str]:
                 f"{'>' if n > PAGETYPEINFO_CAP else ''}{min(n, PAGETYPEINFO_CAP)}".rjust(6) + " "
                 for n in counts
             )
-            lines.append(f"Node {0:4d}, zone {ZONE_NAMES[z]:>8}, type {name:>12} {cells}")
+            place = f"Node {zone_to_nid(z):4d}, zone {ZONE_NAMES[zone_idx(z)]:>8}"
+            lines.append(f"{place}, type {name:>12} {cells}")
     lines += ["", "Number of blocks type  " + "".join(f"{name:>12} " for name in names)]
     for z in _populated(mem):
         cells = "".join(
             f"{mem.zone[z, Z_LABEL + t] if t < NR_TYPES else 0:12d} " for t in range(len(names))
         )
-        lines.append(f"Node 0, zone {ZONE_NAMES[z]:>8} {cells}")
+        lines.append(f"{_node_and_zone(z)} {cells}")
     return lines
 
 
@@ -222,7 +244,7 @@ def _index_lines(mem: Memory, index: Any) -> list[str]:
         cells = "".join(
             f"{'-' if v < 0 else ''}{abs(v) // 1000}.{abs(v) % 1000:03d} " for v in values
         )
-        lines.append(f"Node 0, zone {ZONE_NAMES[z]:>8} {cells}")
+        lines.append(f"{_node_and_zone(z)} {cells}")
     return lines
 
 

@@ -27,7 +27,8 @@ from hostsim.core.units import (
 ZONE_DMA: Final = 0
 ZONE_DMA32: Final = 1
 ZONE_NORMAL: Final = 2
-NR_ZONES: Final = 3
+NR_ZONES: Final = 3  # of node 0; every further node has one more, its Normal zone
+MAX_NUMNODES: Final = 4
 ZONE_NAMES: Final = ("DMA", "DMA32", "Normal")
 
 MIGRATE_UNMOVABLE: Final = 0  # include/linux/mmzone.h, numbering since 3.x
@@ -44,12 +45,10 @@ LABEL_SKIP: Final = 16  # PB_migrate_skip: compaction found nothing to do here
 
 NIL: Final = -1  # no record
 NR_PCP_LISTS: Final = NR_PCP_TYPES * 4 + 2  # orders 0..3 of 3 types, and two of huge pages
-NR_PCP_LIST_HEADS: Final = NR_ZONES * NR_PCP_LISTS
 NR_SMALL_ORDERS: Final = PAGEBLOCK_ORDER  # orders 0..8 live inside a pageblock
 WORD_FRAMES: Final = 32  # frames in one word of a record's bitmap
 NR_WORDS: Final = PAGEBLOCK_NR_PAGES // WORD_FRAMES
-NR_HEADS: Final = NR_ZONES * NR_TYPES  # list heads in front of the records
-NR_BIG_HEADS: Final = NR_HEADS * 2  # list heads of orders 9 and 10 behind the pageblocks
+BIG_HEADS_PER_ZONE: Final = NR_TYPES * 2  # list heads of orders 9 and 10, behind the pageblocks
 
 PAGEBLOCK_DTYPE: Final = np.dtype(
     [
@@ -223,7 +222,9 @@ MM_HUGETLB_PAGES: Final = 34  # pages of that size that it maps
 MM_SWAP_RA: Final = 35  # last page read from swap << 16 | window << 8 | hits
 MM_ALIKE: Final = 36  # shares of written pages that are zero, the VM's own, of its image
 MM_IMAGE: Final = 37  # number of the image from which they come
-NR_MM_FIELDS: Final = 38
+MM_NODE: Final = 38  # node on whose CPUs it runs; the first of several
+MM_NR_NODES: Final = 39  # nodes over which its CPUs are spread; 0: one
+NR_MM_FIELDS: Final = 40
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0
@@ -273,37 +274,33 @@ P_EPT_USED: Final = 43
 P_EPT_FREE: Final = 44
 P_CAPTURE: Final = 45  # zone + 1 in which a direct compactor takes the first free huge page
 P_CAPTURED: Final = 46  # pageblock + 1 that it took
-P_KCOMPACTD_ORDER: Final = 47  # order that kcompactd is asked for, 0 if none
-P_TRACED: Final = 48  # 1: `touched` is kept, of a guest's memory
-P_TOUCHED: Final = 49  # entries of `touched`
-P_MAP_SEQ: Final = 50  # counts changes of windows other than by their own fault: hostsim.mm.rmap
-P_LRU_TAIL: Final = 51  # the latest generation put at a list's tail
-P_LRU_FIRST: Final = 52  # + list: next key of its queue (hostsim.mm.lru)
-P_LRU_END: Final = 56  # + list: one past its queue's last key
-P_LRU_ACTIVE: Final = 60  # + 0 anon, 1 file: pages on the active list
-P_SWAP_SLOTS: Final = 62  # slots of the swap area, 0 without one
-P_SWAP_FREE: Final = 63  # slots that nothing uses
-P_SWAP_NEXT: Final = 64  # slot after the last single one given out
-P_SWAP_CLUSTER: Final = 65  # cluster + 1 from which single slots come
-P_SPLIT_FIRST: Final = 66  # pageblock + 1 at the head of the deferred split queue
-P_SPLIT_LAST: Final = 67
-P_SPLIT_LEN: Final = 68
-P_SPLIT_LEFT: Final = 69  # what shrinker rounds were too small to scan
-P_KSWAPD_FAILURES: Final = 70  # runs of kswapd without any progress
-P_BOOSTED: Final = 71  # 1: a watermark was boosted since kswapd was last woken for it
-P_COST_ANON: Final = 72  # what reclaim of anonymous pages has cost lately (lru_note_cost)
-P_COST_FILE: Final = 73
-P_RECLAIM_ACTIVE: Final = 74  # 1: kswapd runs, per-CPU lists stay short (ZONE_RECLAIM_ACTIVE)
-P_NR_CPUS: Final = 75  # CPUs of the machine
-P_SETTLED_NS: Final = 76  # of P_COST_NS, what has become simulated time: hostsim.mm.daemons
-P_TIME_SCALE: Final = 77  # simulated time for one nanosecond of cost, in 1/2**16
-P_DAEMON_NS: Final = 78  # of P_COST_NS, what daemons spent
-P_DAEMON_SCALE: Final = 79  # the same for what daemons do
-P_BUSY: Final = 80  # 1: a process runs on the machine's only CPU, and daemons get what is left
-P_FREE_32M: Final = 81  # aligned units of 32 MiB that are wholly free: hostsim.mm.contig
-P_FREE_1G: Final = 82
-P_UNMOVABLE_BLOCKS: Final = 83  # pageblocks that hold unmovable pages
-NR_POOL: Final = 84
+P_TRACED: Final = 47  # 1: `touched` is kept, of a guest's memory
+P_TOUCHED: Final = 48  # entries of `touched`
+P_MAP_SEQ: Final = 49  # counts changes of windows other than by their own fault: hostsim.mm.rmap
+P_LRU_TAIL: Final = 50  # the latest generation put at a list's tail
+P_SWAP_SLOTS: Final = 51  # slots of the swap area, 0 without one
+P_SWAP_FREE: Final = 52  # slots that nothing uses
+P_SWAP_NEXT: Final = 53  # slot after the last single one given out
+P_SWAP_CLUSTER: Final = 54  # cluster + 1 from which single slots come
+P_SPLIT_FIRST: Final = 55  # pageblock + 1 at the head of the deferred split queue
+P_SPLIT_LAST: Final = 56
+P_SPLIT_LEN: Final = 57
+P_SPLIT_LEFT: Final = 58  # what shrinker rounds were too small to scan
+P_BOOSTED: Final = 59  # 1: a watermark was boosted since kswapd was last woken for it
+P_RECLAIM_ACTIVE: Final = 60  # node + 1 whose kswapd runs: short per-CPU lists
+P_NR_CPUS: Final = 61  # CPUs of the machine
+P_SETTLED_NS: Final = 62  # of P_COST_NS, what has become simulated time: hostsim.mm.daemons
+P_TIME_SCALE: Final = 63  # simulated time for one nanosecond of cost, in 1/2**16
+P_DAEMON_NS: Final = 64  # of P_COST_NS, what daemons spent
+P_DAEMON_SCALE: Final = 65  # the same for what daemons do
+P_BUSY: Final = 66  # 1: a process runs on the machine's only CPU, and daemons get what is left
+P_NODE_PAGES: Final = 67  # frames of each node
+P_NODE: Final = 68  # node of the CPU that runs now: hostsim.mm.numa
+P_NODEMASK: Final = 69  # nodes that may serve requests, a bit each; 0: all
+P_FREE_32M: Final = 70  # aligned units of 32 MiB that are wholly free: hostsim.mm.contig
+P_FREE_1G: Final = 71
+P_UNMOVABLE_BLOCKS: Final = 72  # pageblocks that hold unmovable pages
+NR_POOL: Final = 73
 UNIT_32M_SHIFT: Final = 4  # pageblocks of a unit of 32 MiB
 UNIT_1G_SHIFT: Final = HPAGE_PUD_ORDER - PAGEBLOCK_ORDER
 TIME_SCALE_ONE: Final = 1 << 16
@@ -317,8 +314,8 @@ H_FREE: Final = 1  # free_hugepages
 H_RESV: Final = 2  # resv_hugepages: of the free ones, promised to mappings
 H_SURPLUS: Final = 3  # surplus_hugepages
 H_OVERCOMMIT: Final = 4  # nr_overcommit_hugepages
-H_LIST: Final = 5  # first free page: its first pageblock + 1
-NR_HUGETLB_FIELDS: Final = 6
+H_LIST: Final = 5  # + node: first free page: its first pageblock + 1
+NR_HUGETLB_FIELDS: Final = H_LIST + MAX_NUMNODES
 
 SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
@@ -330,13 +327,31 @@ LRU_FIRST_GENERATION: Final = 1 << 20  # below: pages put at a list's tail
 NR_LRU_LISTS: Final = 4  # inactive anon, active anon, inactive file, active file
 
 
+# Columns of Memory.node
+N_KSWAPD_FAILURES: Final = 0  # runs of kswapd without any progress
+N_KCOMPACTD_ORDER: Final = 1  # order that kcompactd is asked for, 0 if none
+N_PAGEOUTRUN: Final = 2  # runs of kswapd
+N_NUMA_HIT: Final = 3  # requests served by the node they preferred, this one
+N_NUMA_MISS: Final = 4  # requests served here that preferred another node
+N_NUMA_FOREIGN: Final = 5  # requests that preferred this node, served by another
+N_NUMA_LOCAL: Final = 6  # requests served to a CPU of this node
+N_NUMA_OTHER: Final = 7  # to a CPU of another node
+N_LRU_ANON: Final = 8  # pages on the anonymous lists
+N_LRU_FILE: Final = 9
+N_LRU_ACTIVE: Final = 10  # + 0 anon, 1 file: pages on the active list
+N_LRU_FIRST: Final = 12  # + list: next key of its queue (hostsim.mm.lru)
+N_LRU_END: Final = N_LRU_FIRST + NR_LRU_LISTS  # + list: one past its queue's last key
+N_COST_ANON: Final = N_LRU_END + NR_LRU_LISTS  # what reclaim has cost lately (lru_note_cost)
+N_COST_FILE: Final = N_COST_ANON + 1
+NR_NODE_FIELDS: Final = N_COST_FILE + 1
+
 # Rows of Memory.daemon, the kernel threads; columns 0 and 28 on are common
 DAEMON_KHUGEPAGED: Final = 0
 DAEMON_KSWAPD: Final = 1
 DAEMON_KCOMPACTD: Final = 2
 DAEMON_KSMD: Final = 3
 DAEMON_VMSTAT: Final = 4  # the worker that runs once a second
-NR_DAEMONS: Final = 5
+NR_DAEMONS: Final = 5  # behind them, a kcompactd for every node but the first
 D_WAKE: Final = 0  # when it runs next, in ns + 1; 0 while it sleeps until woken
 D_WORK: Final = 31  # what is left to do of its last step, in ns of CPU time
 D_SINCE: Final = 30  # the time of which that was said
@@ -352,7 +367,8 @@ class _MemoryArrays(NamedTuple):
     run: NDArray[Any]  # (heads + runs,) RUN_DTYPE, per-CPU lists
     lru: NDArray[Any]  # int32 (nr_pageblocks,) place of a huge page on the LRU lists
     nr_free: NDArray[Any]  # int64 (zones, types, 11) free blocks on each list
-    zone: NDArray[Any]  # int64 (zones, NR_ZONE_FIELDS)
+    zone: NDArray[Any]  # int64 (zones, NR_ZONE_FIELDS): DMA, DMA32, Normal, further nodes' Normal
+    node: NDArray[Any]  # int64 (nodes, NR_NODE_FIELDS)
     mm: NDArray[Any]  # int64 (MAX_PROCESSES, NR_MM_FIELDS)
     windows: NDArray[Any]  # int32 (words,) W_* of every window of every process
     pool: NDArray[Any]  # int64 (NR_POOL,)
@@ -380,7 +396,7 @@ class _MemoryArrays(NamedTuple):
     swap_zero: NDArray[Any]  # uint8 (slots,) 1 = the slot stands for a page of zeros
     swap_cluster: NDArray[Any]  # (clusters,) CLUSTER_DTYPE
     split_queue: NDArray[Any]  # (nr_pageblocks,) QUEUE_DTYPE, deferred split queue
-    daemon: NDArray[Any]  # int64 (NR_DAEMONS, NR_DAEMON_FIELDS): hostsim.mm.daemons
+    daemon: NDArray[Any]  # int64 (daemons, NR_DAEMON_FIELDS): hostsim.mm.daemons
     unit_32m: NDArray[Any]  # int16 (units,) pageblocks of it not wholly free: hostsim.mm.contig
     unit_1g: NDArray[Any]  # int16 (units,)
     unmovable: NDArray[Any]  # int16 (nr_pageblocks,) pages of it that cannot be moved
@@ -403,18 +419,21 @@ def nr_cluster_rows(slots: int) -> int:
     return (slots >> HPAGE_PMD_ORDER) + NR_CLUSTER_HEADS
 
 
-def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
+def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int = 1) -> Memory:
     """Return zero-filled state for a host with that many frames, resident where touched."""
     nr_pageblocks = nr_pages >> PAGEBLOCK_ORDER
+    nr_zones = NR_ZONES + nr_nodes - 1
+    max_entities = 2 * nr_pages + nr_pageblocks
     fields = [
         Field("pool", (NR_POOL,), np.dtype("i8")),
         Field("vmstat", (nr_vmstat,), np.dtype("i8")),
         Field("tunables", (nr_tunables,), np.dtype("i8")),
         Field("cost", (NR_COSTS_MAX,), np.dtype("i8")),
-        Field("zone", (NR_ZONES, NR_ZONE_FIELDS), np.dtype("i8")),
-        Field("nr_free", (NR_ZONES, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
-        Field("run", (nr_pages + NR_PCP_LIST_HEADS,), RUN_DTYPE),
-        Field("rec", (nr_pageblocks + NR_HEADS,), RECORD_DTYPE),
+        Field("zone", (nr_zones, NR_ZONE_FIELDS), np.dtype("i8")),
+        Field("node", (nr_nodes, NR_NODE_FIELDS), np.dtype("i8")),
+        Field("nr_free", (nr_zones, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
+        Field("run", (nr_pages + nr_zones * NR_PCP_LISTS,), RUN_DTYPE),
+        Field("rec", (nr_pageblocks + nr_zones * NR_TYPES,), RECORD_DTYPE),
         Field("ext", (2 * nr_pages,), EXTENT_DTYPE),  # one a frame, and as many again for forks
         Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
         Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
@@ -424,16 +443,16 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
         Field("unit_32m", (-(-nr_pageblocks >> UNIT_32M_SHIFT),), np.dtype("i2")),
         Field("unit_1g", (-(-nr_pageblocks >> UNIT_1G_SHIFT),), np.dtype("i2")),
         Field("unmovable", (nr_pageblocks,), np.dtype("i2")),
-        Field("daemon", (NR_DAEMONS, NR_DAEMON_FIELDS), np.dtype("i8")),
+        Field("daemon", (NR_DAEMONS + nr_nodes - 1, NR_DAEMON_FIELDS), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("scan", (NR_SCAN_CONTROL,), np.dtype("i8")),
-        Field("lru_queue", (NR_LRU_LISTS * (2 * nr_pages + nr_pageblocks),), np.dtype("i8")),
+        Field("lru_queue", (nr_nodes * NR_LRU_LISTS * max_entities,), np.dtype("i8")),
         Field("swap_map", (max_swap_slots(nr_pages),), np.dtype("i2")),
         Field("swap_cache", (max_swap_slots(nr_pages),), np.dtype("i4")),
         Field("swap_zero", (max_swap_slots(nr_pages),), np.dtype("u1")),
         Field("swap_cluster", (nr_cluster_rows(max_swap_slots(nr_pages)),), CLUSTER_DTYPE),
         Field("split_queue", (nr_pageblocks,), QUEUE_DTYPE),
-        Field("pb", (nr_pageblocks + NR_BIG_HEADS + NR_ZONES,), PAGEBLOCK_DTYPE),
+        Field("pb", (nr_pageblocks + nr_zones * (BIG_HEADS_PER_ZONE + 1),), PAGEBLOCK_DTYPE),
         Field("vma", (MAX_VMAS,), VMA_DTYPE),
         Field("written", (nr_pageblocks,), np.dtype("i4")),
         Field("wrec", (nr_pageblocks,), WRITTEN_DTYPE),
@@ -448,6 +467,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int) -> Memory:
     ]
     arrays = carve(sorted(fields, key=nr_bytes))  # small ones share their pages
     arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
+    arrays["pool"][P_NODE_PAGES] = nr_pages // nr_nodes
     arrays["pool"][P_LRU_SEQ] = arrays["pool"][P_LRU_TAIL] = LRU_FIRST_GENERATION
     arrays["pool"][P_TIME_SCALE] = TIME_SCALE_ONE
     arrays["pool"][P_DAEMON_SCALE] = TIME_SCALE_ONE
@@ -501,7 +521,7 @@ def fill_parts(mem: Memory, parts: dict[str, NDArray[Any]]) -> None:
     for name, used in used_parts(mem).items():
         if name in parts and len(used) != len(parts[name]):
             raise ValueError(f"{name}: {len(parts[name])} entries, its counter says {len(used)}")
-    mem.pool[P_LRU_FIRST : P_LRU_FIRST + 2 * NR_LRU_LISTS] = 0
+    mem.node[:, N_LRU_FIRST : N_LRU_FIRST + 2 * NR_LRU_LISTS] = 0
 
 
 def restore_parts(parts: dict[str, NDArray[Any]], like: Memory) -> Memory:
@@ -516,7 +536,7 @@ def restore_parts(parts: dict[str, NDArray[Any]], like: Memory) -> Memory:
         odd = ", ".join(sorted(parts.keys() ^ set(Memory._fields)))
         raise ValueError(f"missing or unknown: {odd}")
     nr_pages = int(like.pool[P_PAGEBLOCKS]) << PAGEBLOCK_ORDER
-    mem = carve_memory(nr_pages, len(like.vmstat), len(like.tunables))
+    mem = carve_memory(nr_pages, len(like.vmstat), len(like.tunables), len(like.node))
     fill_parts(mem, parts)
     if mem.pool[P_PAGEBLOCKS] != like.pool[P_PAGEBLOCKS]:
         raise ValueError(f"pool: of a machine of {mem.pool[P_PAGEBLOCKS]} pageblocks")

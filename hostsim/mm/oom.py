@@ -16,7 +16,6 @@ from hostsim.mm.mm_types import (
     MM_PGTABLES,
     MM_SWAP,
     NIL,
-    NR_ZONES,
     P_MM_USED,
     P_SWAP_SLOTS,
     Z_MANAGED,
@@ -34,7 +33,7 @@ def oom_badness(mem: Memory, mm: int) -> int:
     if mem.tunables[T_SEED_FILES] == 0:
         return int(pages + mem.mm[mm, MM_PGTABLES])
     total = mem.pool[P_SWAP_SLOTS]
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         total += mem.zone[zone, Z_MANAGED]
     return int(min(pages * MOST_POINTS // total, MOST_POINTS))
 

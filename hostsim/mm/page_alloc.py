@@ -11,11 +11,13 @@ from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
 from hostsim.mm.content import forget_huge
 from hostsim.mm.mm_types import (
+    MAX_NUMNODES,
     MM_ANON,
     MM_HAS_EPT,
     MM_RAM_ANON,
     MM_RAM_PAGES,
     NR_PCP_LISTS,
+    P_NODE,
     P_TRACED,
     PCP_BELOW_HIGH,
     PCP_COUNT,
@@ -24,10 +26,10 @@ from hostsim.mm.mm_types import (
     Z_WMARK_HIGH,
     Z_WMARK_LOW,
     Z_WMARK_MIN,
-    ZONE_DMA,
     ZONE_NORMAL,
     Memory,
 )
+from hostsim.mm.numa import next_zone, zone_statistics
 from hostsim.mm.pageblock import rmqueue
 from hostsim.mm.pcp import (
     free_unref_block,
@@ -38,11 +40,13 @@ from hostsim.mm.pcp import (
     pop_head,
     push_tail,
 )
+from hostsim.mm.physmem import zone_idx, zone_to_nid
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import T_PCP_6_12, T_PCP_ORDER_0
 from hostsim.mm.vmstat import NR_GUEST_PAGES, PGALLOC, PGFREE
 from hostsim.mm.watermark import zone_watermark_ok
 
+ALL_NODES: Final = (1 << MAX_NUMNODES) - 1
 MARK_LOW: Final = 0
 MARK_MIN: Final = 1
 
@@ -113,11 +117,20 @@ def _mark(mem: Memory, zone: int, which: int) -> int:
 
 @kernel
 def get_page_from_freelist(
-    mem: Memory, order: int, migratetype: int, nr: int, which: int, nofragment: bool
+    mem: Memory, order: int, migratetype: int, nr: int, which: int, nofragment: bool, nodes: int
 ) -> tuple[int, int, int]:
-    """Take blocks from the first zone, highest first, that stays above a watermark."""
-    for zone in range(ZONE_NORMAL, ZONE_DMA - 1, -1):
-        if mem.zone[zone, Z_MANAGED] == 0:
+    """Take blocks from the first zone of the zonelist that stays above a watermark.
+
+    Parameters
+    ----------
+    nodes
+        The nodes that may serve the request, a bit each.
+    """
+    follows = ZONE_NORMAL + mem.pool[P_NODE]
+    for _ in range(len(mem.zone)):
+        zone = follows
+        follows = next_zone(mem, zone)
+        if mem.zone[zone, Z_MANAGED] == 0 or nodes >> zone_to_nid(zone) & 1 == 0:
             continue
         if (
             mem.zone[zone, PCP_BELOW_HIGH] == 0
@@ -142,7 +155,8 @@ def get_page_from_freelist(
             taken = 1
             step = 1 << order
         if pfn != NO_PFN:
-            mem.vmstat[PGALLOC + zone] += taken << order
+            mem.vmstat[PGALLOC + zone_idx(zone)] += taken << order
+            zone_statistics(mem, zone, taken)
             if mem.pool[P_TRACED] != 0:
                 note_touched(mem, pfn, taken, step, order)
             return pfn, taken, step

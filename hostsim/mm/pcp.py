@@ -5,7 +5,8 @@ much as one page.
 
 Source: Linux v6.1 and v6.12 mm/page_alloc.c: rmqueue_bulk, __rmqueue_pcplist, nr_pcp_alloc,
 nr_pcp_high, nr_pcp_free, free_unref_page_commit, free_pcppages_bulk, decay_pcp_high.
-Simplified: the lists of all CPUs of a node are one set with the limits times the CPUs.
+Simplified: the lists of all CPUs of a node are one set with the limits times the CPUs; CPUs of
+other nodes use the same set.
 """
 
 from typing import Final
@@ -16,10 +17,8 @@ from hostsim.mm.buddy import free_block, free_run
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     NIL,
-    NR_PCP_LIST_HEADS,
     NR_PCP_LISTS,
     NR_PCP_TYPES,
-    NR_ZONES,
     P_RECLAIM_ACTIVE,
     P_RUN_FREE,
     P_RUN_USED,
@@ -37,7 +36,7 @@ from hostsim.mm.mm_types import (
     Z_WMARK_HIGH,
     Memory,
 )
-from hostsim.mm.physmem import PB_PCP, get_pageblock_migratetype, set_state, zone_of
+from hostsim.mm.physmem import PB_PCP, get_pageblock_migratetype, set_state, zone_of, zone_to_nid
 from hostsim.mm.tunables import T_PCP_ORDER_0
 
 LIST_THP: Final = NR_PCP_LISTS - 2  # 6.1 keeps one THP list, 6.12 another for movable
@@ -47,10 +46,11 @@ SCALE_MAX: Final = 5  # CONFIG_PCP_BATCH_SCALE_MAX
 @kernel
 def init_pcp(mem: Memory) -> None:
     """Make every list empty."""
-    for head in range(NR_PCP_LIST_HEADS):
+    nr_heads = len(mem.zone) * NR_PCP_LISTS
+    for head in range(nr_heads):
         mem.run[head].next = head
         mem.run[head].prev = head
-    mem.pool[P_RUN_USED] = NR_PCP_LIST_HEADS
+    mem.pool[P_RUN_USED] = nr_heads
     mem.pool[P_RUN_FREE] = 0
 
 
@@ -245,7 +245,7 @@ def _limit_6_1(mem: Memory, zone: int, order: int) -> int:
     if 0 < order <= COSTLY_ORDER and mem.zone[zone, PCP_FREE_FACTOR] > 0:
         return 0
     high = mem.zone[zone, Z_PCP_HIGH_MIN]
-    if mem.pool[P_RECLAIM_ACTIVE] != 0:
+    if mem.pool[P_RECLAIM_ACTIVE] == zone_to_nid(zone) + 1:
         return min(mem.zone[zone, Z_PCP_BATCH] << 2, high)
     return high
 
@@ -279,7 +279,7 @@ def _limit_6_12(mem: Memory, zone: int, free_high: bool) -> int:
     if free_high:
         state[PCP_HIGH] = max(high - (base << SCALE_MAX), high_min)
         return 0
-    if mem.pool[P_RECLAIM_ACTIVE] != 0:
+    if mem.pool[P_RECLAIM_ACTIVE] == zone_to_nid(zone) + 1:
         state[PCP_HIGH] = max(high - max(state[PCP_FREE_COUNT], base), high_min)
         return min(base << 2, state[PCP_HIGH])
     if high_min == high_max:
@@ -349,7 +349,7 @@ def free_unref_run(mem: Memory, pfn: int, nr: int, step: int, era_6_12: bool) ->
     if migratetype >= NR_PCP_TYPES:
         index = list_index(0, MIGRATE_MOVABLE, era_6_12)
     while nr > 0:
-        if mem.pool[P_RECLAIM_ACTIVE] != 0:
+        if mem.pool[P_RECLAIM_ACTIVE] == zone_to_nid(zone) + 1:
             limit = 0
         elif not era_6_12:
             limit = mem.zone[zone, Z_PCP_HIGH_MIN]
@@ -390,7 +390,7 @@ def free_unref_block(mem: Memory, pfn: int, order: int, era_6_12: bool) -> None:
 @kernel
 def decay_pcp(mem: Memory, seconds: int) -> None:
     """Let the once-a-second vmstat worker shrink the lists of 6.12 (decay_pcp_high)."""
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         state = mem.zone[zone]
         base = mem.zone[zone, Z_PCP_BATCH]
         high_min = mem.zone[zone, Z_PCP_HIGH_MIN]

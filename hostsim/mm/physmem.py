@@ -21,16 +21,15 @@ import numpy as np
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
+    BIG_HEADS_PER_ZONE,
     LABEL_SKIP,
     LABEL_TYPE,
     MIGRATE_MOVABLE,
     NIL,
-    NR_BIG_HEADS,
-    NR_HEADS,
     NR_SMALL_ORDERS,
     NR_TYPES,
     NR_WORDS,
-    NR_ZONES,
+    P_NODE_PAGES,
     P_PAGEBLOCKS,
     P_REC_FREE,
     P_REC_LIVE,
@@ -69,11 +68,17 @@ PB_HUGETLB: Final = 10  # part of a hugetlb page: a = mm, b = window; free: NIL 
 FULL_WORD: Final = (1 << WORD_FRAMES) - 1
 
 
-def zone_spans(nr_pages: int, dma32_end: int = DMA32_END_PFN) -> list[tuple[int, int]]:
-    """Return first and end pfn of each zone of a machine with that many frames."""
-    ends = (min(nr_pages, DMA_END_PFN), min(nr_pages, dma32_end), nr_pages)
-    starts = (0, *ends[:-1])
-    return list(zip(starts, ends, strict=True))
+def zone_spans(
+    nr_pages: int, dma32_end: int = DMA32_END_PFN, nr_nodes: int = 1
+) -> list[tuple[int, int]]:
+    """Return first and end pfn of each zone of a machine with that many frames.
+
+    Nodes are of equal size; node 0 has the zones DMA, DMA32 and Normal, the others are Normal.
+    """
+    node_pages = nr_pages // nr_nodes
+    ends = [min(node_pages, DMA_END_PFN), min(node_pages, dma32_end)]
+    ends += [(nid + 1) * node_pages for nid in range(nr_nodes)]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 @kernel
@@ -85,7 +90,8 @@ def init_lists(mem: Memory) -> None:
     ascending order (mm/page_alloc.c, __free_pages_core, v5.10 and later).
     """
     nr_pageblocks = mem.pool[P_PAGEBLOCKS]
-    for head in range(NR_HEADS):
+    nr_heads = len(mem.zone) * NR_TYPES
+    for head in range(nr_heads):
         mem.rec[head].pb = NIL
         for order in range(NR_SMALL_ORDERS):
             mem.rec[head].next[order] = head
@@ -93,9 +99,9 @@ def init_lists(mem: Memory) -> None:
     for slot in range(nr_pageblocks, mem.pb.size):
         mem.pb[slot].a = slot
         mem.pb[slot].b = slot
-    mem.pool[P_REC_USED] = NR_HEADS
+    mem.pool[P_REC_USED] = nr_heads
     mem.pool[P_REC_FREE] = 0
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         first = mem.zone[zone, Z_START] >> PAGEBLOCK_ORDER
         end = mem.zone[zone, Z_END] >> PAGEBLOCK_ORDER
         mem.zone[zone, Z_VIRGIN] = first
@@ -144,10 +150,34 @@ def set_pageblock_migratetype(mem: Memory, pb: int, migratetype: int) -> None:
 
 
 @inline_kernel
+def pfn_to_nid(mem: Memory, pfn: int) -> int:
+    """Return the node of a frame."""
+    return 0 if len(mem.node) == 1 else pfn // mem.pool[P_NODE_PAGES]
+
+
+@inline_kernel
+def zone_idx(zone: int) -> int:
+    """Return which zone of its node a zone is: ZONE_DMA, ZONE_DMA32 or ZONE_NORMAL."""
+    return min(zone, ZONE_NORMAL)
+
+
+@inline_kernel
+def zone_to_nid(zone: int) -> int:
+    """Return the node of a zone."""
+    return max(zone - ZONE_NORMAL, 0)
+
+
+@inline_kernel
+def first_zone(nid: int) -> int:
+    """Return the lowest zone of a node; its highest is ``ZONE_NORMAL + nid``."""
+    return ZONE_DMA if nid == 0 else ZONE_NORMAL + nid
+
+
+@inline_kernel
 def zone_of(mem: Memory, pfn: int) -> int:
     """Return the zone of a frame."""
     if pfn >= mem.zone[ZONE_NORMAL, Z_START]:
-        return ZONE_NORMAL
+        return ZONE_NORMAL + pfn_to_nid(mem, pfn)
     if pfn >= mem.zone[ZONE_DMA32, Z_START]:
         return ZONE_DMA32
     return ZONE_DMA
@@ -156,7 +186,7 @@ def zone_of(mem: Memory, pfn: int) -> int:
 @inline_kernel
 def virgin_slot(mem: Memory, zone: int) -> int:
     """Return the link slot that stands for a zone's virgin region."""
-    return mem.pool[P_PAGEBLOCKS] + NR_BIG_HEADS + zone
+    return mem.pool[P_PAGEBLOCKS] + len(mem.zone) * BIG_HEADS_PER_ZONE + zone
 
 
 @inline_kernel

@@ -26,6 +26,7 @@ from hostsim.mm.mmap import (
     window_word,
 )
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
@@ -59,7 +60,7 @@ def reserve(mem: Memory, mm: int, window: int, page: int, pb: int) -> None:
     set_window(mem, mm, window, table_word(x))
     deferred_split(mem, pb)
     account_rss(mem, mm, window, 1)
-    mem.vmstat[NR_ANON_PAGES] += 1
+    mod_node_page_state(mem, pfn, NR_ANON_PAGES, 1)
     mem.vmstat[THP_RESERVATION_ALLOC] += 1
 
 

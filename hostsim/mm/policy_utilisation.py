@@ -14,7 +14,7 @@ from typing import Final
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NR_PAGE_ORDERS
-from hostsim.mm.mm_types import NR_TYPES, NR_ZONES, Memory
+from hostsim.mm.mm_types import NR_TYPES, Memory
 from hostsim.mm.pageblock import unusable_free_index
 from hostsim.mm.promotion_types import FIRST_HUGE, FIRST_SMALL
 from hostsim.mm.tunables import T_KHUGEPAGED_MAX_PTES_NONE
@@ -29,7 +29,7 @@ def utilisation_first_fault(mem: Memory) -> int:
     free = mem.scratch[:NR_PAGE_ORDERS]
     for order in range(NR_PAGE_ORDERS):
         free[order] = 0
-        for zone in range(NR_ZONES):
+        for zone in range(len(mem.zone)):
             for migratetype in range(NR_TYPES):
                 free[order] += mem.nr_free[zone, migratetype, order]
     fragmented = unusable_free_index(free, HPAGE_PMD_ORDER) >= FRAGMENTED

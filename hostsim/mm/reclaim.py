@@ -4,7 +4,8 @@ Source: Linux v6.1 and v6.12 mm/vmscan.c get_scan_count, shrink_lruvec, shrink_n
 should_continue_reclaim, compaction_ready, do_try_to_free_pages, wakeup_kswapd, balance_pgdat,
 kswapd_try_to_sleep, pgdat_balanced.
 Simplified: kswapd does its work at the moment when it is woken, whoever woke it waits.
-Simplified: of the slab's shrinkers, only that of the deferred split queue is there.
+Simplified: of the slab's shrinkers, only that of the deferred split queue is there, one queue for
+all nodes.
 """
 
 import math
@@ -21,12 +22,14 @@ from hostsim.mm.lru import (
     lru_size,
 )
 from hostsim.mm.mm_types import (
+    N_COST_ANON,
+    N_COST_FILE,
+    N_KSWAPD_FAILURES,
+    N_PAGEOUTRUN,
     NR_LRU_LISTS,
-    NR_ZONES,
     P_BOOSTED,
-    P_COST_ANON,
     P_COST_NS,
-    P_KSWAPD_FAILURES,
+    P_NODE,
     P_RECLAIM_ACTIVE,
     P_STALL_NS,
     P_SWAP_FREE,
@@ -36,13 +39,17 @@ from hostsim.mm.mm_types import (
     Z_WMARK_HIGH,
     Z_WMARK_LOW,
     Z_WMARK_MIN,
+    ZONE_NORMAL,
     Memory,
 )
+from hostsim.mm.numa import next_node
+from hostsim.mm.physmem import first_zone
 from hostsim.mm.shrink import (
     SC_FORCE,
     SC_GOAL,
     SC_KSWAPD,
     SC_MAY_SWAP,
+    SC_NODE,
     SC_ORDER,
     SC_PRIORITY,
     SC_RECLAIMED,
@@ -88,26 +95,28 @@ def inactive_is_low(inactive: int, active: int) -> bool:
 
 @kernel
 def _low(mem: Memory, file: bool) -> bool:
+    nid = mem.scan[SC_NODE]
     inactive = INACTIVE_FILE if file else INACTIVE_ANON
-    return inactive_is_low(lru_size(mem, inactive), lru_size(mem, inactive + 1))
+    return inactive_is_low(lru_size(mem, nid, inactive), lru_size(mem, nid, inactive + 1))
 
 
 @kernel
 def _balance(mem: Memory) -> int:
     """Choose how anonymous and file lists share the scan (SCAN_*)."""
+    nid = mem.scan[SC_NODE]
     priority = mem.scan[SC_PRIORITY]
     if mem.scan[SC_MAY_SWAP] == 0 or mem.pool[P_SWAP_FREE] == 0:
         return SCAN_FILE
     if priority == 0 and mem.tunables[T_SWAPPINESS] > 0:
         return SCAN_EQUAL
-    inactive_file = lru_size(mem, INACTIVE_FILE)
-    file = inactive_file + lru_size(mem, ACTIVE_FILE)
+    inactive_file = lru_size(mem, nid, INACTIVE_FILE)
+    file = inactive_file + lru_size(mem, nid, ACTIVE_FILE)
     free = 0
     high = 0
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         free += mem.zone[zone, Z_FREE]
         high += mem.zone[zone, Z_WMARK_HIGH] + mem.zone[zone, Z_BOOST]
-    plenty = lru_size(mem, INACTIVE_ANON) >> priority > 0
+    plenty = lru_size(mem, nid, INACTIVE_ANON) >> priority > 0
     if file + free <= high and plenty and not _low(mem, False):
         return SCAN_ANON
     if inactive_file >> priority > 0 and not _low(mem, True):
@@ -118,17 +127,18 @@ def _balance(mem: Memory) -> int:
 @kernel
 def get_scan_count(mem: Memory) -> None:
     """Set how many pages of each list a round scans (`SC_TARGET`)."""
+    nid = mem.scan[SC_NODE]
     how = _balance(mem)
-    total = mem.pool[P_COST_ANON] + mem.pool[P_COST_ANON + 1]
-    anon_cost = total + mem.pool[P_COST_ANON]
-    file_cost = total + mem.pool[P_COST_ANON + 1]
+    total = mem.node[nid, N_COST_ANON] + mem.node[nid, N_COST_FILE]
+    anon_cost = total + mem.node[nid, N_COST_ANON]
+    file_cost = total + mem.node[nid, N_COST_FILE]
     total = anon_cost + file_cost
     swappiness = mem.tunables[T_SWAPPINESS]
     anon = swappiness * (total + 1) // (anon_cost + 1)
     both = anon + (200 - swappiness) * (total + 1) // (file_cost + 1)
     for lru in range(NR_LRU_LISTS):
         is_file = lru >= INACTIVE_FILE
-        size = lru_size(mem, lru)
+        size = lru_size(mem, nid, lru)
         scan = size >> mem.scan[SC_PRIORITY]
         if how == SCAN_FRACT:
             scan = scan * ((both - anon) if is_file else anon) // max(both, 1)
@@ -182,22 +192,24 @@ def shrink_lruvec(mem: Memory) -> None:
 @kernel
 def _even_out(mem: Memory, anon: int, file: int) -> None:
     """Stop scanning the side that has less left, and the other where it has had its share."""
+    nid = mem.scan[SC_NODE]
     less = INACTIVE_ANON if file > anon else INACTIVE_FILE
     more = INACTIVE_FILE if file > anon else INACTIVE_ANON
-    size = lru_size(mem, less) + lru_size(mem, less + 1) + 1
+    size = lru_size(mem, nid, less) + lru_size(mem, nid, less + 1) + 1
     percent = min(min(anon, file) * 100 // size, 100)
     for lru in range(2):
         mem.scan[SC_TARGET + less + lru] = 0
-        whole = lru_size(mem, more + lru) >> mem.scan[SC_PRIORITY]
+        whole = lru_size(mem, nid, more + lru) >> mem.scan[SC_PRIORITY]
         done = whole - mem.scan[SC_TARGET + more + lru]
         mem.scan[SC_TARGET + more + lru] = max(whole * (100 - percent) // 100 - done, 0)
 
 
 @kernel
 def _suitable_for_compaction(mem: Memory) -> bool:
-    """Tell whether some zone could now be compacted for the order, or needs not be."""
+    """Tell whether some zone of the node could now be compacted for the order, or needs not be."""
+    nid = mem.scan[SC_NODE]
     order = mem.scan[SC_ORDER]
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         if mem.zone[zone, Z_MANAGED] == 0:
             continue
         if zone_watermark_ok(mem, zone, order, mem.zone[zone, Z_WMARK_MIN]):
@@ -209,8 +221,9 @@ def _suitable_for_compaction(mem: Memory) -> bool:
 
 
 @kernel
-def shrink_node(mem: Memory) -> None:
-    """Reclaim one round; for a high order go on until compaction has enough room."""
+def shrink_node(mem: Memory, nid: int) -> None:
+    """Reclaim one round of a node; for a high order go on until compaction has enough room."""
+    mem.scan[SC_NODE] = nid
     compaction_mode = mem.scan[SC_ORDER] > 0 and (
         mem.scan[SC_ORDER] > COSTLY_ORDER or mem.scan[SC_PRIORITY] < DEF_PRIORITY - 2
     )
@@ -223,13 +236,13 @@ def shrink_node(mem: Memory) -> None:
             break
         if _suitable_for_compaction(mem):
             break
-        inactive = lru_size(mem, INACTIVE_FILE)
+        inactive = lru_size(mem, nid, INACTIVE_FILE)
         if mem.pool[P_SWAP_FREE] > 0:
-            inactive += lru_size(mem, INACTIVE_ANON)
+            inactive += lru_size(mem, nid, INACTIVE_ANON)
         if inactive <= compact_gap(mem.scan[SC_ORDER]):
             break
     if mem.scan[SC_RECLAIMED] > start:
-        mem.pool[P_KSWAPD_FAILURES] = 0
+        mem.node[nid, N_KSWAPD_FAILURES] = 0
 
 
 @kernel
@@ -247,13 +260,13 @@ def _begin(mem: Memory, order: int, goal: int, kswapd: bool, may_swap: bool) -> 
 
 
 @kernel
-def compaction_ready(mem: Memory, order: int) -> int:
-    """Return in how many zones compaction can make an order without any reclaim.
+def compaction_ready(mem: Memory, nid: int, order: int) -> int:
+    """Return in how many zones of a node compaction can make an order without any reclaim.
 
     Zones that are not there count.
     """
     ready = 0
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         mark = mem.zone[zone, Z_WMARK_HIGH] + compact_gap(order)
         ready += mem.zone[zone, Z_MANAGED] == 0 or (
             zone_watermark_ok(mem, zone, order, mem.zone[zone, Z_WMARK_MIN])
@@ -263,25 +276,44 @@ def compaction_ready(mem: Memory, order: int) -> int:
 
 
 @kernel
-def try_to_free_pages(mem: Memory, order: int) -> int:
-    """Reclaim for an allocation; return how many pages were freed.
+def _shrink_zones(mem: Memory, order: int, nodes: int) -> bool:
+    """Reclaim a round of every node that may serve a request; tell whether a zone was left alone.
 
-    A costly order leaves zones to compaction where that has room enough; 1 if it left all.
+    A costly order leaves zones to compaction where that has room enough.
+    """
+    left = False
+    nid = mem.pool[P_NODE]
+    for _ in range(len(mem.node)):
+        if nodes >> nid & 1:
+            zones = ZONE_NORMAL + nid + 1 - first_zone(nid)
+            absent = 0
+            for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
+                absent += mem.zone[zone, Z_MANAGED] == 0
+            ready = compaction_ready(mem, nid, order) if order > COSTLY_ORDER else absent
+            if ready < zones:
+                shrink_node(mem, nid)
+            left = left or ready > absent
+        nid = next_node(mem, nid)
+    return left
+
+
+@kernel
+def try_to_free_pages(mem: Memory, order: int, nodes: int) -> int:
+    """Reclaim for an allocation; return how many pages were freed, 1 if it left all to compaction.
+
+    Parameters
+    ----------
+    nodes
+        The nodes that may serve the request, a bit each.
     """
     mem.vmstat[ALLOCSTALL] += 1
     started = mem.pool[P_COST_NS]
     _begin(mem, order, SWAP_CLUSTER_MAX, False, True)
-    absent = 0
-    for zone in range(NR_ZONES):
-        absent += mem.zone[zone, Z_MANAGED] == 0
     freed = 0
     for priority in range(DEF_PRIORITY, -1, -1):
         mem.scan[SC_PRIORITY] = priority
         mem.scan[SC_SCANNED] = 0
-        ready = compaction_ready(mem, order) if order > COSTLY_ORDER else absent
-        if ready < NR_ZONES:
-            shrink_node(mem)
-        if ready > absent:
+        if _shrink_zones(mem, order, nodes):
             freed = 1
             break
         if mem.scan[SC_RECLAIMED] >= SWAP_CLUSTER_MAX:
@@ -291,9 +323,9 @@ def try_to_free_pages(mem: Memory, order: int) -> int:
 
 
 @kernel
-def pgdat_balanced(mem: Memory, order: int) -> bool:
-    """Tell whether some zone is above its high watermark for an order."""
-    for zone in range(NR_ZONES):
+def pgdat_balanced(mem: Memory, nid: int, order: int) -> bool:
+    """Tell whether some zone of a node is above its high watermark for an order."""
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         if mem.zone[zone, Z_MANAGED] == 0:
             continue
         if zone_watermark_ok(mem, zone, order, mem.zone[zone, Z_WMARK_HIGH]):
@@ -302,32 +334,33 @@ def pgdat_balanced(mem: Memory, order: int) -> bool:
 
 
 @kernel
-def _boost(mem: Memory) -> int:
-    """Return by how much the watermarks of all zones are boosted."""
+def _boost(mem: Memory, nid: int) -> int:
+    """Return by how much the watermarks of a node's zones are boosted."""
     boost = 0
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         boost += mem.zone[zone, Z_BOOST]
     return boost
 
 
 @kernel
-def balance_pgdat(mem: Memory, order: int) -> int:
+def balance_pgdat(mem: Memory, nid: int, order: int) -> int:
     """Reclaim until the node is balanced; return the order that was kept up to the end.
 
     While watermarks are boosted and the node is balanced without the boost, only clean pages of
     the page cache are reclaimed, and only at mild priorities.
     """
     mem.vmstat[PAGEOUTRUN] += 1
-    boosted = _boost(mem)
+    mem.node[nid, N_PAGEOUTRUN] += 1
+    boosted = _boost(mem, nid)
     boost = boosted
-    mem.pool[P_RECLAIM_ACTIVE] = 1
+    mem.pool[P_RECLAIM_ACTIVE] = nid + 1
     _begin(mem, order, 0, True, boost == 0)
-    for zone in range(NR_ZONES):
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
         if mem.zone[zone, Z_MANAGED] > 0:
             mark = mem.zone[zone, Z_WMARK_HIGH] + mem.zone[zone, Z_BOOST]
             mem.scan[SC_GOAL] += max(mark, SWAP_CLUSTER_MAX)
     while mem.scan[SC_PRIORITY] >= 1:
-        balanced = pgdat_balanced(mem, mem.scan[SC_ORDER])
+        balanced = pgdat_balanced(mem, nid, mem.scan[SC_ORDER])
         if not balanced and boost > 0:
             boost = 0
             mem.scan[SC_PRIORITY] = DEF_PRIORITY
@@ -338,7 +371,7 @@ def balance_pgdat(mem: Memory, order: int) -> int:
         raise_priority = not (boost > 0 and mem.scan[SC_PRIORITY] == DEF_PRIORITY - 2)
         before = mem.scan[SC_RECLAIMED]
         mem.scan[SC_SCANNED] = 0
-        shrink_node(mem)
+        shrink_node(mem, nid)
         freed = mem.scan[SC_RECLAIMED] - before
         if mem.scan[SC_ORDER] > 0 and mem.scan[SC_RECLAIMED] >= compact_gap(mem.scan[SC_ORDER]):
             mem.scan[SC_ORDER] = 0
@@ -346,41 +379,62 @@ def balance_pgdat(mem: Memory, order: int) -> int:
             raise_priority = False
         boost -= min(boost, freed)
         if boost > 0 and freed == 0:
-            mem.pool[P_KSWAPD_FAILURES] += mem.scan[SC_RECLAIMED] == 0
+            mem.node[nid, N_KSWAPD_FAILURES] += mem.scan[SC_RECLAIMED] == 0
             break
         if raise_priority or freed == 0:
             mem.scan[SC_PRIORITY] -= 1
     if mem.scan[SC_RECLAIMED] == 0 and mem.scan[SC_PRIORITY] < 1:
-        mem.pool[P_KSWAPD_FAILURES] += 1
+        mem.node[nid, N_KSWAPD_FAILURES] += 1
     mem.pool[P_RECLAIM_ACTIVE] = 0
     return mem.scan[SC_ORDER]
 
 
 @kernel
-def run_kswapd(mem: Memory, order: int) -> None:
-    """Let kswapd run until it sleeps: the node is balanced at order 0, or it is hopeless."""
+def run_kswapd(mem: Memory, nid: int, order: int) -> None:
+    """Let a node's kswapd run until it sleeps: balanced at order 0, or hopeless."""
     while True:
-        boosted = _boost(mem) > 0
-        left = balance_pgdat(mem, order)
-        for zone in range(NR_ZONES):
+        boosted = _boost(mem, nid) > 0
+        left = balance_pgdat(mem, nid, order)
+        for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
             mem.zone[zone, Z_BOOST] = 0
         if boosted:
-            wakeup_kcompactd(mem, PAGEBLOCK_ORDER)
+            wakeup_kcompactd(mem, nid, PAGEBLOCK_ORDER)
         if left < order:
-            wakeup_kcompactd(mem, order)
+            wakeup_kcompactd(mem, nid, order)
         order = 0
-        if pgdat_balanced(mem, 0) or mem.pool[P_KSWAPD_FAILURES] >= MAX_RECLAIM_RETRIES:
+        if pgdat_balanced(mem, nid, 0) or mem.node[nid, N_KSWAPD_FAILURES] >= MAX_RECLAIM_RETRIES:
             break
         mem.vmstat[KSWAPD_HIGH_WMARK_HIT_QUICKLY] += 1
     mem.pool[P_BOOSTED] = 0
+    for other in range(len(mem.node)):
+        if _boost(mem, other) > 0:
+            mem.pool[P_BOOSTED] = 1
 
 
 @kernel
-def wakeup_kswapd(mem: Memory, order: int, can_reclaim: bool) -> None:
-    """Ask kswapd to bring the node back above its high watermarks."""
-    hopeless = mem.pool[P_KSWAPD_FAILURES] >= MAX_RECLAIM_RETRIES
-    if hopeless or (pgdat_balanced(mem, order) and _boost(mem) == 0):
+def wakeup_kswapd(mem: Memory, nid: int, order: int, can_reclaim: bool) -> None:
+    """Ask a node's kswapd to bring it back above its high watermarks."""
+    hopeless = mem.node[nid, N_KSWAPD_FAILURES] >= MAX_RECLAIM_RETRIES
+    if hopeless or (pgdat_balanced(mem, nid, order) and _boost(mem, nid) == 0):
         if not can_reclaim:
-            wakeup_kcompactd(mem, order)
+            wakeup_kcompactd(mem, nid, order)
         return
-    run_kswapd(mem, order)
+    run_kswapd(mem, nid, order)
+
+
+@kernel
+def wake_all_kswapds(mem: Memory, order: int, can_reclaim: bool, nodes: int) -> None:
+    """Ask the kswapds of all nodes that may serve a request, in the order of the zonelist."""
+    nid = mem.pool[P_NODE]
+    for _ in range(len(mem.node)):
+        if nodes >> nid & 1:
+            wakeup_kswapd(mem, nid, order, can_reclaim)
+        nid = next_node(mem, nid)
+
+
+@kernel
+def wake_boosted(mem: Memory) -> None:
+    """Ask the kswapds of nodes with boosted watermarks to bring them down again."""
+    for nid in range(len(mem.node)):
+        if _boost(mem, nid) > 0:
+            wakeup_kswapd(mem, nid, 0, True)

@@ -9,7 +9,7 @@ Simplified: a dirty page of the page cache is clean when reclaim meets it the se
 from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.cost import C_SCAN_PAGE, charge
 from hostsim.mm.lru import (
     ACTIVE_FILE,
@@ -27,15 +27,18 @@ from hostsim.mm.lru import (
     tail_stamp,
 )
 from hostsim.mm.mm_types import (
+    N_COST_ANON,
+    N_COST_FILE,
+    N_LRU_ACTIVE,
     NIL,
-    P_COST_ANON,
-    P_LRU_ACTIVE,
+    NR_LRU_LISTS,
     P_PINS,
     Memory,
 )
 from hostsim.mm.mmu_notifier import clear_flush_young
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
-from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
+from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, pfn_to_nid
 from hostsim.mm.pins import cut_at_pin
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -103,6 +106,7 @@ SC_SCANNED: Final = 5
 SC_ORDER: Final = 6
 SC_FORCE: Final = 7  # 1: accessed bits are ignored (MADV_PAGEOUT)
 SC_TARGET: Final = 8  # + list: pages still to be scanned
+SC_NODE: Final = 14  # node whose lists are scanned; behind what swapout keeps
 
 KEEP: Final = 0
 ACTIVATE: Final = 1
@@ -154,7 +158,8 @@ def _young_in_huge(mem: Memory, pb: int) -> int:
 def _activate_huge(mem: Memory, pb: int) -> None:
     """Put a huge page at the head of the active list."""
     mem.lru[pb] = fresh_stamp(mem, LRU_ACTIVE | (int(mem.lru[pb]) & LRU_REFERENCED))
-    mem.pool[P_LRU_ACTIVE] += HPAGE_PMD_NR
+    nid = pfn_to_nid(mem, pb << PAGEBLOCK_ORDER)
+    mem.node[nid, N_LRU_ACTIVE] += HPAGE_PMD_NR
     mem.vmstat[PGACTIVATE] += HPAGE_PMD_NR
 
 
@@ -163,7 +168,8 @@ def _activate_extent(mem: Memory, x: int, file: bool) -> None:
     """Put small pages at the head of the active list."""
     keep = int(mem.ext[x].lru) & (LRU_REFERENCED | LRU_DIRTY)
     mem.ext[x].lru = fresh_stamp(mem, LRU_ACTIVE | keep)
-    mem.pool[P_LRU_ACTIVE + (1 if file else 0)] += int(mem.ext[x].nr)
+    nid = pfn_to_nid(mem, int(mem.ext[x].pfn))
+    mem.node[nid, N_LRU_ACTIVE + (1 if file else 0)] += int(mem.ext[x].nr)
     mem.vmstat[PGACTIVATE] += int(mem.ext[x].nr)
 
 
@@ -277,7 +283,7 @@ def _free_cached(mem: Memory, x: int) -> int:
     down = mem.ext[x].flags & EXT_DESCENDING != 0
     for i in range(slot, slot + nr):
         delete_from_swap_cache(mem, i)
-    mem.vmstat[NR_SWAPCACHED] -= nr
+    mod_node_page_state(mem, pfn, NR_SWAPCACHED, -nr)
     del_extent(mem, x)
     free_pages(mem, pfn + nr - 1 if down else pfn, nr, -1 if down else 1)
     return nr
@@ -293,7 +299,7 @@ def _reclaim_file(mem: Memory, x: int) -> int:
     nr = int(mem.ext[x].nr)
     pfn = int(mem.ext[x].pfn)
     del_extent(mem, x)
-    mem.vmstat[NR_FILE_PAGES] -= nr
+    mod_node_page_state(mem, pfn, NR_FILE_PAGES, -nr)
     free_pages(mem, pfn, nr, 1)
     return nr
 
@@ -368,15 +374,16 @@ def _count(mem: Memory, file: bool, scanned: int, freed: int) -> None:
 @kernel
 def shrink_inactive_list(mem: Memory, lru: int, nr_to_scan: int) -> int:
     """Scan pages from the tail of an inactive list; return how many were scanned."""
+    nid = mem.scan[SC_NODE]
     file = lru == INACTIVE_FILE
     written = mem.vmstat[PSWPOUT]
     scanned = 0
     while scanned < nr_to_scan:
-        entity = next_entity(mem, lru)
+        entity = next_entity(mem, nid, lru)
         if entity == NIL:
-            if collect(mem, lru) == 0:
+            if collect(mem, nid, lru) == 0:
                 break
-            entity = next_entity(mem, lru)
+            entity = next_entity(mem, nid, lru)
         if entity & 1:
             pages = HPAGE_PMD_NR
             freed = shrink_huge(mem, entity >> 1)
@@ -384,32 +391,34 @@ def shrink_inactive_list(mem: Memory, lru: int, nr_to_scan: int) -> int:
             pages, freed = shrink_extent(mem, entity >> 1, nr_to_scan - scanned)
         scanned += pages
         _count(mem, file, pages, freed)
-    note_cost(mem, file, mem.vmstat[PSWPOUT] - written)
+    note_cost(mem, nid, file, mem.vmstat[PSWPOUT] - written)
     return scanned
 
 
 @kernel
-def note_cost(mem: Memory, file: bool, pages: int) -> None:
+def note_cost(mem: Memory, nid: int, file: bool, pages: int) -> None:
     """Remember what reclaim of a kind of pages cost (lru_note_cost)."""
-    mem.pool[P_COST_ANON + (1 if file else 0)] += pages
+    own = mem.node[nid]
+    own[N_COST_FILE if file else N_COST_ANON] += pages
     size = 0
-    for lru in range(4):
-        size += lru_size(mem, lru)
-    if mem.pool[P_COST_ANON] + mem.pool[P_COST_ANON + 1] > size // 4:
-        mem.pool[P_COST_ANON] >>= 1
-        mem.pool[P_COST_ANON + 1] >>= 1
+    for lru in range(NR_LRU_LISTS):
+        size += lru_size(mem, nid, lru)
+    if own[N_COST_ANON] + own[N_COST_FILE] > size // 4:
+        own[N_COST_ANON] >>= 1
+        own[N_COST_FILE] >>= 1
 
 
 @kernel
 def shrink_active_list(mem: Memory, lru: int, nr_to_scan: int) -> int:
     """Move pages from the tail of an active list to the inactive one; return how many."""
-    file = lru == ACTIVE_FILE
+    nid = mem.scan[SC_NODE]
+    active = N_LRU_ACTIVE + (1 if lru == ACTIVE_FILE else 0)
     moved = 0
     while moved < nr_to_scan:
-        entity = next_entity(mem, lru)
+        entity = next_entity(mem, nid, lru)
         if entity == NIL:
-            mem.pool[P_LRU_ACTIVE + (1 if file else 0)] = collect(mem, lru)
-            entity = next_entity(mem, lru)
+            mem.node[nid, active] = collect(mem, nid, lru)
+            entity = next_entity(mem, nid, lru)
             if entity == NIL:
                 break
         at = entity >> 1
@@ -423,6 +432,6 @@ def shrink_active_list(mem: Memory, lru: int, nr_to_scan: int) -> int:
             mem.ext[at].lru = fresh_stamp(mem, int(mem.ext[at].lru) & keep)
         moved += pages
         mem.vmstat[PGDEACTIVATE] += pages
-        mem.pool[P_LRU_ACTIVE + (1 if file else 0)] -= pages
+        mem.node[nid, active] -= pages
         charge(mem, C_SCAN_PAGE, pages)
     return moved

@@ -6,6 +6,7 @@ briefly.  They are what pollutes movable pageblocks by the fallback rules.
 Source: the role of Linux mm/slub.c; rates and lifetimes are the scenario's.
 Simplified: blocks that are born and freed within one tick are left out: they reuse pages of
 the per-CPU lists.
+Simplified: CPUs of all nodes allocate it in turn.
 Simplified: all of it is of type Unmovable; reclaimable caches are not told apart.
 """
 
@@ -21,6 +22,7 @@ from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import COSTLY_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES
 from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, NIL, Memory
+from hostsim.mm.numa import run_on_next_node
 from hostsim.mm.page_alloc import free_order
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_BOOT, KIND_KERNEL, add_extent, del_extent
 from hostsim.mm.slowpath import alloc_pages
@@ -86,8 +88,10 @@ def restore_slab(parts: dict[str, NDArray[Any]]) -> Slab:
 @kernel
 def alloc_boot_pages(mem: Memory, nr: int) -> bool:
     """Allocate kernel memory that stays for ever; return whether there was enough."""
+    share = -(-nr // len(mem.node))
     while nr > 0:
-        pfn, taken, step = alloc_pages(mem, 0, MIGRATE_UNMOVABLE, nr)
+        run_on_next_node(mem)
+        pfn, taken, step = alloc_pages(mem, 0, MIGRATE_UNMOVABLE, min(nr, share))
         if pfn == NO_PFN:
             return False
         nr -= taken
@@ -106,6 +110,7 @@ def alloc_boot_pages(mem: Memory, nr: int) -> bool:
 def _bear(mem: Memory, slab: Slab, tick: int, nr: int, life_ticks: float, key: int) -> bool:
     """Allocate ``nr`` blocks whose lifetimes are exponential; return whether memory sufficed."""
     for i in range(nr):
+        run_on_next_node(mem)
         salt = tick * 2 + (1 if life_ticks > 1.0 else 0)
         order = min(hash64(key, salt, 2 * i) & 7, COSTLY_ORDER + 4) >> 1  # 0..3, equally likely
         pfn, _, _ = alloc_pages(mem, order, MIGRATE_UNMOVABLE, 1)

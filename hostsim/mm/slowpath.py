@@ -21,10 +21,11 @@ from hostsim.mm.lru import ACTIVE_ANON, ACTIVE_FILE, INACTIVE_ANON, INACTIVE_FIL
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_ADVICE,
-    NR_ZONES,
     P_BOOSTED,
     P_CAPTURED,
     P_COST_NS,
+    P_NODE,
+    P_NODEMASK,
     P_STALL_NS,
     P_SWAP_FREE,
     P_TRACED,
@@ -35,16 +36,21 @@ from hostsim.mm.mm_types import (
     Z_RESERVE,
     Z_WMARK_LOW,
     Z_WMARK_MIN,
-    ZONE_DMA,
     ZONE_DMA32,
     ZONE_NORMAL,
     Memory,
 )
 from hostsim.mm.mmap import ADVICE_HUGE
-from hostsim.mm.page_alloc import MARK_LOW, MARK_MIN, get_page_from_freelist
+from hostsim.mm.numa import next_zone
+from hostsim.mm.page_alloc import ALL_NODES, MARK_LOW, MARK_MIN, get_page_from_freelist
 from hostsim.mm.pcp import drain_zone_pages
-from hostsim.mm.physmem import PB_HUGE, set_state, zone_of
-from hostsim.mm.reclaim import MAX_RECLAIM_RETRIES, try_to_free_pages, wakeup_kswapd
+from hostsim.mm.physmem import PB_HUGE, set_state, zone_of, zone_to_nid
+from hostsim.mm.reclaim import (
+    MAX_RECLAIM_RETRIES,
+    try_to_free_pages,
+    wake_all_kswapds,
+    wake_boosted,
+)
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import COMPACTION_2_6_38, DEFRAG, T_COMPACTION, T_DEFRAG, T_NOFRAGMENT
 from hostsim.mm.vmstat import COMPACT_FAIL, COMPACT_STALL
@@ -79,6 +85,20 @@ def vma_thp_gfp_mask(mem: Memory, mm: int) -> int:
     return 0
 
 
+@inline_kernel
+def alloc_flags_nofragment(mem: Memory) -> bool:
+    """Tell whether a request first keeps types apart: above a DMA32 zone of its node there is room.
+
+    Source: Linux v6.1 mm/page_alloc.c alloc_flags_nofragment.
+    """
+    return (
+        mem.tunables[T_NOFRAGMENT] != 0
+        and mem.pool[P_NODE] == 0
+        and mem.zone[ZONE_NORMAL, Z_MANAGED] > 0
+        and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
+    )
+
+
 @kernel
 def alloc_pages_gfp(
     mem: Memory, order: int, migratetype: int, nr: int, gfp: int
@@ -94,21 +114,21 @@ def alloc_pages_gfp(
     pfn, taken, step
         First frame of the first block, blocks, frames from one to the next; NO_PFN if none.
     """
-    keep_apart = (
-        mem.tunables[T_NOFRAGMENT] != 0
-        and mem.zone[ZONE_NORMAL, Z_MANAGED] > 0
-        and mem.zone[ZONE_DMA32, Z_MANAGED] > 0
-    )
-    for attempt in range(0 if keep_apart else 1, 2):
+    nodes = mem.pool[P_NODEMASK] if mem.pool[P_NODEMASK] != 0 else ALL_NODES
+    own = 1 << mem.pool[P_NODE]
+    if gfp & GFP_THISNODE:
+        nodes = own
+    for attempt in range(0 if alloc_flags_nofragment(mem) else 1, 2):
+        # Locality is more important than keeping types apart: only the node's own zones do that.
         pfn, taken, step = get_page_from_freelist(
-            mem, order, migratetype, nr, MARK_LOW, attempt == 0
+            mem, order, migratetype, nr, MARK_LOW, attempt == 0, own if attempt == 0 else nodes
         )
         if pfn != NO_PFN:
             if mem.pool[P_BOOSTED] != 0 and gfp & GFP_KSWAPD:
                 mem.pool[P_BOOSTED] = 0
-                wakeup_kswapd(mem, 0, True)
+                wake_boosted(mem)
             return pfn, taken, step
-    return _slowpath(mem, order, migratetype, nr, gfp)
+    return _slowpath(mem, order, migratetype, nr, gfp, nodes)
 
 
 @kernel
@@ -119,18 +139,21 @@ def alloc_pages(mem: Memory, order: int, migratetype: int, nr: int) -> tuple[int
 
 @kernel
 def _direct_compact_2_6_38(
-    mem: Memory, order: int, migratetype: int, nr: int, mode: int
+    mem: Memory, order: int, migratetype: int, nr: int, mode: int, nodes: int
 ) -> tuple[int, int, int, int]:
     """Do what `_direct_compact` does; the first zone's failures put all off, a skip is a stall."""
-    preferred = ZONE_NORMAL
-    while preferred > ZONE_DMA and mem.zone[preferred, Z_MANAGED] == 0:
-        preferred -= 1
+    preferred = ZONE_NORMAL + mem.pool[P_NODE]
+    while mem.zone[preferred, Z_MANAGED] == 0:
+        preferred = next_zone(mem, preferred)
     if compaction_deferred(mem, preferred, order):
         return NO_PFN, 0, 0, COMPACT_DEFERRED
     mem.vmstat[COMPACT_STALL] += 1
     started = mem.pool[P_COST_NS]
     result = COMPACT_SKIPPED
-    for zone in range(preferred, ZONE_DMA - 1, -1):
+    follows = preferred
+    for _ in range(len(mem.zone)):
+        zone = follows
+        follows = next_zone(mem, zone)
         if mem.zone[zone, Z_MANAGED] == 0:
             continue
         begin(mem, order, migratetype, mode)
@@ -140,9 +163,9 @@ def _direct_compact_2_6_38(
     mem.pool[P_STALL_NS] += mem.pool[P_COST_NS] - started
     if result == COMPACT_SKIPPED:
         return NO_PFN, 0, 0, result
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         drain_zone_pages(mem, zone)
-    pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+    pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False, nodes)
     if pfn == NO_PFN:
         mem.vmstat[COMPACT_FAIL] += 1
         defer_compaction(mem, preferred, order)
@@ -155,7 +178,7 @@ def _direct_compact_2_6_38(
 
 @kernel
 def _direct_compact(
-    mem: Memory, order: int, migratetype: int, nr: int, mode: int
+    mem: Memory, order: int, migratetype: int, nr: int, mode: int, nodes: int
 ) -> tuple[int, int, int, int]:
     """Compact for an allocation and try it (__alloc_pages_direct_compact).
 
@@ -165,8 +188,8 @@ def _direct_compact(
         As `alloc_pages_gfp`, and the COMPACT_* result.
     """
     if mem.tunables[T_COMPACTION] == COMPACTION_2_6_38:
-        return _direct_compact_2_6_38(mem, order, migratetype, nr, mode)
-    result = try_to_compact_pages(mem, order, migratetype, mode, ZONE_NORMAL)
+        return _direct_compact_2_6_38(mem, order, migratetype, nr, mode, nodes)
+    result = try_to_compact_pages(mem, order, migratetype, mode, nodes)
     if result == COMPACT_SKIPPED:
         return NO_PFN, 0, 0, result
     mem.vmstat[COMPACT_STALL] += 1
@@ -178,7 +201,9 @@ def _direct_compact(
         if mem.pool[P_TRACED] != 0:
             note_touched(mem, pfn, 1, step, order)
     else:
-        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+        pfn, taken, step = get_page_from_freelist(
+            mem, order, migratetype, nr, MARK_MIN, False, nodes
+        )
     if pfn == NO_PFN:
         mem.vmstat[COMPACT_FAIL] += 1
         return NO_PFN, 0, 0, result
@@ -188,16 +213,17 @@ def _direct_compact(
 
 
 @kernel
-def _should_reclaim_retry(mem: Memory) -> bool:
+def _should_reclaim_retry(mem: Memory, nodes: int) -> bool:
     """Tell whether some zone would be above its min watermark with all that may be reclaimed.
 
-    Simplified: the pages that may be reclaimed count for every zone.
+    Simplified: the pages of a node that may be reclaimed count for each of its zones.
     """
-    reclaimable = lru_size(mem, INACTIVE_FILE) + lru_size(mem, ACTIVE_FILE)
-    if mem.pool[P_SWAP_FREE] > 0:
-        reclaimable += lru_size(mem, INACTIVE_ANON) + lru_size(mem, ACTIVE_ANON)
-    for zone in range(NR_ZONES):
-        if mem.zone[zone, Z_MANAGED] > 0:
+    for zone in range(len(mem.zone)):
+        nid = zone_to_nid(zone)
+        if mem.zone[zone, Z_MANAGED] > 0 and nodes >> nid & 1:
+            reclaimable = lru_size(mem, nid, INACTIVE_FILE) + lru_size(mem, nid, ACTIVE_FILE)
+            if mem.pool[P_SWAP_FREE] > 0:
+                reclaimable += lru_size(mem, nid, INACTIVE_ANON) + lru_size(mem, nid, ACTIVE_ANON)
             mark = mem.zone[zone, Z_WMARK_MIN] + mem.zone[zone, Z_RESERVE]
             if mem.zone[zone, Z_FREE] + reclaimable > mark:
                 return True
@@ -205,11 +231,13 @@ def _should_reclaim_retry(mem: Memory) -> bool:
 
 
 @kernel
-def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> tuple[int, int, int]:
+def _slowpath(
+    mem: Memory, order: int, migratetype: int, nr: int, gfp: int, nodes: int
+) -> tuple[int, int, int]:
     """Wake kswapd, go down to the min watermark, compact, reclaim, compact."""
     if gfp & GFP_KSWAPD:
-        wakeup_kswapd(mem, order, gfp & GFP_DIRECT != 0)
-    pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+        wake_all_kswapds(mem, order, gfp & GFP_DIRECT != 0, nodes)
+    pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False, nodes)
     if pfn != NO_PFN or gfp & GFP_DIRECT == 0:
         return pfn, taken, step
     costly = order > COSTLY_ORDER
@@ -217,7 +245,9 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
     if seed and gfp & GFP_THISNODE:
         return NO_PFN, 0, 0  # it has no attempt for the local node only
     if costly or (order > 0 and migratetype != MIGRATE_MOVABLE):
-        pfn, taken, step, result = _direct_compact(mem, order, migratetype, nr, COMPACT_ASYNC)
+        pfn, taken, step, result = _direct_compact(
+            mem, order, migratetype, nr, COMPACT_ASYNC, nodes
+        )
         if pfn != NO_PFN:
             return pfn, taken, step
         if costly and gfp & GFP_NORETRY and not seed:
@@ -226,18 +256,22 @@ def _slowpath(mem: Memory, order: int, migratetype: int, nr: int, gfp: int) -> t
     mode = COMPACT_ASYNC if gfp & GFP_NORETRY and not seed else COMPACT_SYNC_LIGHT
     no_progress = 0
     while no_progress <= MAX_RECLAIM_RETRIES:
-        reclaimed = try_to_free_pages(mem, order)
-        pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+        reclaimed = try_to_free_pages(mem, order, nodes)
+        pfn, taken, step = get_page_from_freelist(
+            mem, order, migratetype, nr, MARK_MIN, False, nodes
+        )
         if pfn == NO_PFN and reclaimed > 0:
-            for zone in range(NR_ZONES):
+            for zone in range(len(mem.zone)):
                 drain_zone_pages(mem, zone)
-            pfn, taken, step = get_page_from_freelist(mem, order, migratetype, nr, MARK_MIN, False)
+            pfn, taken, step = get_page_from_freelist(
+                mem, order, migratetype, nr, MARK_MIN, False, nodes
+            )
         if pfn == NO_PFN and order > 0:
-            pfn, taken, step, _ = _direct_compact(mem, order, migratetype, nr, mode)
+            pfn, taken, step, _ = _direct_compact(mem, order, migratetype, nr, mode, nodes)
         if pfn != NO_PFN or costly or gfp & GFP_NORETRY:
             return pfn, taken, step
         no_progress = no_progress + 1 if reclaimed == 0 else 0
-        if not _should_reclaim_retry(mem):
+        if not _should_reclaim_retry(mem, nodes):
             break
     return NO_PFN, 0, 0
 
@@ -247,11 +281,17 @@ def alloc_huge(mem: Memory, mm: int, window: int, gfp: int) -> int:
     """Allocate a huge page for a window of a process; return its pageblock or NO_PFN.
 
     The first attempt is for the local node and at most compacts a little; only a request that
-    may wait makes a second one without these limits (alloc_pages_vma, alloc_pages_mpol).
+    may wait makes a second one without these limits (alloc_pages_vma, alloc_pages_mpol).  One
+    that names its nodes makes only that (hpage_collapse_alloc_page).
+
+    Simplified: on a machine of one node khugepaged makes the first attempt, too.
     """
-    local = gfp | GFP_THISNODE | GFP_NORETRY
-    pfn, _, _ = alloc_pages_gfp(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1, local)
-    if pfn == NO_PFN and gfp & GFP_DIRECT:
+    named = mem.pool[P_NODEMASK] != 0
+    pfn = NO_PFN
+    if not named:
+        local = gfp | GFP_THISNODE | GFP_NORETRY
+        pfn, _, _ = alloc_pages_gfp(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1, local)
+    if pfn == NO_PFN and (gfp & GFP_DIRECT or named):
         pfn, _, _ = alloc_pages_gfp(mem, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, 1, gfp)
     if pfn == NO_PFN:
         return NO_PFN

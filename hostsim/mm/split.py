@@ -30,6 +30,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import set_window, table_head, table_word, window_word
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
 from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.pins import any_pinned
@@ -338,7 +339,7 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
         if nr > 0:
             free_pages(mem, first + i, nr, 1)
         i += max(nr, 1)
-    mem.vmstat[NR_ANON_PAGES] -= mapped - left
+    mod_node_page_state(mem, first, NR_ANON_PAGES, left - mapped)
     return True
 
 

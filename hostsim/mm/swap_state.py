@@ -26,6 +26,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import table_head, window_word
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
 from hostsim.mm.rmap import (
@@ -135,7 +136,7 @@ def _read_page(mem: Memory, mm: int, window: int, vpn: int, ahead: bool) -> bool
     mem.swap_cache[slot] = pfn + 1
     y = add_extent(mem, pfn, 1, NIL, slot, KIND_SWAPCACHE | (EXT_READAHEAD if ahead else 0))
     mem.ext[y].lru = fresh_stamp(mem, 0)
-    mem.vmstat[NR_SWAPCACHED] += 1
+    mod_node_page_state(mem, pfn, NR_SWAPCACHED, 1)
     if ahead:
         mem.vmstat[SWAP_RA] += 1
     if mem.swap_zero[slot] != 0 and mem.tunables[T_SWAP_ZEROMAP] != 0:
@@ -166,7 +167,7 @@ def _map_page(mem: Memory, mm: int, window: int, vpn: int, pfn: int, zero: bool)
     del_extent(mem, x)
     mem.mm[mm, MM_SWAP] -= 1
     account_rss(mem, mm, window, 1)
-    mem.vmstat[NR_ANON_PAGES] += 1
+    mod_node_page_state(mem, pfn, NR_ANON_PAGES, 1)
     if (
         before != NIL
         and int(mem.ext[before].vpn) + int(mem.ext[before].nr) == vpn
@@ -203,7 +204,7 @@ def _map_from_huge(mem: Memory, mm: int, window: int, vpn: int, slot: int, pb: i
         link_extent(mem, mm, window, NIL, y)
         mem.mm[mm, MM_SWAP] -= HPAGE_PMD_NR
         account_rss(mem, mm, window, HPAGE_PMD_NR)
-        mem.vmstat[NR_ANON_PAGES] += HPAGE_PMD_NR
+        mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_ANON_PAGES, HPAGE_PMD_NR)
         try_to_free_swap(mem, pb)
         return True
     pfn = (pb << PAGEBLOCK_ORDER) + slot - first
@@ -250,7 +251,7 @@ def _map_from_small(mem: Memory, mm: int, window: int, vpn: int, slot: int) -> b
     del_extent(mem, isolate_cached(mem, slot))
     swap_free(mem, slot)
     delete_from_swap_cache(mem, slot)
-    mem.vmstat[NR_SWAPCACHED] -= 1
+    mod_node_page_state(mem, pfn, NR_SWAPCACHED, -1)
     _map_page(mem, mm, window, vpn, pfn, mem.swap_zero[slot] != 0)
     return True
 

@@ -35,6 +35,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import set_window, table_word
 from hostsim.mm.mmu_notifier import notify
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
@@ -157,7 +158,7 @@ def _unmap_alone(mem: Memory, pb: int, slot: int) -> None:
     account_rss(mem, mm, window, -HPAGE_PMD_NR)
     mem.pool[P_MAP_SEQ] += 1
     mem.vmstat[NR_ANON_THPS] -= 1
-    mem.vmstat[NR_ANON_PAGES] -= HPAGE_PMD_NR
+    mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_ANON_PAGES, -HPAGE_PMD_NR)
     mem.vmstat[THP_SPLIT_PMD] += 1
 
 
@@ -166,7 +167,8 @@ def unmap_huge(mem: Memory, pb: int, slot: int) -> None:
     """Replace every mapping of a huge page by swap entries of the cluster from ``slot``."""
     first = pb << PAGEBLOCK_ORDER
     for frame in range(first, first + HPAGE_PMD_NR):
-        mem.vmstat[NR_ANON_PAGES] -= owner_of(mem, frame) != NIL
+        if owner_of(mem, frame) != NIL:
+            mod_node_page_state(mem, frame, NR_ANON_PAGES, -1)
     x = int(mem.pb[pb].a)
     while x != NIL:
         if mem.ext[x].flags & EXT_PMD:
@@ -191,7 +193,7 @@ def swap_out_huge(mem: Memory, pb: int, slot: int) -> None:
         mem.swap_cache[slot + i] = first + i + 1
         mem.swap_zero[slot + i] = 0 if is_written(mem, pb, i) else 1
     mem.pb[pb].b = (slot >> HPAGE_PMD_ORDER << COMPOUND_SHIFT) | COMPOUND_SWAPCACHE
-    mem.vmstat[NR_SWAPCACHED] += HPAGE_PMD_NR
+    mod_node_page_state(mem, first, NR_SWAPCACHED, HPAGE_PMD_NR)
     write_huge(mem, pb)
 
 
@@ -208,8 +210,8 @@ def _into_swap_cache(mem: Memory, x: int, slot: int) -> None:
     mem.ext[x].owner = NIL
     mem.ext[x].vpn = slot
     mem.ext[x].next = NIL
-    mem.vmstat[NR_SWAPCACHED] += nr
-    mem.vmstat[NR_ANON_PAGES] -= nr
+    mod_node_page_state(mem, int(mem.ext[x].pfn), NR_SWAPCACHED, nr)
+    mod_node_page_state(mem, int(mem.ext[x].pfn), NR_ANON_PAGES, -nr)
     if zero and mem.tunables[T_SWAP_ZEROMAP] != 0:
         mem.vmstat[SWPOUT_ZERO] += nr
         mem.ext[x].lru = tail_stamp(mem, 0)

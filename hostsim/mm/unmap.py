@@ -8,6 +8,7 @@ from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import NIL, Memory
 from hostsim.mm.mmap import set_window, table_head, table_word, window_word
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
 from hostsim.mm.rmap import EXT_DESCENDING, cut_extent, del_extent, owner_of
@@ -36,7 +37,7 @@ def put_frames(mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool, by_p
             unmapped = 0
             for frame in range(pfn, pfn + nr):
                 unmapped += owner_of(mem, frame) == NIL
-        mem.vmstat[NR_ANON_PAGES] -= unmapped
+        mod_node_page_state(mem, pfn, NR_ANON_PAGES, -unmapped)
         if mem.pb[pb].b & COMPOUND_SWAPCACHE != 0:
             try_to_free_swap(mem, pb)
             return
@@ -47,13 +48,13 @@ def put_frames(mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool, by_p
             free_unmapped_compound(mem, pb)
         return
     if not shared:
-        mem.vmstat[NR_ANON_PAGES] -= nr
+        mod_node_page_state(mem, pfn, NR_ANON_PAGES, -nr)
         free_pages(mem, pfn + nr - 1 if reverse else pfn, nr, -1 if reverse else 1)
         return
     for i in range(nr):
         frame = pfn + (nr - 1 - i if reverse else i)
         if owner_of(mem, frame) == NIL:
-            mem.vmstat[NR_ANON_PAGES] -= 1
+            mod_node_page_state(mem, pfn, NR_ANON_PAGES, -1)
             free_pages(mem, frame, 1, 1)
 
 
@@ -80,7 +81,7 @@ def forget_swap_cache_huge(mem: Memory, pb: int) -> None:
     for slot in range(first, first + HPAGE_PMD_NR):
         delete_from_swap_cache(mem, slot)
     mem.pb[pb].b &= (1 << COMPOUND_SHIFT) - 1 - COMPOUND_SWAPCACHE
-    mem.vmstat[NR_SWAPCACHED] -= HPAGE_PMD_NR
+    mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_SWAPCACHED, -HPAGE_PMD_NR)
 
 
 @kernel
@@ -103,7 +104,7 @@ def free_swap_and_cache(mem: Memory, x: int) -> None:
             continue
         del_extent(mem, isolate_cached(mem, slot))
         delete_from_swap_cache(mem, slot)
-        mem.vmstat[NR_SWAPCACHED] -= 1
+        mod_node_page_state(mem, frame, NR_SWAPCACHED, -1)
         free_pages(mem, frame, 1, 1)
     if huge != NIL:
         try_to_free_swap(mem, huge)

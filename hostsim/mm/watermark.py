@@ -30,6 +30,7 @@ from hostsim.mm.mm_types import (
     Z_WMARK_MIN,
     Memory,
 )
+from hostsim.mm.physmem import zone_idx
 from hostsim.mm.tunables import T_WATERMARK_BOOST_FACTOR, T_WATERMARK_DECAY
 
 BOOST_SCALE: Final = 10000  # vm.watermark_boost_factor is in 1/10000 of the high watermark
@@ -76,24 +77,26 @@ def set_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int) -> N
     min_free_kb
         vm.min_free_kbytes.
     nr_cpus
-        CPUs whose lists the zone's one set of lists stands for.
+        CPUs of the machine, those of a node as many as those of any other: a zone's one set of
+        lists stands for the lists of its node's CPUs.
     """
     total = int(zone[:, Z_MANAGED].sum())
     pages_min = min_free_kb >> KB_SHIFT
-    for z in range(NR_ZONES):
+    node_cpus = max(nr_cpus // (len(zone) - NR_ZONES + 1), 1)
+    for z in range(len(zone)):
         managed = int(zone[z, Z_MANAGED])
         mark = pages_min * managed // total if total else 0
         step = max(mark // 4, managed * WATERMARK_SCALE_FACTOR // 10000)
         zone[z, Z_WMARK_MIN] = mark
         zone[z, Z_WMARK_LOW] = mark + step
         zone[z, Z_WMARK_HIGH] = mark + 2 * step
-        higher = int(zone[z + 1 :, Z_MANAGED].sum())
-        zone[z, Z_RESERVE] = higher // LOWMEM_RESERVE_RATIO[z]
+        higher = int(zone[z + 1 : NR_ZONES, Z_MANAGED].sum())  # of its node
+        zone[z, Z_RESERVE] = higher // LOWMEM_RESERVE_RATIO[zone_idx(z)]
         batch = max(min(managed >> 10, (1 << 20) >> PAGE_SHIFT) // 4, 1)
         batch = (1 << ((batch + batch // 2).bit_length() - 1)) - 1
         batch = max(batch, 1)
         zone[z, Z_PCP_BATCH] = batch
-        floor = 4 * batch * nr_cpus
+        floor = 4 * batch * node_cpus
         zone[z, Z_PCP_HIGH_MIN] = max(int(zone[z, Z_WMARK_LOW]), floor)
         zone[z, Z_PCP_HIGH_MAX] = max(managed // PCP_HIGH_FRACTION, floor)
 
@@ -101,7 +104,7 @@ def set_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int) -> N
 def set_seed_watermarks(zone: NDArray[np.int64], min_free_kb: int, nr_cpus: int) -> None:
     """Fill in what `set_watermarks` does by the rules of 2.6.38: fixed steps, small lists."""
     set_watermarks(zone, min_free_kb, nr_cpus)
-    for z in range(NR_ZONES):
+    for z in range(len(zone)):
         mark = int(zone[z, Z_WMARK_MIN])
         zone[z, Z_WMARK_LOW] = mark + mark // 4
         zone[z, Z_WMARK_HIGH] = mark + mark // 2

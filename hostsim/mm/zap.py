@@ -37,6 +37,7 @@ from hostsim.mm.mmap import (
     window_word,
 )
 from hostsim.mm.mmu_notifier import notifier_release, notify
+from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_compound
 from hostsim.mm.pgtable import free_all_tables, free_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
@@ -92,7 +93,7 @@ def zap_huge(mem: Memory, mm: int, window: int) -> None:
     charge(mem, C_FREE_PAGE, 1)
     if pageblock_state(mem, pb) == PB_HUGE:
         mem.vmstat[NR_ANON_THPS] -= 1
-        mem.vmstat[NR_ANON_PAGES] -= HPAGE_PMD_NR
+        mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_ANON_PAGES, -HPAGE_PMD_NR)
         if mem.pool[P_SPLIT_LEN] != 0:
             undo_deferred(mem, pb)
         free_compound(mem, pb)

@@ -30,7 +30,6 @@ from hostsim.mm.mm_types import (
     MM_EPT_TABLES,
     MM_EPT_VIOLATIONS,
     MM_NX_SPLITS,
-    NR_ZONES,
     P_RESUME,
 )
 from hostsim.mm.mmap import mm_alloc
@@ -367,7 +366,7 @@ class EptMachine(RuleBasedStateMachine):
         if hasattr(self, "mem"):
             for mm in sorted(self.vms):
                 exit_mm(self.mem, mm)
-            for zone in range(NR_ZONES):
+            for zone in range(len(self.mem.zone)):
                 drain_zone_pages(self.mem, zone)
             check_memory(self.mem)
             assert self.mem.vmstat[NR_EPT] == 0

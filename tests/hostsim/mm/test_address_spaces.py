@@ -24,7 +24,6 @@ from hostsim.mm.mm_types import (
     MM_PGTABLES,
     MM_WINDOWS,
     NIL,
-    NR_ZONES,
     P_RESUME,
     P_ZERO_PB,
     Z_FREE,
@@ -284,7 +283,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         if self.mem.pool[P_ZERO_PB]:
             free_compound(self.mem, int(self.mem.pool[P_ZERO_PB]) - 1)
             self.mem.pool[P_ZERO_PB] = 0
-        for zone in range(NR_ZONES):
+        for zone in range(len(self.mem.zone)):
             drain_zone_pages(self.mem, zone)
         check_memory(self.mem)
         assert (self.mem.zone[:, Z_FREE] == self.mem.zone[:, Z_MANAGED]).all()

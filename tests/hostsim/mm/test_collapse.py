@@ -29,7 +29,6 @@ from hostsim.mm.mm_types import (
     MM_ANON,
     MM_HUGE,
     MM_PGTABLES,
-    NR_ZONES,
     P_COST_NS,
     PCP_COUNT,
     Z_FREE,
@@ -205,7 +204,7 @@ def test_failed_allocation_leaves_everything_as_it_was():
     touch(mem, mm, 0, 7)
     while alloc_huge(mem, -1, 0, 0) != -1:
         pass
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         drain_zone_pages(mem, zone)
     while alloc_huge(mem, -1, 0, 0) != -1:
         pass

@@ -49,10 +49,10 @@ from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MIGRATE_UNMOVABLE,
+    N_KCOMPACTD_ORDER,
     P_CAPTURE,
     P_CAPTURED,
     P_COST_NS,
-    P_KCOMPACTD_ORDER,
     P_STALL_NS,
     Z_BLOCKSKIP_FLUSH,
     Z_COMPACT_DEFER_SHIFT,
@@ -61,7 +61,6 @@ from hostsim.mm.mm_types import (
     Z_PCP_HIGH_MIN,
     Z_WMARK_LOW,
     Z_WMARK_MIN,
-    ZONE_NORMAL,
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.page_alloc import free_compound
@@ -109,7 +108,7 @@ def moved(mem, mms, action):
 
 def direct(mem, order, migratetype, mode):
     """Compact as an allocation that waits would, and give back what was captured."""
-    result = try_to_compact_pages(mem, order, migratetype, mode, ZONE_NORMAL)
+    result = try_to_compact_pages(mem, order, migratetype, mode, 1)
     assert mem.pool[P_CAPTURE] == 0
     if mem.pool[P_CAPTURED]:
         assert order == PAGEBLOCK_ORDER
@@ -179,8 +178,8 @@ def test_no_run_loses_a_page(drawn, kernel, order, runs, forks, holes):
         "async": lambda: direct(mem, order, M, COMPACT_ASYNC),
         "sync": lambda: direct(mem, order, U, COMPACT_SYNC_LIGHT),
         "node": lambda: compact_node(mem),
-        "kcompactd": lambda: wakeup_kcompactd(mem, order) or kcompactd_do_work(mem),
-        "proactive": lambda: proactive_compact_node(mem),
+        "kcompactd": lambda: wakeup_kcompactd(mem, 0, order) or kcompactd_do_work(mem, 0),
+        "proactive": lambda: proactive_compact_node(mem, 0),
     }
     for run in runs:
         moved(mem, mms, actions[run])
@@ -220,13 +219,13 @@ def test_a_fault_that_waits_gets_its_huge_page_by_compaction(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compaction_of_everything_makes_most_free_memory_whole(kernel):
     mem, mm = half_full(kernel)
-    score = fragmentation_score_node(mem)
+    score = fragmentation_score_node(mem, 0)
     moved(mem, [mm], lambda: compact_node(mem))
     for zone in range(2):
         drain_zone_pages(mem, zone)
     check_memory(mem)
     assert score > 80
-    assert fragmentation_score_node(mem) < 25
+    assert fragmentation_score_node(mem, 0) < 25
 
 
 def test_pages_of_a_pinned_process_stay():
@@ -357,15 +356,15 @@ def test_a_free_chunk_of_half_a_pageblock_makes_its_target_movable():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kcompactd_wakes_only_where_an_order_is_missing_and_could_be_made(kernel):
     whole = new_memory(64 << 8, kernel, 1)
-    wakeup_kcompactd(whole, 9)
-    assert whole.pool[P_KCOMPACTD_ORDER] == 0
+    wakeup_kcompactd(whole, 0, 9)
+    assert whole.node[0, N_KCOMPACTD_ORDER] == 0
     mem, mm = half_full(kernel)
     while alloc_huge(mem, mm, 0, 0) != NO_PFN:
         pass
-    wakeup_kcompactd(mem, 9)
-    assert mem.pool[P_KCOMPACTD_ORDER] == 9
-    kcompactd_do_work(mem)
-    assert mem.pool[P_KCOMPACTD_ORDER] == 0
+    wakeup_kcompactd(mem, 0, 9)
+    assert mem.node[0, N_KCOMPACTD_ORDER] == 9
+    kcompactd_do_work(mem, 0)
+    assert mem.node[0, N_KCOMPACTD_ORDER] == 0
     assert stat(mem, "compact_daemon_wake") == 1
     assert stat(mem, "compact_daemon_migrate_scanned") == stat(mem, "compact_migrate_scanned") > 0
     assert stat(mem, "compact_stall") == 0
@@ -376,14 +375,14 @@ def test_kcompactd_wakes_only_where_an_order_is_missing_and_could_be_made(kernel
 def test_proactive_compaction_begins_above_ninety_and_ends_at_eighty(kernel):
     """Kernel.md 6.7: 100 - proactiveness, and ten more; 500 ms, or 32 s after a vain run."""
     mem, _ = half_full(kernel)
-    assert fragmentation_score_node(mem) > 90
-    assert should_proactive_compact_node(mem)
+    assert fragmentation_score_node(mem, 0) > 90
+    assert should_proactive_compact_node(mem, 0)
     mem.tunables[T_COMPACTION_PROACTIVENESS] = 0
-    assert not should_proactive_compact_node(mem)
+    assert not should_proactive_compact_node(mem, 0)
     mem.tunables[T_COMPACTION_PROACTIVENESS] = 20
-    assert proactive_compact_node(mem)
-    assert 60 < fragmentation_score_node(mem) <= 90
-    assert not should_proactive_compact_node(mem)
+    assert proactive_compact_node(mem, 0)
+    assert 60 < fragmentation_score_node(mem, 0) <= 90
+    assert not should_proactive_compact_node(mem, 0)
     assert CHECK_NS == 500_000_000
     assert BACKED_OFF_NS == 32_000_000_000
     counted = stat(mem, "compact_daemon_migrate_scanned")
@@ -483,14 +482,14 @@ def test_pages_of_the_swap_cache_move_and_are_found_again(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_proactive_run_goes_on_by_slices_and_requests_wait_for_its_end(kernel):
     mem, _ = half_full(kernel)
-    assert kcompactd_step(mem) == 0
+    assert kcompactd_step(mem, 0) == 0
     moved = stat(mem, "pgmigrate_success")
     assert moved * 2896 < SLICE_NS + 512 * 2896  # hostsim.mm.cost: one migrated page
-    mem.pool[P_KCOMPACTD_ORDER] = 9
+    mem.node[0, N_KCOMPACTD_ORDER] = 9
     steps = 1
-    while mem.pool[P_KCOMPACTD_ORDER] == 9:
+    while mem.node[0, N_KCOMPACTD_ORDER] == 9:
         assert stat(mem, "compact_daemon_wake") == 0
-        kcompactd_step(mem)
+        kcompactd_step(mem, 0)
         check_memory(mem)
         steps += 1
     assert steps > 2

@@ -14,7 +14,6 @@ from hostsim.mm.mm_types import (
     MM_PGTABLES,
     MM_THP_ALLOC,
     MM_THP_FALLBACK,
-    NR_ZONES,
     P_RESUME,
     P_ZERO_USERS,
     Z_FREE,
@@ -108,7 +107,7 @@ def fragment(mem):
     assert touch(mem, mm, 0, mem.pb.size * WINDOW) == FAULT_OOM
     for start in range(0, int(mem.pool[P_RESUME]) - 128, WINDOW):
         discard_range(mem, mm, start, 128)
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         drain_zone_pages(mem, zone)
     set_tunable(mem.tunables, "enabled", "always")
     return mm
@@ -135,7 +134,7 @@ def test_a_fallback_counts_once_a_window_and_serves_small_pages(kernel):
     touch(mem, mm, 0, 1)
     assert word(mem, mm, 0) & W_TAG == W_TABLE  # its page table stays, too
     exit_mm(mem, mm)
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         drain_zone_pages(mem, zone)
     assert is_all_free(mem)
 

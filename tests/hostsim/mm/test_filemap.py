@@ -6,7 +6,7 @@ from hostsim.mm.check import check_memory
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.filemap import drop_pagecache, page_cache_access, page_cache_fill
 from hostsim.mm.memory import new_memory
-from hostsim.mm.mm_types import MM_SWAP, P_LRU_ACTIVE
+from hostsim.mm.mm_types import MM_SWAP, N_LRU_ACTIVE
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.reclaim import inactive_is_low, try_to_free_pages
 from hostsim.mm.swapfile import swapon
@@ -38,7 +38,7 @@ def test_a_dirty_page_is_written_before_it_is_freed():
     mem = new_memory(16 * MIB, "6.1", 1)
     page_cache_fill(mem, 64, True)
     assert drop_pagecache(mem) == 0
-    try_to_free_pages(mem, 0)
+    try_to_free_pages(mem, 0, 1)
     assert counter(mem, "nr_file_pages") < 64
     check_memory(mem)
 
@@ -47,12 +47,12 @@ def test_the_second_access_activates():
     mem = new_memory(16 * MIB, "6.1", 1)
     page_cache_fill(mem, 64, False)
     assert page_cache_access(mem, 64) == 64
-    assert mem.pool[P_LRU_ACTIVE + 1] == 0
+    assert mem.node[0, N_LRU_ACTIVE + 1] == 0
     page_cache_access(mem, 64)
-    assert mem.pool[P_LRU_ACTIVE + 1] == 64
+    assert mem.node[0, N_LRU_ACTIVE + 1] == 64
     assert counter(mem, "pgactivate") == 64
     for _ in range(8):
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
     check_memory(mem)
     assert counter(mem, "pgdeactivate") > 0
 

@@ -86,7 +86,7 @@ def test_pinned_small_pages_stay_under_reclaim_and_the_others_go(kernel):
     pin_user_pages(mem, mm, 100, 30)
     frames = page_frames(mem, mm)
     for _ in range(80):
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
     check_memory(mem)
     now = page_frames(mem, mm)
     assert (now[100:130] == frames[100:130]).all()

@@ -10,7 +10,7 @@ from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.fork import copy_mm
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_slot import khugepaged_enter
-from hostsim.mm.mm_types import MM_ANON, MM_HUGE, MM_KHUGEPAGED, NR_ZONES, PCP_COUNT, Z_FREE
+from hostsim.mm.mm_types import MM_ANON, MM_HUGE, MM_KHUGEPAGED, PCP_COUNT, Z_FREE
 from hostsim.mm.mmap import ADVICE_NONE, mm_alloc
 from hostsim.mm.page_alloc import free_compound
 from hostsim.mm.pcp import drain_zone_pages
@@ -132,7 +132,7 @@ def checkerboard(mem):
         touch(mem, other, page, 1)
     write_setting(mem, "enabled", "always")
     exit_mm(mem, other)
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         drain_zone_pages(mem, zone)
     return one
 
@@ -179,7 +179,7 @@ def starved(wakeup):
     taken = []
     while (pb := int(alloc_huge(mem, -1, 0, 0))) != -1:
         taken.append(pb)
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         drain_zone_pages(mem, zone)
     while (pb := int(alloc_huge(mem, -1, 0, 0))) != -1:
         taken.append(pb)
@@ -194,7 +194,7 @@ def test_freed_huge_pages_wake_khugepaged_only_in_event_mode(wakeup, huge):
     assert mem.vmstat[PAGES_COLLAPSED] == 0
     for pb in taken[:40]:
         free_compound(mem, pb)
-    for zone in range(NR_ZONES):
+    for zone in range(len(mem.zone)):
         drain_zone_pages(mem, zone)
     wait(mem, NS_PER_S)
     assert mem.mm[mm, MM_HUGE] == huge

@@ -7,8 +7,8 @@ from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MM_ANON,
+    N_KSWAPD_FAILURES,
     P_BOOSTED,
-    P_KSWAPD_FAILURES,
     P_SPLIT_FIRST,
     P_SPLIT_LEFT,
     P_SPLIT_LEN,
@@ -157,7 +157,7 @@ def test_a_boost_raises_marks_until_kswapd_has_run():
     assert zone_watermark_ok(mem, ZONE_DMA32, 0, mark)
     boost_watermark(mem, ZONE_DMA32)
     assert not zone_watermark_ok(mem, ZONE_DMA32, 0, mark)
-    wakeup_kswapd(mem, 0, True)
+    wakeup_kswapd(mem, 0, 0, True)
     assert mem.zone[ZONE_DMA32, Z_BOOST] == 0
     assert zone_watermark_ok(mem, ZONE_DMA32, 0, mark)
 
@@ -167,14 +167,14 @@ def test_kswapd_is_hopeless_after_16_runs_without_progress():
     set_tunable(mem.tunables, "watermark_boost_factor", "0")  # runs for a boost count, too
     mm = mm_alloc(mem, 40 * MIB, 0, 2, False, 0)
     assert touch_range(mem, mm, 0, 40 * MIB, 1, 1.0, 0, True, 0) != FAULT_OK
-    assert mem.pool[P_KSWAPD_FAILURES] == MAX_RECLAIM_RETRIES
+    assert mem.node[0, N_KSWAPD_FAILURES] == MAX_RECLAIM_RETRIES
     assert counter(mem, "kswapd_high_wmark_hit_quickly") == MAX_RECLAIM_RETRIES - 1
     runs = counter(mem, "pageoutrun")
-    wakeup_kswapd(mem, 0, True)
+    wakeup_kswapd(mem, 0, 0, True)
     assert counter(mem, "pageoutrun") == runs
     exit_mm(mem, mm)
     check_memory(mem)
-    run_kswapd(mem, 0)
+    run_kswapd(mem, 0, 0)
 
 
 def sparse(kernel, max_ptes_none, *written):

@@ -17,8 +17,8 @@ from hostsim.mm.mm_types import (
     MM_HUGE,
     MM_RAM_PAGES,
     MM_SWAP,
+    N_KSWAPD_FAILURES,
     NIL,
-    P_KSWAPD_FAILURES,
     P_SWAP_FREE,
     P_SWAP_SLOTS,
 )
@@ -63,7 +63,7 @@ def test_a_whole_huge_page_takes_a_cluster_and_comes_back_as_small_pages(kernel)
     assert counter(mem, "thp_split_pmd") == 4
     assert (mem.mm[mm, MM_ANON], mem.mm[mm, MM_SWAP], mem.mm[mm, MM_HUGE]) == (0, 2048, 0)
     for _ in range(4):  # what is written is freed when reclaim meets it again
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
     check_memory(mem)
     assert counter(mem, "nr_swapcached") == 0
     assert touch(mem, mm, 0, 2048) == FAULT_OK
@@ -168,7 +168,7 @@ def test_a_sequential_swap_in_reads_eight_pages_a_fault():
     touch(mem, mm, 0, 512)
     madvise_pageout(mem, mm, 0, 512)
     while counter(mem, "nr_swapcached"):
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
     touch(mem, mm, 0, 512)
     assert counter(mem, "pswpin") == 512
     assert counter(mem, "pgmajfault") == pytest.approx(512 / 8, abs=2)
@@ -181,7 +181,7 @@ def test_pages_in_use_are_kept_before_idle_ones():
     touch(mem, idle, 0, 6 * 512)
     touch(mem, busy, 0, 6 * 512)
     for _ in range(12):
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
         touch(mem, busy, 0, 6 * 512)
     assert mem.mm[idle, MM_SWAP] > 0
     assert mem.mm[busy, MM_SWAP] == 0
@@ -195,7 +195,7 @@ def test_pinned_pages_stay():
     add_pin(mem, mm, 0, 1024)
     madvise_pageout(mem, mm, 0, 1024)
     for _ in range(20):
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
     assert mem.mm[mm, MM_SWAP] == 0
     assert not split_huge_page(mem, window_word(mem, mm, 0) >> 2)
     assert counter(mem, "thp_split_page_failed") == 1
@@ -311,12 +311,12 @@ class SwapMachine(RuleBasedStateMachine):
 
     @rule(order=st.sampled_from([0, 9]))
     def direct_reclaim(self, order):
-        try_to_free_pages(self.mem, order)
+        try_to_free_pages(self.mem, order, 1)
 
     @rule(order=st.sampled_from([0, 9]))
     def kswapd(self, order):
-        self.mem.pool[P_KSWAPD_FAILURES] = 0
-        run_kswapd(self.mem, order)
+        self.mem.node[0, N_KSWAPD_FAILURES] = 0
+        run_kswapd(self.mem, 0, order)
 
     @precondition(lambda self: len(self.pages) > 1)
     @rule(n=st.integers(0, 9))
@@ -360,7 +360,7 @@ def test_6_12_does_not_write_a_huge_page_of_zeros():
     assert counter(mem, "swpout_zero") == 512
     assert counter(mem, "pswpout") == counter(mem, "thp_swpout") == 0
     for _ in range(3):
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
     assert counter(mem, "nr_swapcached") == 0
     assert touch(mem, mm, 0, 512) == FAULT_OK
     check_memory(mem)
@@ -390,7 +390,7 @@ def test_what_was_zero_is_zero_after_it_was_swapped_out_and_in(kernel):
     touch(mem, mm, 100, 10)
     madvise_pageout(mem, mm, 0, 512)
     for _ in range(3):
-        try_to_free_pages(mem, 0)
+        try_to_free_pages(mem, 0, 1)
     assert touch(mem, mm, 0, 512, write=False) == FAULT_OK
     check_memory(mem)
     key = [page_key(mem, mm, page) for page in (99, 100, 109, 110)]

@@ -46,10 +46,9 @@ from hostsim.mm.mm_types import (
     MM_PGTABLES,
     MM_RAM_PAGES,
     MM_WINDOWS,
+    N_KCOMPACTD_ORDER,
     NIL,
-    NR_ZONES,
     P_EXT_USED,
-    P_KCOMPACTD_ORDER,
     P_RESUME,
     P_ZERO_PB,
     Z_FREE,
@@ -57,6 +56,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_TAG, mm_alloc
 from hostsim.mm.mprotect import mprotect
+from hostsim.mm.numa import set_home_node
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.page_alloc import free_compound
 from hostsim.mm.pcp import decay_pcp, drain_zone_pages
@@ -94,9 +94,11 @@ class WholeManager(RuleBasedStateMachine):
         max_ptes_none=st.sampled_from(["511", "511", "64", "0"]),
         zero_pages=st.sampled_from(["0", "1"]),
         nx=st.sampled_from(["0", "1"]),
+        nodes=st.sampled_from([1, 1, 2, 4]),
     )
-    def boot(self, kernel, mib, max_ptes_none, zero_pages, nx):
-        self.mem = new_memory(mib << 8, kernel, 1)
+    def boot(self, kernel, mib, max_ptes_none, zero_pages, nx, nodes):
+        self.mem = new_memory(mib << 8, kernel, nodes, nr_nodes=nodes)
+        self.nodes = nodes
         self.set("khugepaged/max_ptes_none", max_ptes_none)
         self.set("khugepaged/pages_to_scan", str(PAGES_TO_SCAN))
         self.set("kvm/nx_huge_pages", nx)
@@ -196,6 +198,7 @@ class WholeManager(RuleBasedStateMachine):
         if len(self.holds) >= MOST_PROCESSES:
             return
         mm = mm_alloc(self.mem, int(at * 12) * 512 + n % 3 * 100, nr // 8, n % 3, flag, n)
+        set_home_node(self.mem, mm, n % self.nodes, n % 5 % (self.nodes + 1))
         self.holds[mm] = np.full(len(self.words(mm)) * HPAGE_PMD_NR, NIL, np.int64)
         if n % 7 == 0:
             hugetlb_mmap(self.mem, mm, HUGETLB_2M, flag)
@@ -392,14 +395,14 @@ class WholeManager(RuleBasedStateMachine):
         if n % 3 == 0:
             compact_node(self.mem)
         elif n % 3 == 1 and not self.mem.tunables[T_SEED_FILES]:
-            proactive_compact_node(self.mem)
+            proactive_compact_node(self.mem, nr % self.nodes)
         elif not self.mem.tunables[T_SEED_FILES]:
-            self.mem.pool[P_KCOMPACTD_ORDER] = 9
-            kcompactd_do_work(self.mem)
+            self.mem.node[nr % self.nodes, N_KCOMPACTD_ORDER] = 9
+            kcompactd_do_work(self.mem, nr % self.nodes)
 
     @rule(**DRAW)
     def kswapd(self, n, at, nr, flag):
-        run_kswapd(self.mem, 9 if flag else 0)
+        run_kswapd(self.mem, n % self.nodes, 9 if flag else 0)
 
     @rule(**DRAW)
     def hugetlb_pool(self, n, at, nr, flag):
@@ -409,7 +412,7 @@ class WholeManager(RuleBasedStateMachine):
     @rule(**DRAW)
     def per_cpu_lists(self, n, at, nr, flag):
         decay_pcp(self.mem, n + 1)
-        for zone in range(NR_ZONES if flag else 0):
+        for zone in range(len(self.mem.zone) if flag else 0):
             drain_zone_pages(self.mem, zone)
 
     @rule(**DRAW)
@@ -488,7 +491,7 @@ class WholeManager(RuleBasedStateMachine):
         if self.mem.pool[P_ZERO_PB]:
             free_compound(self.mem, int(self.mem.pool[P_ZERO_PB]) - 1)
             self.mem.pool[P_ZERO_PB] = 0
-        for zone in range(NR_ZONES):
+        for zone in range(len(self.mem.zone)):
             drain_zone_pages(self.mem, zone)
         check_memory(self.mem)
         assert (self.mem.zone[:, Z_FREE] == self.mem.zone[:, Z_MANAGED]).all()
@@ -536,16 +539,16 @@ ALWAYS = ("start", "kalloc", "kfree", "page_cache", "compact", "kswapd", "hugetl
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_long_walk_over_the_whole_manager(kernel, seed):
+@pytest.mark.parametrize(("seed", "nodes"), [(1, 1), (2, 2), (4, 4)])
+def test_long_walk_over_the_whole_manager(kernel, seed, nodes):
     """What short programs seldom reach."""
-    walk(kernel, seed, 400)
+    walk(kernel, seed, nodes, 400)
 
 
-def walk(kernel, seed, steps):
+def walk(kernel, seed, nodes, steps):
     rng = np.random.default_rng(seed)
     machine = WholeManager()
-    machine.boot(kernel, 16 << seed % 3, ("511", "64")[seed % 2], str(seed % 2), "1")
+    machine.boot(kernel, 16 << seed % 3, ("511", "64")[seed % 2], str(seed % 2), "1", nodes)
     likely = np.array(list(RULES.values()))
     for name in rng.choice(list(RULES), steps, p=likely / likely.sum()):
         drawn = {"n": int(rng.integers(100)), "at": rng.random()}
