@@ -215,10 +215,12 @@ def _warm_up() -> None:
 
 def warm_nodes(nodes: list[Node]) -> None:
     """Compile the kernels once on each machine, not once in each actor."""
-    cold = _on_each(nodes, _is_cold, ANSWER_S)
-    for node in (node for node, is_cold in zip(nodes, cold, strict=True) if is_cold):
-        log.warning("compiling kernels on node %s, once: about two minutes", node.address)
-    _on_each(nodes, _warm_up, COMPILE_S)
+    states = _on_each(nodes, _is_cold, ANSWER_S)
+    cold = [node for node, is_cold in zip(nodes, states, strict=True) if is_cold]
+    if cold:
+        named = _named([node.address for node in cold])
+        log.warning("compiling kernels on %s, once: about two minutes", named)
+        _on_each(cold, _warm_up, COMPILE_S)
 
 
 def _free_cpus() -> int:

@@ -1,0 +1,122 @@
+"""Three Ray nodes with addresses of their own against one, against none, and with one cut off.
+
+The same steps are a test (tests/chaos/test_cluster.py) and ``fleet bench cluster``.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fleet.bench import digest_tables
+from fleet.netns import Machines
+from fleet.rundir import MANIFEST_FILE, RUN_FILE
+from hostsim.core.errors import WorkerError
+
+# Cheap hosts, and epochs enough that a link is cut long before the end.
+SCENARIO = (
+    "smoke",
+    "--set=run.duration=24h",
+    "--set=hosts.count=6",
+    "--set=hosts.memory=8GiB",
+    "--set=hosts.reserved=2GiB",
+    "--set=hosts.slab.base=256MiB",
+    "--set=vms.scale=0.001",
+)
+CUT_AT_EPOCH = 6
+WAIT_S = 300.0
+RECOVERY_BAR_S = 15.0
+
+
+class Done(NamedTuple):
+    """A run that has ended well."""
+
+    record: dict[str, Any]  # run.json
+    digests: dict[str, str]  # by table
+    stderr: str
+
+    @property
+    def nodes(self) -> list[str]:
+        """The addresses of the machines that computed it."""
+        return list(self.record["execution"]["nodes"])
+
+
+def finished(run: "subprocess.Popen[str]", out: Path) -> Done:
+    """Wait for a run and return what it left.
+
+    Raises
+    ------
+    WorkerError
+        It failed, or takes too long.
+    """
+    try:
+        _, stderr = run.communicate(timeout=WAIT_S)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        _, stderr = run.communicate()
+        raise WorkerError(f"{out.name}: no end after {WAIT_S:.0f} s: {stderr[-1000:]}") from None
+    if run.returncode:
+        raise WorkerError(f"{out.name}: exit code {run.returncode}: {stderr[-1000:]}")
+    return Done(json.loads((out / RUN_FILE).read_text()), digest_tables(out), stderr)
+
+
+def epochs_written(out: Path) -> int:
+    """Return how many epochs the manifest of a run has by now."""
+    try:
+        parts = json.loads((out / MANIFEST_FILE).read_text())["parts"]
+    except OSError:
+        return 0
+    return 1 + max((int(part["epoch"]) for part in parts), default=-1)
+
+
+def wait_for_epoch(run: "subprocess.Popen[str]", out: Path, epochs: int) -> float:
+    """Wait until a run has written so many epochs; return when that was.
+
+    Raises
+    ------
+    WorkerError
+        It ended before, or takes too long.
+    """
+    give_up_s = time.monotonic() + WAIT_S
+    while epochs_written(out) < epochs:
+        if run.poll() is not None:
+            _, stderr = run.communicate()
+            raise WorkerError(f"{out.name} ended at epoch {epochs_written(out)}: {stderr[-1000:]}")
+        if time.monotonic() > give_up_s:
+            raise WorkerError(f"{out.name} is not at epoch {epochs} after {WAIT_S:.0f} s")
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+def run_inline(out: Path) -> Done:
+    """Run the scenario in one process on this machine."""
+    command = [sys.executable, "-m", "fleet", "run", *SCENARIO, "--inline", "--out", str(out)]
+    pipe = subprocess.PIPE
+    return finished(subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe), out)
+
+
+def run_on(machines: Machines, out: Path, *options: str) -> Done:
+    """Run the scenario on all machines there are."""
+    return finished(machines.fleet(*SCENARIO, "--out", str(out), *options), out)
+
+
+def run_cut(machines: Machines, out: Path, machine: int) -> tuple[Done, float]:
+    """Cut a machine off in the middle of a run; mend its link when the run has gone on.
+
+    Its worker lives on all the while, and comes back as an orphan.
+
+    Returns
+    -------
+    tuple
+        The run, and the seconds from the cut until an epoch that needed the lost hosts was written.
+    """
+    run = machines.fleet(*SCENARIO, "--out", str(out), "--checkpoint-epochs", "4")
+    wait_for_epoch(run, out, CUT_AT_EPOCH)
+    machines.set_link(machine, "down")
+    cut_s, written = time.monotonic(), epochs_written(out)
+    # One epoch may have been computed, and not written; the next but one needs the lost hosts.
+    recovered_s = wait_for_epoch(run, out, written + 2) - cut_s
+    machines.set_link(machine, "up")
+    return finished(run, out), recovered_s
