@@ -7,11 +7,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fleet.bench import digest_tables
-from fleet.netns import Machines
+from fleet.netns import Machines, why_not
 from fleet.rundir import MANIFEST_FILE, RUN_FILE
 from hostsim.core.errors import WorkerError
 
@@ -25,7 +26,8 @@ SCENARIO = (
     "--set=hosts.slab.base=256MiB",
     "--set=vms.scale=0.001",
 )
-CUT_AT_EPOCH = 6
+CHECKPOINT_EPOCHS = 4
+CUT_AT_EPOCH = 5
 WAIT_S = 300.0
 RECOVERY_BAR_S = 15.0
 
@@ -112,7 +114,9 @@ def run_cut(machines: Machines, out: Path, machine: int) -> tuple[Done, float]:
     tuple
         The run, and the seconds from the cut until an epoch that needed the lost hosts was written.
     """
-    run = machines.fleet(*SCENARIO, "--out", str(out), "--checkpoint-epochs", "4")
+    run = machines.fleet(
+        *SCENARIO, "--out", str(out), "--checkpoint-epochs", str(CHECKPOINT_EPOCHS)
+    )
     wait_for_epoch(run, out, CUT_AT_EPOCH)
     machines.set_link(machine, "down")
     cut_s, written = time.monotonic(), epochs_written(out)
@@ -120,3 +124,44 @@ def run_cut(machines: Machines, out: Path, machine: int) -> tuple[Done, float]:
     recovered_s = wait_for_epoch(run, out, written + 2) - cut_s
     machines.set_link(machine, "up")
     return finished(run, out), recovered_s
+
+
+class Step(NamedTuple):
+    """One step, as a program reads it."""
+
+    step: str
+    nodes: list[str]
+    wall_s: float
+    same_bytes: bool
+    recovered_s: float | None  # since the node was cut off
+
+    @property
+    def passes(self) -> bool:
+        """Whether bytes are the same, and what was lost came back in time."""
+        return self.same_bytes and (self.recovered_s is None or self.recovered_s <= RECOVERY_BAR_S)
+
+
+def measure_cluster(folder: Path) -> Iterator[Step]:
+    """Go through all steps, in a folder of their own; one at a time.
+
+    Raises
+    ------
+    WorkerError
+        There can be no namespaces here, or a run failed.
+    """
+    reason = why_not()
+    if reason:
+        raise WorkerError(reason)
+    inline = run_inline(folder / "inline")
+
+    def step(name: str, done: Done, recovered_s: float | None = None) -> Step:
+        wall_s = done.record["execution"]["wall_s"]
+        return Step(name, done.nodes, wall_s, done.digests == inline.digests, recovered_s)
+
+    yield step("inline", inline)
+    with Machines() as machines:
+        yield step("1 node", run_on(machines, folder / "one"))
+        machines.add()
+        lost = machines.add()
+        yield step("3 nodes", run_on(machines, folder / "three"))
+        yield step("3 nodes, one cut off", *run_cut(machines, folder / "cut", lost))

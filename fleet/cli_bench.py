@@ -1,6 +1,7 @@
 """``fleet bench``: what the simulator costs, measured and held against its budget."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -244,4 +245,34 @@ def placement(as_json: JsonOption = False) -> None:
                 f"  {row.bar:,.0f} {unit}/s {verdict}"
             )
     if not all(row.passes for row in rows):
+        raise typer.Exit(1)
+
+
+@bench_app.command()
+def cluster(as_json: JsonOption = False) -> None:
+    """Compare three Ray nodes with one and with none, then cut one off; all bytes, and the time.
+
+    Each node has an address of its own, in a network namespace: as root, with iproute2.
+
+    \b
+    Example:
+      fleet bench cluster
+    """
+    import tempfile
+
+    from fleet.bench_cluster import measure_cluster
+
+    steps = []
+    with tempfile.TemporaryDirectory() as folder:
+        for step in measure_cluster(Path(folder)):
+            steps.append(step)
+            if not as_json:
+                same = "the same bytes" if step.same_bytes else "DIFFERENT"
+                line = f"  {step.step:<22}{step.wall_s:>7.1f} s  {same:<16}{', '.join(step.nodes)}"
+                if step.recovered_s is not None:
+                    line += f"  went on after {step.recovered_s:.1f} s"
+                typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps([{**s._asdict(), "passes": s.passes} for s in steps], indent=2))
+    if not all(step.passes for step in steps):
         raise typer.Exit(1)
