@@ -159,6 +159,7 @@ class RayBackend:
         self.host_ids = split_hosts(scenario.nr_hosts, self.room.nr_shards)
         self._plans = shard_plans(scenario, self.room.nr_shards)
         self._expected = handshake.describe()
+        self.begin_s = time.perf_counter()
         self._attempts = [0] * self.room.nr_shards
         self._journal = Journal()
         self._epoch = 0  # the next one to submit
@@ -359,6 +360,7 @@ class RayBackend:
                 "from_epoch": journal.epoch,
                 "shard": shard,
                 "reason": reason,
+                "noticed_s": round(begin_s - self.begin_s, 3),  # since the workers were started
                 "restored_s": round(restored_s, 3),
                 "again_s": round(time.perf_counter() - begin_s - restored_s, 3),
             }

@@ -191,6 +191,7 @@ def run(
             before = rundir.read_json(store, rundir.RUN_FILE)
             _same_run(store, before, record)
             if before["status"] == "complete":
+                checkpoint.clear(store)  # if it was killed before it could
                 return cast(dict[str, Any], before)
             record["execution"]["attempt"] = before["execution"]["attempt"] + 1
         rundir.write_json(store, rundir.RUN_FILE, record)
