@@ -16,6 +16,10 @@ class ObjectStore(Store):
         super().__init__(place, filesystem)
         self.is_object_store = True
 
+    def _stream(self, path):
+        self.fs.create_dir(self.full(path.rpartition("/")[0]), recursive=True)  # keys need none
+        return super()._stream(path)
+
 
 def sub_tree(path):
     return pafs.SubTreeFileSystem(str(path), pafs.LocalFileSystem())
