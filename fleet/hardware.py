@@ -101,6 +101,13 @@ class LatencySection(Section):
     source: str
 
 
+class RemoteSection(Section):
+    """Memory of another NUMA node."""
+
+    ratio: Annotated[float, Field(ge=1)]  # latency of remote memory over that of local
+    source: str
+
+
 class CacheSection(Section):
     """Data caches."""
 
@@ -123,6 +130,7 @@ class CpuFile(Section):
     nested_tlb: NestedTlbSection | None = None
     walkers: WalkersSection
     latency: LatencySection
+    remote: RemoteSection
     cache: CacheSection
 
 
@@ -217,7 +225,7 @@ def load_cpu(name: str) -> Cpu:
             nested.ways if nested else 0,
         ),
         walkers=file.walkers.count,
-        latency=LatencySpec(*(getattr(file.latency, f) for f in LatencySpec._fields)),
+        latency=_latency(file),
         cache=CacheSpec(file.cache.l1, file.cache.l2, file.cache.llc, file.cache.fill_lines),
     )
     problems = [
@@ -233,6 +241,11 @@ def load_cpu(name: str) -> Cpu:
     if problems:
         raise ScenarioError(problems)
     return cpu
+
+
+def _latency(file: CpuFile) -> LatencySpec:
+    values = file.latency.model_dump(exclude={"source"})
+    return LatencySpec(**values, remote_cycles=file.latency.dram_cycles * file.remote.ratio)
 
 
 def _tlb(section: InstructionTlbSection, level: int) -> TlbSpec:

@@ -247,7 +247,8 @@ def receive(
 ) -> tuple[int, bool]:
     """Start the process that a VM arrives in; return as `hostsim.host.start_qemu`."""
     advised = emigrant.advice == ADVICE_HUGE
-    mm, enough = start_qemu(mem, offset + int(guest[G_PAGES]), own_pages, advised, int(guest[G_VM]))
+    ram_pages, vm_id, vcpus = (int(guest[column]) for column in (G_PAGES, G_VM, G_VCPUS))
+    mm, enough = start_qemu(mem, offset + ram_pages, own_pages, advised, vm_id, vcpus)
     guest[G_MM] = mm
     if mm != NIL and offset:
         mem.mm[mm, MM_EPT_FLAGS] |= EPT_MISALIGNED

@@ -23,7 +23,7 @@ from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_types import Memory
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.rmap import KIND_EPT, KIND_PGTABLE
-from hostsim.mmu.cost import Classes, WalkCost, operations_per_cycle, walk_cost
+from hostsim.mmu.cost import LOCAL, Classes, Remote, WalkCost, operations_per_cycle, walk_cost
 from hostsim.mmu.cpus import Cpu, new_mmu
 from hostsim.mmu.paging import PageTables, new_page_tables, tables_needed
 from hostsim.mmu.tlb import C_ACCESSES, C_L1_HITS, C_L2_HITS, C_WALKS, forget_counts
@@ -227,20 +227,30 @@ def coverage_of(space: Space, classes: Classes) -> Any:
     return np.stack([1.0 - huge, huge, np.zeros(len(huge))])
 
 
-def cost_of(workload: Workload, cpu: Cpu, space: Space, counts: Any) -> WalkCost:
+def cost_of(
+    workload: Workload, cpu: Cpu, space: Space, counts: Any, remote: Remote = LOCAL
+) -> WalkCost:
     """Return what the walks of simulated accesses cost."""
     if np.ndim(counts) == 2:
         counts = counts.sum(axis=0)
     per_table = space.pages / max(space.table_pages, 1)
     classes = classes_of(workload)
-    return walk_cost(cpu, classes, counts, coverage_of(space, classes), per_table)
+    return walk_cost(cpu, classes, counts, coverage_of(space, classes), per_table, remote)
 
 
-def outcome(workload: Workload, cpu: Cpu, space: Space, counts: Any) -> Outcome:
-    """Return cycles of walks and of the run."""
-    cost = cost_of(workload, cpu, space, counts)
+def outcome(
+    workload: Workload, cpu: Cpu, space: Space, counts: Any, remote: Remote = LOCAL
+) -> Outcome:
+    """Return cycles of walks and of the run.
+
+    An access to remote memory takes longer by the difference to local memory.
+    """
+    cost = cost_of(workload, cpu, space, counts, remote)
     walk_cycles = workload.steps * cost.walks * cost.walk_cycles
     own = workload.cycles + workload.steps * cost.l2_tlb_hits * cpu.latency.l2_tlb_cycles
+    if remote.memory:
+        extra = cpu.latency.remote_cycles - cpu.latency.dram_cycles
+        own += workload.steps * cost.data_dram * extra
     rate = operations_per_cycle(own, walk_cycles, cpu.walkers, workload.overlap)
     return Outcome(counts, cost, walk_cycles, 1.0 / rate, rate * walk_cycles)
 

@@ -2,8 +2,10 @@
 
 A state of a guest's programs (`fleet.mmu_state`) lies between classes, each of which is sampled
 once (`fleet.mmu_sample`). A state's figures are interpolated between the classes around it,
-linearly in each of footprint, small share, side and page tables.
+linearly in each of footprint, small share, side, page tables and what is remote.
 
+Simplified: what lies on another node is the same share of a program's data, of its page tables and
+of all the VM's memory, in 64ths rounded down.
 Simplified: figures between classes are interpolated, and a class of less than 1/64 is left out.
 """
 
@@ -31,10 +33,13 @@ from fleet.mmu_sample import (
     sample,
 )
 from guestsim.behaviour import G_CLASS, G_FIGURE, G_PROGRAM, G_TABLES_HOST, NR_FIGURES
+from hostsim.core.stats import VM_COLUMNS
 from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.mmu.cost import Remote
 
 LEAST_PAGES: Final = HPAGE_PMD_NR
 MOST_STATES: Final = 20_000  # that are remembered, about 10 MiB; then all are forgotten
+REMOTE_PARTS: Final = 64  # that a state's memory and EPT are divided in
 LEAST_WEIGHT: Final = 1 / 64  # of a class around a state; less is left out
 PPM: Final = 1_000_000
 
@@ -50,6 +55,8 @@ class State(NamedTuple):
     both_huge: int
     tables: int
     tables_huge: int
+    remote: int = 0  # of 64 parts of the VM's memory, those on another node than its CPUs
+    remote_ept: int = 0  # of 64 parts of its EPT
 
 
 def _between(value: float, classes: tuple[float, ...]) -> list[tuple[int, float]]:
@@ -76,6 +83,20 @@ def _sides(state: State, small: int) -> dict[Side, float]:
     return {side: share for side, share in shares.items() if share > 0.0}
 
 
+def _remote(state: State, native: bool) -> list[tuple[Remote, float]]:
+    """Return what is remote, nothing, all memory, all of the EPT or both, and the shares of it."""
+    memory = state.remote / REMOTE_PARTS
+    ept = 0.0 if native else state.remote_ept / REMOTE_PARTS
+    shares = {
+        Remote(): (1.0 - memory) * (1.0 - ept),
+        Remote(memory=True): memory * (1.0 - ept),
+        Remote(ept=True): (1.0 - memory) * ept,
+        Remote(memory=True, ept=True): memory * ept,
+    }
+    kept = {remote: share for remote, share in shares.items() if share > LEAST_WEIGHT}
+    return [(remote, share / sum(kept.values())) for remote, share in kept.items()]
+
+
 def classes_around(state: State, *, native: bool = False) -> list[tuple[Class, float]]:
     """Return the classes that a state lies between, and their weights, which add up to one.
 
@@ -92,6 +113,7 @@ def classes_around(state: State, *, native: bool = False) -> list[tuple[Class, f
     tables = [(huge, c) for huge, c in ((True, of_tables), (False, 1.0 - of_tables)) if c > 0.0]
     sides = {Side.NATIVE: 1.0} if native else _sides(state, small)
     none = sides if native else {Side.GUEST: 1.0}  # all entries are large on both sides
+    far = _remote(state, native)
     found = []
     for footprint, a in _footprints(pages):
         for share, b in _between(small / pages, SMALL):
@@ -99,8 +121,10 @@ def classes_around(state: State, *, native: bool = False) -> list[tuple[Class, f
                 for huge, d in tables:
                     weight = a * b * c * d
                     if weight > LEAST_WEIGHT:
-                        key = Class(state.cpu, state.workload, footprint, share, side, huge)
-                        found.append((key, weight))
+                        program = (state.cpu, state.workload, footprint)
+                        for remote, e in far:
+                            key = Class(*program, share, side, huge, remote)
+                            found.append((key, weight * e))
     total = sum(weight for _, weight in found)
     return [(key, weight / total) for key, weight in found]
 
@@ -154,7 +178,8 @@ class Sampler:
         own = self._mean(classes_around(state))
         huge = self._mean(classes_around(all_huge(state)))
         native = self._mean(classes_around(state, native=True))
-        found = _as_integers(own, huge, native)
+        local = self._mean(classes_around(state._replace(remote=0, remote_ept=0)))
+        found = _as_integers(own, huge, native, local)
         if self.remember:
             if len(self._figures) >= MOST_STATES:
                 self._figures.clear()
@@ -180,7 +205,10 @@ class Sampler:
 
 
 def _as_integers(
-    own: NDArray[np.float64], huge: NDArray[np.float64], native: NDArray[np.float64]
+    own: NDArray[np.float64],
+    huge: NDArray[np.float64],
+    native: NDArray[np.float64],
+    local: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     """Return figures in fixed point: `hostsim.core.stats.MMU_COLUMNS`."""
     walks = own[S_MISSES] or 1.0
@@ -196,6 +224,7 @@ def _as_integers(
         PPM * (own[S_GUEST_CYCLES] + own[S_EPT_CYCLES]) / run,
         PPM * run / huge[S_RUN_CYCLES],
         PPM * run / native[S_RUN_CYCLES],
+        PPM * run / local[S_RUN_CYCLES],
     )
     return np.array([round(value) for value in values], np.int64)
 
@@ -215,6 +244,18 @@ class Sampling(NamedTuple):
     workloads: tuple[str, ...]  # profile of each class of guests, "" for none
     seed: int
     accesses: int  # of a sample, 0: no samples
+
+
+_COLUMN: Final = {column.name: index for index, column in enumerate(VM_COLUMNS)}
+_RESIDENT: Final = _COLUMN["rss_pages"]
+_REMOTE: Final = _COLUMN["remote_pages"]
+_EPT: Final = _COLUMN["nr_ept_pages"]
+_REMOTE_EPT: Final = _COLUMN["remote_ept_pages"]
+
+
+def _parts(some: int, of: int) -> int:
+    """Return a share in whole parts of `REMOTE_PARTS`."""
+    return min(int(some) * REMOTE_PARTS // max(int(of), 1), REMOTE_PARTS)
 
 
 def measure_guests(
@@ -242,7 +283,11 @@ def measure_guests(
         figures[:] = 0
         if workload and guest[G_PROGRAM] > 0:
             state = guest[G_PROGRAM : G_TABLES_HOST + 1].tolist()
-            figures[:] = sampler.figures(State(sampling.cpu, workload, *state))
+            remote = (
+                _parts(into[_REMOTE], into[_RESIDENT]),
+                _parts(into[_REMOTE_EPT], into[_EPT]),
+            )
+            figures[:] = sampler.figures(State(sampling.cpu, workload, *[*state, *remote]))
         into[-NR_FIGURES:] = figures
 
 

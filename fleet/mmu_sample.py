@@ -1,9 +1,10 @@
 """Samples of what address translation costs a class of guest programs.
 
 A class is a CPU, a workload, a footprint, the share that small TLB entries map, which side is small
-where one is, and what the EPT maps page tables by. Its sample simulates accesses of the workload
-over page tables that have the class's shares, made by a stated rule. A sample is a pure function of
-its class, seed and length, so that it does not matter who simulates it.
+where one is, what the EPT maps page tables by, and what lies on another NUMA node. Its sample
+simulates accesses of the workload over page tables that have the class's shares, made by a stated
+rule. A sample is a pure function of its class, seed and length, so that it does not matter who
+simulates it.
 
 Windows are small in the order of a Weyl sequence, spread evenly over the footprint. A window's
 pages lie in one window of guest memory, page tables behind all pages, one a frame, in order.
@@ -31,6 +32,7 @@ from guestsim.workload import Program, compile_workload, draw_pages
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SHIFT
+from hostsim.mmu.cost import LOCAL, Remote
 from hostsim.mmu.cpus import Cpu, new_mmu
 from hostsim.mmu.paging import (
     INDEX_BITS,
@@ -70,6 +72,7 @@ class Class(NamedTuple):
     small: int  # index of SMALL
     side: Side
     tables_huge: bool  # whether the EPT maps page tables by 2 MiB
+    remote: Remote = LOCAL  # what lies on another NUMA node than the CPU
 
 
 # Figures of a sample, an access or an operation
@@ -217,7 +220,7 @@ def sample(key: Class, seed: int, accesses: int) -> NDArray[np.float64]:
     pages = _draw(key, seed, warm + accesses, compile_workload(workload))
     space = _space(key, nr_pages, pages)
     counts = _count(cpu, space, pages, warm)
-    found = outcome(workload, cpu, space, counts)
+    found = outcome(workload, cpu, space, counts, key.remote)
     return figures_of(found, cpu, workload.steps)
 
 

@@ -27,7 +27,15 @@ from fleet.sections import (
     pages_text,
 )
 from guestsim.spec import GuestSpec
-from hostsim.core.units import HPAGE_PMD_NR, NS_PER_DAY, NS_PER_HOUR, NS_PER_MIN, NS_PER_MS
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    MAX_PAGE_ORDER,
+    NS_PER_DAY,
+    NS_PER_HOUR,
+    NS_PER_MIN,
+    NS_PER_MS,
+)
+from hostsim.mm.physmem import DMA32_END_PFN
 from hostsim.spec import HostSpec, SlabSpec
 
 
@@ -70,6 +78,7 @@ class HostsSection(Section):
     count: Count = 1
     vcpus: Count = 96
     memory: HugePages = 256 * GIB_PAGES
+    numa_nodes: Literal[1, 2, 4] = 1
     reserved: Pages = 8 * GIB_PAGES
     cpu: str = "ice-lake-sp"
     kernel: Literal["6.12", "6.1"] = "6.12"
@@ -88,6 +97,23 @@ class HostsSection(Section):
             near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
             raise ValueError(f"{name!r} is no CPU; nearest: {', '.join(near or known)}")
         return name
+
+    @model_validator(mode="after")
+    def _nodes_are_equal(self) -> "HostsSection":
+        nodes = self.numa_nodes
+        if self.vcpus % nodes:
+            raise ValueError(f"vcpus {self.vcpus} is not a multiple of numa_nodes {nodes}")
+        if self.memory % (nodes << MAX_PAGE_ORDER):
+            raise ValueError(
+                f"memory {pages_text(self.memory)} is not a multiple of"
+                f" {pages_text(nodes << MAX_PAGE_ORDER)}, 4MiB a node"
+            )
+        if nodes > 1 and self.memory < nodes * DMA32_END_PFN:
+            raise ValueError(
+                f"memory {pages_text(self.memory)} is less than"
+                f" {pages_text(nodes * DMA32_END_PFN)}, 4GiB a node"
+            )
+        return self
 
     @model_validator(mode="after")
     def _memory_for_vms(self) -> "HostsSection":
@@ -340,6 +366,7 @@ def _host_spec(section: HostsSection, mmu: MmuSection) -> HostSpec:
         settings=settings_of(section.thp, section.khugepaged, section.vm),
         cpu=section.cpu,
         mmu_accesses=mmu.accesses if mmu.enabled else 0,
+        nr_nodes=section.numa_nodes,
     )
 
 

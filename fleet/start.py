@@ -104,7 +104,7 @@ def start_vm(
     guest = guests[row]
     madvised = draw_guest(guest, profiles, shares, touched, boot_pages, key)
     ram_pages = offset + guest[G_PAGES]
-    mm, enough = start_qemu(host, ram_pages, own_pages, madvised, guest[G_VM])
+    mm, enough = start_qemu(host, ram_pages, own_pages, madvised, guest[G_VM], guest[G_VCPUS])
     guest[G_MM] = mm
     if mm == NIL:
         return nr, False

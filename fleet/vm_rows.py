@@ -35,6 +35,7 @@ from hostsim.mm.mm_types import (
     MM_EPT_4K,
     MM_EPT_VIOLATIONS,
     MM_HUGE,
+    MM_NODE,
     MM_RAM_ANON,
     MM_RAM_PAGES,
     MM_THP_ALLOC,
@@ -47,6 +48,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import W_HUGE, W_TAG, window_word
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word
+from hostsim.mm.numa import remote_pages
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS
 
@@ -154,7 +156,11 @@ def fill_vm_rows(
         out[i, 19] = guests[row, G_BALLOON]
         out[i, 20] = guests[row, G_REPORTED]
         out[i, 21] = guests[row, G_KILLS]
-        for column in range(22, out.shape[1]):
+        remote, tables = remote_pages(host, mm)
+        out[i, 22] = host.mm[mm, MM_NODE]
+        out[i, 23] = remote
+        out[i, 24] = tables
+        for column in range(25, out.shape[1]):
             out[i, column] = 0  # what translation costs is not known here
         for column in range(G_PROGRAM_BOTH + 1 - G_PROGRAM):
-            out[i, 22 + column] = guests[row, G_PROGRAM + column]
+            out[i, 25 + column] = guests[row, G_PROGRAM + column]

@@ -20,6 +20,7 @@ from hostsim.core.units import (
     NS_PER_S,
 )
 from hostsim.ept import guest_access
+from hostsim.home_node import choose_home
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_slot import khugepaged_enter
@@ -28,6 +29,7 @@ from hostsim.mm.mm_types import (
     MIGRATE_RECLAIMABLE,
     MIGRATE_UNMOVABLE,
     MM_EPT_FLAGS,
+    MM_VCPUS,
     MM_VM,
     MM_WINDOWS,
     NIL,
@@ -54,6 +56,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.mmu_notifier import EPT_PC_SLOTS
+from hostsim.mm.numa import nr_numa_miss, run_on_node_of, set_home_node, smallest_free
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import decay_pcp
@@ -123,7 +126,7 @@ NR_ROW_HEAD: Final = 5  # t_ns, host_id, nr_vms, committed_vcpus, committed_page
 
 @kernel
 def new_process(
-    mem: Memory, ram_pages: int, own_pages: int, advice: int, vm_id: int
+    mem: Memory, ram_pages: int, own_pages: int, advice: int, vm_id: int, vcpus: int
 ) -> tuple[int, bool]:
     """Start a VM's process with its kernel pages and page tables; its guest has a PC's memory map.
 
@@ -132,9 +135,13 @@ def new_process(
     mm, enough
         The process (NIL if the process table is full), and whether memory sufficed.
     """
+    nid, nr_nodes = choose_home(mem, ram_pages, vcpus)
     mm = mm_alloc(mem, ram_pages, own_pages, advice, True, vm_id)
     if mm == NIL:
         return NIL, False
+    mem.mm[mm, MM_VCPUS] = vcpus
+    set_home_node(mem, mm, nid, nr_nodes)
+    run_on_node_of(mem, mm, 0)
     mem.mm[mm, MM_EPT_FLAGS] = EPT_PC_SLOTS
     gib = (ram_pages + (1 << HPAGE_PUD_ORDER) - 1) >> HPAGE_PUD_ORDER
     for _ in range(PROCESS_KERNEL_PAGES):
@@ -148,11 +155,11 @@ def new_process(
 
 @kernel
 def start_qemu(
-    mem: Memory, ram_pages: int, own_pages: int, madvised: bool, vm_id: int
+    mem: Memory, ram_pages: int, own_pages: int, madvised: bool, vm_id: int, vcpus: int
 ) -> tuple[int, bool]:
     """Start a VM's process as `Host.start` does; the process is NIL if the table is full."""
     advice = ADVICE_HUGE if madvised else ADVICE_NONE
-    mm, enough = new_process(mem, ram_pages, own_pages, advice, vm_id)
+    mm, enough = new_process(mem, ram_pages, own_pages, advice, vm_id, vcpus)
     if mm != NIL:
         if madvised:
             khugepaged_enter(mem, mm)
@@ -347,6 +354,8 @@ def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], 
         mem.pool[P_KSM_SHARED],
         mem.pool[P_KSM_SHARING],
         mem.pool[P_STALL_NS],
+        nr_numa_miss(mem),
+        smallest_free(mem),
     ):
         row[at] = value
         at += 1
@@ -378,7 +387,9 @@ class Host:
     def _boot(self) -> None:
         """Begin with the memory of a machine that has just booted."""
         spec = self.spec
-        self.mem = new_memory(spec.memory_pages, spec.kernel, spec.vcpus, memmap=True)
+        self.mem = new_memory(
+            spec.memory_pages, spec.kernel, spec.vcpus, memmap=True, nr_nodes=spec.nr_nodes
+        )
         set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
         for name, value in (("enabled", spec.thp_enabled), *spec.settings):
             write_setting(self.mem, name, value)
@@ -422,7 +433,9 @@ class Host:
         self.mem = restore_parts(split["mem"], self.mem)
         self.slab = restore_slab(split["slab"])
 
-    def start(self, vm_id: int, ram_pages: int, own_pages: int, madvised: bool) -> tuple[int, bool]:
+    def start(
+        self, vm_id: int, ram_pages: int, own_pages: int, madvised: bool, vcpus: int = 1
+    ) -> tuple[int, bool]:
         """Start a VM's process; return its number and whether memory sufficed.
 
         Parameters
@@ -433,13 +446,15 @@ class Host:
             Small-page memory of QEMU itself, from `own_first_page` on.
         madvised
             Whether the guest RAM has MADV_HUGEPAGE.
+        vcpus
+            Of the VM, which says with its memory on how many NUMA nodes it runs.
 
         Raises
         ------
         InvariantError
             The process table is full.
         """
-        mm, enough = start_qemu(self.mem, ram_pages, own_pages, madvised, vm_id)
+        mm, enough = start_qemu(self.mem, ram_pages, own_pages, madvised, vm_id, vcpus)
         if mm == NIL:
             raise InvariantError(PROCESS_TABLE_FULL)
         return int(mm), bool(enough)

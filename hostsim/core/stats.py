@@ -7,7 +7,7 @@ order; ratios are computed when reading.
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 Kind = Literal["key", "gauge", "counter", "label"]
 
@@ -100,6 +100,13 @@ MMU_COLUMNS: tuple[Column, ...] = (
         "gauge",
         "1/1000000",
         "Run time against that without a hypervisor, mapped as the guest maps it.",
+    ),
+    Column(
+        "slowdown_remote",
+        "int64",
+        "gauge",
+        "1/1000000",
+        "Run time against that with all memory and the EPT on the NUMA nodes of the VM's CPUs.",
     ),
 )
 
@@ -412,6 +419,22 @@ HOST_COLUMNS: tuple[Column, ...] = (
         "Simulated time that accesses waited for direct compaction and direct reclaim.",
     ),
     Column(
+        "numa_miss",
+        "int64",
+        "counter",
+        "requests",
+        "Allocations that a NUMA node served though they preferred another, all nodes.",
+        "/proc/vmstat",
+    ),
+    Column(
+        "nr_free_fullest_node",
+        "int64",
+        "gauge",
+        "pages",
+        "Free pages of the NUMA node that has the fewest.",
+        "/sys/devices/system/node/node*/meminfo",
+    ),
+    Column(
         "guest_used_pages",
         "int64",
         "gauge",
@@ -521,6 +544,28 @@ VM_COLUMNS: tuple[Column, ...] = (
     ),
     Column(
         "guest_oom_kill", "int64", "counter", "processes", "Kills by the guest's own OOM killer."
+    ),
+    Column(
+        "home_node",
+        "int8",
+        "gauge",
+        "number",
+        "NUMA node on whose CPUs the VM runs; the first of several, which follow it.",
+    ),
+    Column(
+        "remote_pages",
+        "int64",
+        "gauge",
+        "pages",
+        "Memory of the VM on another NUMA node than the CPUs that use it.",
+        "/proc/PID/numa_maps",
+    ),
+    Column(
+        "remote_ept_pages",
+        "int64",
+        "gauge",
+        "pages",
+        "EPT table pages on a NUMA node none of whose CPUs the VM uses.",
     ),
     Column("program_pages", "int64", "gauge", "pages", "Memory of the guest's programs."),
     Column(

@@ -224,7 +224,8 @@ MM_ALIKE: Final = 36  # shares of written pages that are zero, the VM's own, of 
 MM_IMAGE: Final = 37  # number of the image from which they come
 MM_NODE: Final = 38  # node on whose CPUs it runs; the first of several
 MM_NR_NODES: Final = 39  # nodes over which its CPUs are spread; 0: one
-NR_MM_FIELDS: Final = 40
+MM_VCPUS: Final = 40  # of a VM
+NR_MM_FIELDS: Final = 41
 
 # Memory.pool: high-water marks and free chains (first + 1, so that zero is an empty chain)
 P_PAGEBLOCKS: Final = 0

@@ -13,7 +13,7 @@ nodes, no NUMA balancing of pages).
 Simplified: a process on several nodes uses its windows of 2 MiB from each of them in turn.
 """
 
-from typing import Any
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +35,17 @@ from hostsim.mm.mm_types import (
     N_NUMA_OTHER,
     NIL,
     P_NODE,
+    Z_FREE,
     ZONE_DMA,
     ZONE_NORMAL,
     Memory,
 )
 from hostsim.mm.mmap import W_NONE, W_TABLE, W_TAG, W_ZERO, table_head
-from hostsim.mm.physmem import pfn_to_nid, zone_to_nid
+from hostsim.mm.physmem import first_zone, pfn_to_nid, zone_to_nid
 from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_PGTABLE, KIND_SWAP
 from hostsim.mm.vmstat import NR_FILE_PAGES
+
+NR_NUMA_PAGES: Final = 4  # numbers a node of `numa_pages`
 
 
 @inline_kernel
@@ -121,10 +124,11 @@ def numa_pages(mem: Memory, mm: int, pages: NDArray[np.int64]) -> None:
     Parameters
     ----------
     pages
-        (nodes, 4), written: mapped pages, those of them on a node other than that whose CPUs use
-        them, page tables, EPT tables.
+        Four numbers a node, written: mapped pages, those of them whose users are CPUs of another
+        node, page tables, EPT tables.
     """
-    pages[:] = 0
+    for i in range(NR_NUMA_PAGES * len(mem.node)):
+        pages[i] = 0
     base = mem.mm[mm, MM_BASE]
     for window in range(mem.mm[mm, MM_WINDOWS]):
         word = int(mem.windows[base + window])
@@ -133,38 +137,80 @@ def numa_pages(mem: Memory, mm: int, pages: NDArray[np.int64]) -> None:
         user = node_of_window(mem, mm, window)
         if word & W_TAG != W_TABLE:
             nid = pfn_to_nid(mem, (word >> 2) << PAGEBLOCK_ORDER)
-            pages[nid, 0] += HPAGE_PMD_NR
+            pages[nid * NR_NUMA_PAGES] += HPAGE_PMD_NR
             if nid != user:
-                pages[nid, 1] += HPAGE_PMD_NR
+                pages[nid * NR_NUMA_PAGES + 1] += HPAGE_PMD_NR
             continue
         x = table_head(word)
         while x != NIL:
             if mem.ext[x].flags & KIND_MASK != KIND_SWAP:
                 nid = pfn_to_nid(mem, int(mem.ext[x].pfn))
                 nr = int(mem.ext[x].nr)
-                pages[nid, 0] += nr
+                pages[nid * NR_NUMA_PAGES] += nr
                 if nid != user:
-                    pages[nid, 1] += nr
+                    pages[nid * NR_NUMA_PAGES + 1] += nr
             x = int(mem.ext[x].next)
     x = mem.mm[mm, MM_KERNEL] - 1
     while x != NIL:
         kind = int(mem.ext[x].flags) & KIND_MASK
         nid = pfn_to_nid(mem, int(mem.ext[x].pfn))
         if kind == KIND_PGTABLE:
-            pages[nid, 2] += int(mem.ext[x].nr)
+            pages[nid * NR_NUMA_PAGES + 2] += int(mem.ext[x].nr)
         elif kind == KIND_EPT:
-            pages[nid, 3] += int(mem.ext[x].nr)
+            pages[nid * NR_NUMA_PAGES + 3] += int(mem.ext[x].nr)
         x = int(mem.ext[x].next)
+
+
+@kernel
+def remote_pages(mem: Memory, mm: int) -> tuple[int, int]:
+    """Return the pages of a process that CPUs of another node use, and its EPT tables so placed.
+
+    An EPT table is remote if it lies on none of the process's nodes.
+    """
+    if len(mem.node) == 1:
+        return 0, 0
+    counts = mem.scratch
+    numa_pages(mem, mm, counts)
+    pages = 0
+    tables = 0
+    for nid in range(len(mem.node)):
+        pages += counts[nid * NR_NUMA_PAGES + 1]
+        at = (nid - mem.mm[mm, MM_NODE]) % len(mem.node)
+        if at >= max(mem.mm[mm, MM_NR_NODES], 1):
+            tables += counts[nid * NR_NUMA_PAGES + 3]
+    return pages, tables
+
+
+@kernel
+def nr_numa_miss(mem: Memory) -> int:
+    """Return the requests that a node served though they preferred another, of all nodes."""
+    misses = 0
+    for nid in range(len(mem.node)):
+        misses += mem.node[nid, N_NUMA_MISS]
+    return misses
+
+
+@kernel
+def smallest_free(mem: Memory) -> int:
+    """Return the free pages of the node that has the fewest."""
+    fewest = 1 << 62
+    for nid in range(len(mem.node)):
+        free = 0
+        for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
+            free += mem.zone[zone, Z_FREE]
+        fewest = min(fewest, free)
+    return fewest
 
 
 def numa_maps(mem: Memory, mm: int) -> str:
     """Return the pages of a process by node in the words of /proc/PID/numa_maps."""
-    pages: NDArray[Any] = np.zeros((len(mem.node), 4), np.int64)
+    pages: NDArray[np.int64] = np.zeros(NR_NUMA_PAGES * len(mem.node), np.int64)
     numa_pages(mem, mm, pages)
-    return " ".join(f"N{nid}={nr}" for nid, nr in enumerate(pages[:, 0].tolist()) if nr)
+    mapped = pages[::NR_NUMA_PAGES].tolist()
+    return " ".join(f"N{nid}={nr}" for nid, nr in enumerate(mapped) if nr)
 
 
-NUMASTAT_NAMES = ("numa_hit", "numa_miss", "numa_foreign", "local_node", "other_node")
+NUMASTAT_NAMES: Final = ("numa_hit", "numa_miss", "numa_foreign", "local_node", "other_node")
 
 
 def numastat(mem: Memory, nid: int) -> dict[str, int]:

@@ -11,7 +11,8 @@ cycles and its walks, which ``walkers`` servers perform.  Mean value analysis gi
 Source: Che, Tung, Wang, Hierarchical Web Caching Systems, IEEE JSAC 20(7), 2002; Reiser,
 Lavenberg, Mean-Value Analysis of Closed Multichain Queuing Networks, JACM 27(2), 1980.
 Simplified: every cache sees all reads, not only those that missed the one before it.
-Simplified: no prefetching of data or of table lines.
+Simplified: no prefetching of data or of table lines, but what is read from end to end is not waited
+for in remote memory either.
 Simplified: an operation's own cycles are the same whatever the caches hold and on every CPU.
 """
 
@@ -45,6 +46,16 @@ Function = Callable[[float], Any]
 PLACES: Final = ("L1", "L2", "LLC", "DRAM")
 
 
+class Remote(NamedTuple):
+    """What lies in the memory of another NUMA node than that of the CPU."""
+
+    memory: bool = False  # the program's: its data, and the page tables that map it
+    ept: bool = False  # the tables of the EPT
+
+
+LOCAL: Final = Remote()
+
+
 class Classes(NamedTuple):
     """Popularity: objects read equally often, one entry a class."""
 
@@ -65,6 +76,7 @@ class WalkCost(NamedTuple):
     walk_cycles: float  # cycles of a walk
     ept_ratio: float  # share of them in EPT reads
     l2_tlb_hits: float  # an access
+    data_dram: float  # share of the accesses whose line comes from memory and is waited for
 
 
 def groups(classes: Classes) -> NDArray[np.int64]:
@@ -229,6 +241,7 @@ def walk_cost(
     counts: NDArray[np.int64],
     coverage: NDArray[np.float64],
     pages_per_table: float,
+    remote: Remote = LOCAL,
 ) -> WalkCost:
     """Return where walks found their lines and what they cost.
 
@@ -287,6 +300,10 @@ def walk_cost(
     cycles = found @ np.array(
         [latency.l1_cycles, latency.l2_cycles, latency.llc_cycles, latency.dram_cycles]
     )
+    extra = latency.remote_cycles - latency.dram_cycles
+    for kind in range(NR_READ_CLASSES):
+        if remote.ept if kind in (READ_EPT_TABLE, READ_EPT_DATA) else remote.memory:
+            cycles[kind] += extra * found[kind, :, -1]
     spent = reads * cycles
     per_walk = float(spent.sum()) / walks if walks else 0.0
     ept = float(spent[[READ_EPT_TABLE, READ_EPT_DATA]].sum())
@@ -297,7 +314,23 @@ def walk_cost(
         walk_cycles=per_walk + latency.walk_cycles if walks else 0.0,
         ept_ratio=ept / float(spent.sum()) if walks else 0.0,
         l2_tlb_hits=float(counts[C_L2_HITS]) / accesses,
+        data_dram=_from_memory(classes, group, cpu.cache.fill_lines, times[-1]),
     )
+
+
+def _from_memory(classes: Classes, group: NDArray[np.int64], together: int, time: float) -> float:
+    """Return the share of accesses whose line is in no cache; what is read in turn is prefetched.
+
+    Parameters
+    ----------
+    together
+        Lines that a read brings in.
+    time
+        How long the last level of caches keeps a line.
+    """
+    missed = 1.0 - _data_lines(classes, group, together).read_again(time)
+    at_random = classes.run <= 1.0
+    return float((classes.rate * classes.objects * missed * at_random).sum())
 
 
 def _data_lines(classes: Classes, group: NDArray[np.int64], together: int) -> _Lines:

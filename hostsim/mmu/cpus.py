@@ -64,6 +64,7 @@ class LatencySpec(NamedTuple):
     dram_cycles: float
     l2_tlb_cycles: float  # a first-level miss that hits the second level
     walk_cycles: float  # of a walk, beside its reads
+    remote_cycles: float  # in the memory of another NUMA node
 
 
 class CacheSpec(NamedTuple):
@@ -188,7 +189,7 @@ def new_mmu(cpu: Cpu) -> Mmu:
 def cold_mmu() -> Mmu:
     """Return an MMU without walk caches, and with one TLB entry a page size."""
     one = tuple(TlbSpec(size, 1, (size,), 1, 1, (), False, "") for size in PAGE_SIZES)
-    none = LatencySpec(0, 0, 0, 0, 0, 0)
+    none = LatencySpec(0, 0, 0, 0, 0, 0, 0)
     levels = tuple(range(MAX_LEVELS - 1, MAX_LEVELS + 1))
     return new_mmu(
         Cpu("cold", "", levels, PAGE_SIZES, one, (), NO_WALK_CACHES, 1, none, CacheSpec(0, 0, 0, 1))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fleet.hardware import load_cpu
 from fleet.mmu_figures import Sampler, State, all_huge, classes_around
 from fleet.mmu_sample import (
     SMALL,
@@ -18,6 +19,7 @@ from fleet.profiles import load_workload
 from guestsim.workload import compile_workload
 from hostsim.core.stats import MMU_COLUMNS
 from hostsim.core.units import HPAGE_PMD_ORDER, PAGE_SHIFT
+from hostsim.mmu.cost import Remote
 from hostsim.mmu.paging import look_up
 
 CPU = "ice-lake-sp"
@@ -152,3 +154,34 @@ def test_a_sample_that_was_warmed_is_not_biased():
     key = Class(CPU, "idle", 38, 3, Side.BOTH, False)
     short, long = sample(key, 1, 40_000), sample(key, 1, 1_000_000)
     assert short[0] == pytest.approx(long[0], abs=4 * short[1])
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_memory_on_other_nodes_slows_a_program_by_less_than_its_latency(state, sampler):
+    """Every cycle of a run grows by at most remote latency over local latency."""
+    ratio = load_cpu(CPU).latency.remote_cycles / load_cpu(CPU).latency.dram_cycles
+    near = figures(sampler, state)
+    assert near["slowdown_remote"] == 1_000_000
+    slowdowns = [near["slowdown_remote"]]
+    for parts in (16, 64):
+        far = figures(sampler, state._replace(remote=parts, remote_ept=parts))
+        slowdowns.append(far["slowdown_remote"])
+        assert far["tlb_misses"] == near["tlb_misses"]
+        assert far["walk_guest_cycles"] >= near["walk_guest_cycles"]
+        assert far["walk_ept_cycles"] >= near["walk_ept_cycles"]
+    assert slowdowns == sorted(slowdowns)
+    assert slowdowns[-1] <= 1_000_000 * ratio
+
+
+def test_remote_shares_are_weights_of_four_samples():
+    state = STATES[1]._replace(remote=16, remote_ept=32)
+    weights = {}
+    for key, weight in classes_around(state):
+        weights[key.remote] = weights.get(key.remote, 0.0) + weight
+    assert weights == {
+        Remote(): pytest.approx(0.375),
+        Remote(memory=True): pytest.approx(0.125),
+        Remote(ept=True): pytest.approx(0.375),
+        Remote(memory=True, ept=True): pytest.approx(0.125),
+    }
+    assert all(not key.remote.ept for key, _ in classes_around(state, native=True))

@@ -74,3 +74,28 @@ def test_a_class_of_guests_runs_a_known_workload(name):
 def test_guests_have_khugepageds_files(small):
     settings = dict(small("guests.khugepaged.max_ptes_none=0").guests.settings)
     assert settings["khugepaged/max_ptes_none"] == "0"
+
+
+def test_a_host_has_one_node_or_equal_ones(small):
+    assert {spec.nr_nodes for spec in small().host_specs()} == {1}
+    assert {spec.nr_nodes for spec in small("hosts.numa_nodes=4").host_specs()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        (("hosts.numa_nodes=3",), "numa_nodes.*1, 2 or 4"),
+        (("hosts.numa_nodes=4", "hosts.vcpus=10"), "vcpus 10 is not a multiple of numa_nodes 4"),
+        (
+            ("hosts.numa_nodes=2", "hosts.memory=65538MiB"),
+            "memory 65538MiB is not a multiple of 8MiB, 4MiB a node",
+        ),
+        (
+            ("hosts.numa_nodes=4", "hosts.memory=12GiB"),
+            "memory 12GiB is less than 16GiB, 4GiB a node",
+        ),
+    ],
+)
+def test_nodes_of_a_host_are_equal_and_large_enough(small, fields, match):
+    with pytest.raises(ScenarioError, match=match):
+        small(*fields)

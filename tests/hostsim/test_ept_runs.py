@@ -25,7 +25,7 @@ def machine(kernel, advice, events):
     """Return a host and a guest to which a few things have happened."""
     mem = new_memory(1 << 16, kernel, 1)
     set_tunable(mem.tunables, "enabled", "madvise")
-    mm, _ = new_process(mem, PAGES, 0, advice, 1)
+    mm, _ = new_process(mem, PAGES, 0, advice, 1, 1)
     for kind, page, nr in events:
         nr = min(nr, PAGES - page)
         window = page // HPAGE_PMD_NR

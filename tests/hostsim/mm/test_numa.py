@@ -83,9 +83,9 @@ def touch(mem, mm, start, nr, step=1):
 
 
 def pages_of(mem, mm):
-    pages = np.zeros((len(mem.node), 4), np.int64)
+    pages = np.zeros(4 * len(mem.node), np.int64)
     numa_pages(mem, mm, pages)
-    return pages
+    return pages.reshape(-1, 4)
 
 
 def take(mem, node, nr, order=0):

@@ -14,7 +14,7 @@ from hostsim.mmu.tlb import (
     second_level_hit,
 )
 
-NO_LATENCY = LatencySpec(0, 0, 0, 0, 0, 0)
+NO_LATENCY = LatencySpec(0, 0, 0, 0, 0, 0, 0)
 NO_CACHE = CacheSpec(0, 0, 0, 1)
 SIZES = ("4K", "2M", "1G")
 

@@ -16,12 +16,19 @@ from guestsim.workload import (
     page_classes,
 )
 from hostsim.mmu.caches import NR_PLACES, new_caches, read_line, read_pages
-from hostsim.mmu.cost import Classes, miss_rates, operations_per_cycle, walk_cost, walk_share
+from hostsim.mmu.cost import (
+    Classes,
+    Remote,
+    miss_rates,
+    operations_per_cycle,
+    walk_cost,
+    walk_share,
+)
 from hostsim.mmu.cpus import CacheSpec, LatencySpec
 from hostsim.mmu.paging import map_leaf, new_page_tables, tables_needed
 from hostsim.mmu.tlb import C_ACCESSES, C_FILLS, C_READS, C_WALKS, LEVEL_STRIDE, NR_COUNTERS
 
-LATENCY = LatencySpec(4, 14, 75, 261, 9, 0)
+LATENCY = LatencySpec(4, 14, 75, 261, 9, 0, 400)
 CPU = SKYLAKE._replace(latency=LATENCY, cache=CacheSpec(1 << 13, 1 << 15, 1 << 19, 1))
 cycles = st.floats(1.0, 1000.0)
 
@@ -141,6 +148,50 @@ def test_the_analytic_model_finds_lines_where_simulated_caches_do(name, nested, 
     assert cost.reads.sum() * nr == pytest.approx(full.sum())
     assert cost.walk_cycles == pytest.approx(simulated, rel=0.06)
     assert np.allclose(cost.found[cost.reads > 0].sum(axis=1), 1.0)
+    extra = LATENCY.remote_cycles - LATENCY.dram_cycles
+    for remote, kinds in ((Remote(memory=True), [0]), (Remote(ept=True), [1, 2])):
+        far = walk_cost(CPU, as_classes(workload), mmu.counts, coverage, 512.0, remote)
+        farther = simulated + full[kinds, :, -1].sum() * extra / mmu.counts[C_WALKS]
+        assert far.walk_cycles == pytest.approx(farther, rel=0.06)
+
+
+def test_what_is_remote_costs_the_difference_for_every_line_from_memory(spaces):
+    guest, ept = spaces
+    mmu, caches = fresh(CPU), new_caches(CPU)
+    pages = np.empty(100_000, np.int64)
+    draw_pages(*compile_workload(UNIFORM), 1, 0, pages)
+    read_pages(mmu, caches, guest, ept, True, 1, pages, 5, 0)
+    classes = as_classes(UNIFORM)
+
+    def cost(**remote):
+        return walk_cost(CPU, classes, mmu.counts, all_small(classes), 512.0, Remote(**remote))
+
+    near = cost()
+    from_memory = near.reads * near.found[..., -1] / near.walks
+    extra = LATENCY.remote_cycles - LATENCY.dram_cycles
+    memory = from_memory[0].sum() * extra
+    in_ept = from_memory[1:].sum() * extra
+    assert memory > 0 < in_ept
+    for found, more in (
+        (cost(memory=True), memory),
+        (cost(ept=True), in_ept),
+        (cost(memory=True, ept=True), memory + in_ept),
+    ):
+        assert found.walk_cycles == pytest.approx(near.walk_cycles + more)
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("UNIFORM", 0.95, 1.0), ("LINES", 0.0, 0.0)])
+def test_data_waits_for_memory_where_it_is_read_at_random(name, least, most, spaces):
+    """64 MiB of data and 512 KiB of cache; what is read from end to end is prefetched."""
+    workload = {"UNIFORM": UNIFORM, "LINES": LINES}[name]
+    guest, _ = spaces
+    mmu, caches = fresh(CPU), new_caches(CPU)
+    pages = np.empty(100_000, np.int64)
+    draw_pages(*compile_workload(workload), 1, 0, pages)
+    read_pages(mmu, caches, guest, empty_ept(), False, 1, pages, 5, 0)
+    classes = as_classes(workload)
+    found = walk_cost(CPU, classes, mmu.counts, all_small(classes), 512.0).data_dram
+    assert least <= found <= most
 
 
 def test_a_line_is_found_in_the_smallest_cache_that_still_holds_it():
