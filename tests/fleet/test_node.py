@@ -20,8 +20,8 @@ EVENT = {c.name: i for i, c in enumerate(EVENT_COLUMNS)}
 VM = {c.name: i for i, c in enumerate(VM_COLUMNS)}
 
 
-def new_node(gib=8, kernel="6.12", guests=GUESTS, host_id=0, seed=1):
-    spec = HostSpec(8, gib * GIB, 0, kernel, "madvise", "madvise", True, SLAB)
+def new_node(gib=8, kernel="6.12", guests=GUESTS, host_id=0, seed=1, nodes=1):
+    spec = HostSpec(8, gib * GIB, 0, kernel, "madvise", "madvise", True, SLAB, nr_nodes=nodes)
     return Node(spec, guests, host_id, seed, TICK_NS, NS_PER_HOUR)
 
 
@@ -261,3 +261,35 @@ def test_a_main_process_that_begins_anew_leaves_nothing_behind():
         rows = run(node, *([(0, START, 0, 2)] if hour == 0 else []), hours=1, first=hour)
         node.check()
     assert rows.vms[-1, VM["guest_oom_kill"]] == 0
+
+
+def test_vms_of_a_host_with_two_nodes_have_homes_and_spill_over():
+    """Three VMs of 6 GiB on two nodes of 8: those that share one do not both fit."""
+    node = new_node(gib=16, nodes=2)
+    rows = run(node, *((0, START, vm, 6, 20) for vm in range(3)))
+    node.check()
+    last = rows.vms[-3:]
+    assert last[:, VM["home_node"]].tolist() == [0, 1, 0]
+    remote = last[:, VM["remote_pages"]]
+    assert remote[0] + remote[2] > 0 == remote[1]
+    assert last[[0, 2], VM["remote_ept_pages"]].sum() > 0 == last[1, VM["remote_ept_pages"]]
+    # No page is remote that its own node had room for, and both nodes together had room for all
+    free = rows.hosts[-1, HOST["nr_free_pages"]], rows.hosts[-1, HOST["nr_free_fullest_node"]]
+    assert free[1] < GIB // 8 < free[0]
+    misses = rows.hosts[:, HOST["numa_miss"]]
+    assert misses[-1] > 0
+    assert (np.diff(misses) >= 0).all()
+    assert rows.hosts[-1, HOST["oom_kill"]] == 0
+
+
+def test_a_restored_node_with_two_nodes_goes_on_as_if_nothing_had_been():
+    starts = [(0, START, vm, 6, 20) for vm in range(3)]
+    whole, first, second = (new_node(gib=16, nodes=2) for _ in range(3))
+    for node in (whole, first):
+        run(node, *starts)
+    second.restore(unpack(pack(first.save())))
+    more = [(60, STOP, 1, 6), (70, START, 7, 2), (80, START, 8, 3)]
+    expected, found = (run(node, *more, first=1) for node in (whole, second))
+    for a, b in zip(expected, found, strict=True):
+        assert (a == b).all()
+    second.check()
