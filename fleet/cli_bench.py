@@ -276,3 +276,40 @@ def cluster(as_json: JsonOption = False) -> None:
         typer.echo(json.dumps([{**s._asdict(), "passes": s.passes} for s in steps], indent=2))
     if not all(step.passes for step in steps):
         raise typer.Exit(1)
+
+
+def migration(set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Drain a host, by pre-copy and by post-copy, and print what its VMs go through.
+
+    \b
+    Examples:
+      fleet bench migration
+      fleet bench migration --set migration.mib_per_s=298 --set hosts.khugepaged.pages_to_scan=65536
+    """
+    from fleet.bench_migration import AFTER_HOURS, measure_migration
+    from fleet.loading import load
+
+    found = [
+        measure_migration(load("drain", [*(set_ or []), f"migration.mode={mode}"]))
+        for mode in ("precopy", "postcopy")
+    ]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    names = ("before", "on_arrival", *(f"after_{hours}h" for hours in AFTER_HOURS))
+    for row in found:
+        vm_s, down_ms = row["vm_s"], row["downtime_ms"]
+        typer.echo(
+            f"{row['mode']}: {row['vms']} VMs, {row['sent_gib']:.1f} GiB in {row['total_s']:.1f} s,"
+            " one after the other"
+        )
+        typer.echo(
+            f"  a VM         {vm_s['median']:.2f} s (median), {vm_s['max']:.2f} s (longest);"
+            f" downtime {down_ms['median']:.0f} ms (median), {down_ms['max']:.0f} ms (longest)"
+        )
+        cells = [
+            f"{name.replace('_', ' ')} {'-' if ratio is None else f'{100 * ratio:.1f} %'}"
+            for name, ratio in ((name, row["huge_ratio"][name]) for name in names)
+        ]
+        typer.echo(f"  huge pages   {', '.join(cells)}")
+        typer.echo(f"               of the {row['stayed']} VMs that stay so long")
