@@ -6,11 +6,11 @@ downtime, or rounds do not get shorter, the VM stops, the rest is sent, and it g
 destination.  There QEMU writes page by page into fresh memory: a window is huge again if the
 destination has a huge page for the first page that lands in it.  With post-copy the VM moves
 after the first round; what it wrote meanwhile is discarded at the destination and comes in pages
-of 4 KiB, with huge pages switched off until the last one has come.
+of 4 KiB, which khugepaged may join later.
 
 Source: QEMU 8.2 migration/ram.c (ram_save_iterate, mig_throttle_guest_down, trigger 50 %, initial
 20 %, step 10 %, at most 99 %), migration/migration.c (migration_iteration_run,
-migration_completion), migration/postcopy-ram.c (nhp_range, postcopy_place_page).
+migration_completion), migration/postcopy-ram.c (ram_discard_range, postcopy_place_page).
 Simplified: a migration is decided and done at a barrier; the time it takes is counted, but
 neither guest nor hosts do anything in it.
 Simplified: of a working set H, written D pages a second, H (1 - exp(-D t / H)) are dirty after t.
@@ -45,7 +45,6 @@ from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_MS, NS_PER_
 from hostsim.ept import start_dirty_log
 from hostsim.host import PROCESS_TABLE_FULL, own_first_page, start_qemu
 from hostsim.mm.content import is_written
-from hostsim.mm.mm_slot import khugepaged_enter
 from hostsim.mm.mm_types import (
     MM_ADVICE,
     MM_EPT_FLAGS,
@@ -57,7 +56,6 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import (
     ADVICE_HUGE,
-    ADVICE_NOHUGE,
     W_HUGE,
     W_TABLE,
     W_TAG,
@@ -348,31 +346,17 @@ def _arrive(node: "Node", t_ns: int, emigrant: Emigrant) -> None:
 
 def _land_dirty(node: "Node", t_ns: int, arriving: Sequence[Emigrant]) -> None:
     """Let what was written since the first round come behind the VMs, in small pages."""
-    mem = node.host.mem
     for emigrant in arriving:
         row = _row_of(node, emigrant)
         if row != NIL:
             dirty = runs_of_dirty(emigrant)
-            begin_postcopy(mem, int(node.guests[row, G_MM]), dirty)
+            discard_runs(node.host.mem, int(node.guests[row, G_MM]), dirty)
             node.queue(row, dirty)
     node.finish_starts(t_ns)
-    for emigrant in arriving:
-        row = _row_of(node, emigrant)
-        if row != NIL:
-            end_postcopy(mem, int(node.guests[row, G_MM]), emigrant.advice)
 
 
 @kernel
-def begin_postcopy(mem: Memory, mm: int, runs: NDArray[np.int64]) -> None:
-    """Switch huge pages off at the destination and discard what was sent in vain."""
-    mem.mm[mm, MM_ADVICE] = ADVICE_NOHUGE
+def discard_runs(mem: Memory, mm: int, runs: NDArray[np.int64]) -> None:
+    """Discard what was sent in vain; page tables stay, so that no huge page comes there at once."""
     for i in range(runs.shape[0]):
         discard_range(mem, mm, runs[i, 0], runs[i, 1])
-
-
-@kernel
-def end_postcopy(mem: Memory, mm: int, advice: int) -> None:
-    """Switch huge pages on again."""
-    mem.mm[mm, MM_ADVICE] = advice
-    if advice == ADVICE_HUGE:
-        khugepaged_enter(mem, mm)

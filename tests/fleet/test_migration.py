@@ -22,6 +22,8 @@ from fleet.scenario import MigrationTerms
 from guestsim.behaviour import G_CLASS, G_MM, G_STATE
 from hostsim.core.stats import HOST_COLUMNS, MIGRATION_COLUMNS, REASON_NAMES
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_HOUR, NS_PER_MS, NS_PER_S
+from hostsim.ept import guest_access
+from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.mm_types import MM_EPT_2M, MM_EPT_FLAGS, MM_HUGE, MM_RAM_ANON
 from hostsim.mm.mmu_notifier import EPT_DIRTY_LOG
 
@@ -123,6 +125,16 @@ def test_full_runs_are_what_is_backed():
     assert not (sent & ~backed).any()
     assert runs[:, 1].sum() == sent.sum()
     assert (np.diff(runs[:, 0]) > runs[:-1, 1]).all()  # ascending, joined
+
+
+def test_pages_of_a_huge_page_that_nobody_wrote_are_not_sent():
+    host = empty_node().host
+    mm, _ = host.start(7, 4 * HPAGE_PMD_NR, 0, True)
+    for page, nr in ((3, 2), (9, 1), (HPAGE_PMD_NR, HPAGE_PMD_NR)):
+        assert guest_access(host.mem, mm, page, nr, True) == FAULT_OK
+    assert host.mem.mm[mm, MM_HUGE] == 2
+    runs = listed(full_runs, host.mem, mm)
+    assert runs.tolist() == [[3, 2], [9, 1], [HPAGE_PMD_NR, HPAGE_PMD_NR]]
 
 
 def test_dirty_runs_are_the_share_of_the_pages_sent():
