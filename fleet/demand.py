@@ -157,4 +157,5 @@ def make_placer(scenario: Scenario, trace: Trace) -> Placer:
         section.vcpu_overcommit,
         section.memory_overcommit,
         Tuning(scenario.seed, section.choices, section.lifetime_error),
+        np.array([spec.nr_nodes for spec in specs], np.int64),
     )

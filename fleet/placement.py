@@ -246,6 +246,8 @@ class Placer:
         What a host offers is its capacity times this, rounded down.
     tuning : Tuning
         What some policies take besides.
+    host_nodes : array
+        NUMA nodes of every host; None: one each.
 
     Raises
     ------
@@ -262,6 +264,7 @@ class Placer:
         vcpu_overcommit: float = 1.0,
         memory_overcommit: float = 1.0,
         tuning: Tuning = DEFAULT_TUNING,
+        host_nodes: I64 | None = None,
     ) -> None:
         self._policy = find_policy(policy)
         if host_vcpus.size == 0 or host_vcpus.size != host_pages.size:
@@ -276,6 +279,7 @@ class Placer:
         self.pool = make_pool(
             _offered(host_vcpus, vcpu_overcommit, MAX_VCPUS),
             _offered(host_pages, memory_overcommit, MAX_PAGES),
+            host_nodes,
         )
         leaving = np.flatnonzero(trace.end_ns != NEVER)
         departures = leaving[np.argsort(trace.end_ns[leaving], kind="stable")]
@@ -291,6 +295,7 @@ class Placer:
             host_of=np.full(trace.nr_vms, NO_HOST, np.int32),
             next_vm=np.full(trace.nr_vms, NO_VM, np.int64),
             prev_vm=np.full(trace.nr_vms, NO_VM, np.int64),
+            home=np.zeros(trace.nr_vms, np.int64),
         )
         self._departure_ns = trace.end_ns[departures]
         self.closed: NDArray[np.bool_] = np.zeros(host_vcpus.size, np.bool_)
@@ -397,6 +402,7 @@ class Placer:
             "free_pages": self.pool.free_pages.copy(),
             "nr_vms": self.pool.nr_vms.copy(),
             "host_of": self._req.host_of.copy(),
+            "home": self._req.home.copy(),
             "last_host": self.pool.last_host.copy(),
             "broken_pages": self.pool.broken_pages.copy(),
             "unusable": self.pool.unusable.copy(),
@@ -425,6 +431,7 @@ class Placer:
             getattr(self.pool, name)[:] = state[name]
         self.observe(Gauges(*(state[name] for name in Gauges._fields)))
         self._req.host_of[:] = state["host_of"]
+        self._req.home[:] = state["home"]
         self.closed = state["closed"].copy()
         self._next[:] = state["next"][:3]
         self._t_ns = int(state["next"][3])

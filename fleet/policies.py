@@ -6,8 +6,7 @@ policies that read gauges alone weigh empty hosts against the others.  Score: on
 policy, the lowest wins.  Tie: the lowest host number.
 
 A policy's name stands in POLICIES, its number in Policy, and its kernel behind the number in
-:func:`score`; docs/how-to-placement.md adds one.  Placement on NUMA nodes is not among them: a
-host has one node.
+:func:`score`; docs/how-to-placement.md adds one.
 """
 
 import difflib
@@ -15,7 +14,7 @@ import math
 from enum import IntEnum
 from typing import NamedTuple
 
-from fleet.pool import GROUP_HOSTS, GROUP_SHIFT, NO_HOST, PAGES_BITS, Pool, fits
+from fleet.pool import GROUP_HOSTS, GROUP_SHIFT, NO_HOST, PAGES_BITS, Pool, choose_nodes, fits
 from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import NS_PER_HOUR
 
@@ -36,6 +35,7 @@ class Policy(IntEnum):
     LIFETIME_PREDICTED = 10
     HUGEPAGE_AWARE = 11
     DRAIN_FRAGMENTED = 12
+    NUMA_AWARE = 13
 
 
 POLICIES: dict[str, Policy] = {
@@ -52,6 +52,7 @@ POLICIES: dict[str, Policy] = {
     "lifetime-predicted": Policy.LIFETIME_PREDICTED,
     "hugepage-aware": Policy.HUGEPAGE_AWARE,
     "drain-fragmented": Policy.DRAIN_FRAGMENTED,
+    "numa-aware": Policy.NUMA_AWARE,
 }
 READ_GAUGES = frozenset({Policy.HUGEPAGE_AWARE, Policy.DRAIN_FRAGMENTED})
 
@@ -68,6 +69,7 @@ _LIFETIME_ALIGNED = int(Policy.LIFETIME_ALIGNED)
 _LIFETIME_PREDICTED = int(Policy.LIFETIME_PREDICTED)
 _HUGEPAGE_AWARE = int(Policy.HUGEPAGE_AWARE)
 _DRAIN_FRAGMENTED = int(Policy.DRAIN_FRAGMENTED)
+_NUMA_AWARE = int(Policy.NUMA_AWARE)
 
 EMPTY = 1 << 57  # score of an empty host: above every free vCPUs << PAGES_BITS | free pages
 CLASS_SHIFT = 58  # a class of 0 to 31 above such a score
@@ -220,6 +222,20 @@ def drain_fragmented(pool: Pool, host: int) -> int:
 
 
 @hot_kernel
+def numa_aware(pool: Pool, host: int, ask: Ask) -> int:
+    """Score hosts first whose next node has room for the whole VM; within a class best fit.
+
+    Then come hosts where several nodes have room for a part each, and last those where some node
+    has not, so that memory or vCPUs will be remote.
+    """
+    if pool.nr_nodes[host] == 1:
+        return best_fit(pool, host)
+    _, parts, fits = choose_nodes(pool, host, ask.vcpus, ask.pages)
+    remote_class = (0 if parts == 1 else 1) if fits else 2
+    return (remote_class << CLASS_SHIFT) | best_fit(pool, host)
+
+
+@hot_kernel
 def score(policy: int, pool: Pool, host: int, ask: Ask) -> int:
     """Score a fitting host under a policy; the lowest wins, ties go to the lowest number."""
     if policy == _NEXT_FIT:
@@ -240,6 +256,8 @@ def score(policy: int, pool: Pool, host: int, ask: Ask) -> int:
         return hugepage_aware(pool, host, ask)
     if policy == _DRAIN_FRAGMENTED:
         return drain_fragmented(pool, host)
+    if policy == _NUMA_AWARE:
+        return numa_aware(pool, host, ask)
     return 0
 
 
@@ -317,7 +335,7 @@ def choose_host(policy: int, choices: int, pool: Pool, ask: Ask) -> int:
     """
     if policy == _FIRST_FIT:
         return first_fit(pool, ask)
-    with_empty = policy == _HUGEPAGE_AWARE or policy == _DRAIN_FRAGMENTED
+    with_empty = policy == _HUGEPAGE_AWARE or policy == _DRAIN_FRAGMENTED or policy == _NUMA_AWARE
     count = filter_hosts(pool, ask, with_empty)
     if policy == _RANDOM:
         count = sample_hosts(pool, count, 1, ask.draw)

@@ -2,6 +2,10 @@
 
 Requested sizes count, not what a VM has touched.  Policies over the pool are in
 ``fleet.policies``.
+
+Of hosts with several NUMA nodes the pool keeps what is left of each, by the rule by which a host
+chooses a VM's nodes (`hostsim.home_node`), on the sizes that the scheduler offers.
+Simplified: with overcommit, or after a kill within an epoch, the host may have chosen otherwise.
 """
 
 from typing import NamedTuple
@@ -13,12 +17,15 @@ from hostsim.core.byref import ByReference
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.stats import HOST_COLUMNS, REASON_NAMES
 from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.home_node import nodes_needed
+from hostsim.mm.mm_types import MAX_NUMNODES
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 NO_HOST = -1  # host_of of a VM that is not placed; result of a policy that finds no room
 NO_VM = -1  # end of a host's list of VMs
+PARTS = 8  # a VM's home: first node * PARTS + nodes
 GROUP_SHIFT = 5  # hosts are summarised in groups of 32
 GROUP_HOSTS = 1 << GROUP_SHIFT
 PAGES_BITS = 40  # base pages a host may offer: 4 PiB
@@ -51,6 +58,9 @@ class _PoolArrays(NamedTuple):
     partial: I64  # (hosts,) gauge: partial pageblocks
     last_host: I64  # (1,) host of the VM placed last
     candidate: I64  # (hosts,) scratch: the hosts a policy chooses from
+    nr_nodes: I64  # (hosts,) NUMA nodes
+    node_vcpus: I64  # (hosts, MAX_NUMNODES) free vCPUs of each node, maybe below 0
+    node_pages: I64  # (hosts, MAX_NUMNODES) free base pages of each node
 
 
 class Pool(ByReference, _PoolArrays):
@@ -70,6 +80,7 @@ class _RequestArrays(NamedTuple):
     host_of: I32  # (vms,) host the VM runs on or NO_HOST
     next_vm: I64  # (vms,) list of the VMs of a host
     prev_vm: I64  # (vms,)
+    home: I64  # (vms,) first node it runs on, and how many: nid * PARTS + nodes
 
 
 class Requests(ByReference, _RequestArrays):
@@ -154,6 +165,48 @@ def unlink(pool: Pool, req: Requests, host: int, vm: int) -> None:
 
 
 @kernel
+def choose_nodes(pool: Pool, host: int, vcpus: int, pages: int) -> tuple[int, int, bool]:
+    """Return the node of a host, or the first of several, that a VM gets.
+
+    Returns
+    -------
+    first, parts, fits
+        The node, on how many the VM runs, and whether each has room for its part.
+    """
+    nr_nodes = pool.nr_nodes[host]
+    capacity = pool.total_pages[host] // nr_nodes, pool.total_vcpus[host] // nr_nodes
+    parts = nodes_needed(pages, vcpus, capacity[0], capacity[1], nr_nodes)
+    need_vcpus = (vcpus + parts - 1) // parts
+    need_pages = (pages + parts - 1) // parts
+    best = 0
+    best_fits = False
+    best_left = -(1 << 62)
+    for first in range(nr_nodes):
+        fits = True
+        left = 1 << 62
+        for i in range(parts):
+            nid = (first + i) % nr_nodes
+            fits = fits and pool.node_vcpus[host, nid] >= need_vcpus
+            left = min(left, pool.node_pages[host, nid])
+        if (fits and not best_fits) or (fits == best_fits and left > best_left):
+            best = first
+            best_fits = fits
+            best_left = left
+    return best, parts, best_fits and best_left >= need_pages
+
+
+@kernel
+def _use_nodes(pool: Pool, req: Requests, host: int, vm: int, sign: int) -> None:
+    """Take a VM's part of its nodes (sign 1), or give it back (-1)."""
+    first = req.home[vm] // PARTS
+    parts = req.home[vm] % PARTS
+    for i in range(parts):
+        nid = (first + i) % pool.nr_nodes[host]
+        pool.node_vcpus[host, nid] -= sign * ((req.vcpus[vm] + parts - 1) // parts)
+        pool.node_pages[host, nid] -= sign * ((req.memory_pages[vm] + parts - 1) // parts)
+
+
+@kernel
 def take(pool: Pool, req: Requests, host: int, vm: int) -> None:
     """Give a VM its room on a host."""
     pool.free_vcpus[host] -= req.vcpus[vm]
@@ -161,6 +214,10 @@ def take(pool: Pool, req: Requests, host: int, vm: int) -> None:
     pool.nr_vms[host] += 1
     pool.last_host[0] = host
     req.host_of[vm] = host
+    if pool.nr_nodes[host] > 1:
+        first, parts, _ = choose_nodes(pool, host, int(req.vcpus[vm]), req.memory_pages[vm])
+        req.home[vm] = first * PARTS + parts
+        _use_nodes(pool, req, host, vm, 1)
     link(pool, req, host, vm)
     update_group(pool, host)
 
@@ -173,19 +230,27 @@ def give_back(pool: Pool, req: Requests, vm: int) -> None:
     pool.free_pages[host] += req.memory_pages[vm]
     pool.nr_vms[host] -= 1
     req.host_of[vm] = NO_HOST
+    if pool.nr_nodes[host] > 1:
+        _use_nodes(pool, req, host, vm, -1)
     unlink(pool, req, host, vm)
     update_group(pool, host)
 
 
 @kernel
 def rebuild(pool: Pool, req: Requests) -> None:
-    """Recompute lists, latest ends and groups from free room and who runs where."""
+    """Recompute lists, latest ends, nodes and groups from free room and who runs where."""
     for host in range(pool.first_vm.size):
         pool.first_vm[host] = NO_VM
         pool.last_end_ns[host] = 0
+        for nid in range(pool.nr_nodes[host]):
+            pool.node_vcpus[host, nid] = pool.total_vcpus[host] // pool.nr_nodes[host]
+            pool.node_pages[host, nid] = pool.total_pages[host] // pool.nr_nodes[host]
     for vm in range(req.host_of.size):
         if req.host_of[vm] != NO_HOST:
-            link(pool, req, int(req.host_of[vm]), vm)
+            host = int(req.host_of[vm])
+            link(pool, req, host, vm)
+            if pool.nr_nodes[host] > 1:
+                _use_nodes(pool, req, host, vm, 1)
     for group in range(pool.group_vcpus.size):
         update_group(pool, group << GROUP_SHIFT)
 
@@ -199,9 +264,16 @@ def reject_reason(pool: Pool, vcpus: int, pages: int) -> int:
     return LARGER_THAN_ANY_HOST
 
 
-def make_pool(total_vcpus: I64, total_pages: I64) -> Pool:
-    """Return an empty pool whose gauges tell of whole memory."""
+def make_pool(total_vcpus: I64, total_pages: I64, nr_nodes: I64 | None = None) -> Pool:
+    """Return an empty pool whose gauges tell of whole memory.
+
+    Parameters
+    ----------
+    nr_nodes
+        NUMA nodes of each host; None: one each.
+    """
     nr_hosts = total_vcpus.size
+    nodes = np.ones(nr_hosts, np.int64) if nr_nodes is None else nr_nodes.astype(np.int64)
     nr_groups = -(-nr_hosts // GROUP_HOSTS)
     pool: Pool = Pool(
         total_vcpus=total_vcpus.copy(),
@@ -218,6 +290,9 @@ def make_pool(total_vcpus: I64, total_pages: I64) -> Pool:
         partial=np.zeros(nr_hosts, np.int64),
         last_host=np.zeros(1, np.int64),
         candidate=np.zeros(nr_hosts, np.int64),
+        nr_nodes=nodes,
+        node_vcpus=np.repeat((total_vcpus // nodes)[:, None], MAX_NUMNODES, axis=1),
+        node_pages=np.repeat((total_pages // nodes)[:, None], MAX_NUMNODES, axis=1),
     )
     for host in range(0, nr_hosts, GROUP_HOSTS):
         update_group(pool, host)

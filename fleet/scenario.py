@@ -212,6 +212,7 @@ class PlacementSection(Section):
         "lifetime-predicted",
         "hugepage-aware",
         "drain-fragmented",
+        "numa-aware",
     ] = "best-fit"  # the keys of fleet.policies.POLICIES
     choices: Annotated[int, Field(ge=1, le=4)] = 2  # hosts that power-of-k looks at
     lifetime_error: Annotated[float, Field(ge=0, le=10)] = 1.0  # of lifetime-predicted

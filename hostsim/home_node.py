@@ -28,9 +28,10 @@ from hostsim.mm.mm_types import (
 @inline_kernel
 def nodes_needed(pages: int, vcpus: int, node_pages: int, node_vcpus: int, nr_nodes: int) -> int:
     """Return on how many nodes a VM runs: as few as hold it, at most all."""
-    by_pages = (pages + node_pages - 1) // max(node_pages, 1)
-    by_vcpus = (vcpus + node_vcpus - 1) // max(node_vcpus, 1)
-    return min(max(by_pages, by_vcpus, 1), nr_nodes)
+    parts = 1
+    while parts < nr_nodes and (parts * node_pages < pages or parts * node_vcpus < vcpus):
+        parts += 1
+    return parts
 
 
 @kernel

@@ -42,13 +42,13 @@ def placer_of(vms, hosts, policy="first-fit", **overcommit):
     )
 
 
-def model_of(vms, hosts, policy, tuning=DEFAULT_TUNING):
+def model_of(vms, hosts, policy, tuning=DEFAULT_TUNING, nodes=None):
     """Return the plain model, with the predictions and random numbers of the seed."""
     ends = [end for _, end, _, _ in vms]
     if policy == "lifetime-predicted":
         ends = expected_ends(trace_of(vms), tuning).tolist()
     draws = stream(tuning.seed, Stream.PLACEMENT).integers(0, NEVER, len(vms)).tolist()
-    return ReferencePlacer(vms, hosts, policy, ends, draws, tuning.choices)
+    return ReferencePlacer(vms, hosts, policy, ends, draws, tuning.choices, nodes)
 
 
 def observe(placer, gauges):
@@ -126,12 +126,18 @@ def stories(draw):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(deadline=None, max_examples=200)
-@given(story=stories(), choices=st.integers(1, 4), seed=st.integers(0, 3))
-def test_plans_equal_those_of_the_plain_model(policy, story, choices, seed):
+@given(
+    story=stories(),
+    choices=st.integers(1, 4),
+    seed=st.integers(0, 3),
+    some=st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=3),
+)
+def test_plans_equal_those_of_the_plain_model(policy, story, choices, seed, some):
     vms, hosts, bounds, kills, gauges = story
     tuning = Tuning(seed, choices)
-    placer = placer_of(vms, hosts, policy, tuning=tuning)
-    model = model_of(vms, hosts, policy, tuning)
+    nodes = [some[i % len(some)] for i in range(len(hosts))]
+    placer = placer_of(vms, hosts, policy, tuning=tuning, host_nodes=np.array(nodes))
+    model = model_of(vms, hosts, policy, tuning, nodes)
     for t0, t1, dead, seen in zip(bounds[:-1], bounds[1:], kills, gauges, strict=True):
         expected, turned_away = model.epoch(t0, t1)
         plan = placer.epoch(t0, t1)
@@ -142,18 +148,22 @@ def test_plans_equal_those_of_the_plain_model(policy, story, choices, seed):
         observe(placer, seen)
         model.observe(seen)
         check_pool(placer)
+        for n, host in enumerate(model.hosts):
+            free = np.stack([placer.pool.node_vcpus[n], placer.pool.node_pages[n]], axis=1)
+            assert nodes[n] == 1 or free[: nodes[n]].tolist() == host["nodes"]
 
 
 @settings(deadline=None)
 @given(stories(), st.sampled_from(sorted(POLICIES)))
 def test_restored_state_places_on_as_the_original(story, policy):
     vms, hosts, bounds, kills, gauges = story
-    placer = placer_of(vms, hosts, policy)
+    nodes = np.arange(len(hosts)) % 2 + 1
+    placer = placer_of(vms, hosts, policy, host_nodes=nodes)
     placer.epoch(bounds[0], bounds[1])
     placer.kill(np.array(kills[0], np.int64))
     observe(placer, gauges[0])
     state = pickle.loads(pickle.dumps(placer.state()))
-    other = placer_of(vms, hosts, policy)
+    other = placer_of(vms, hosts, policy, host_nodes=nodes)
     other.restore(state)
     check_pool(other)
     for t0, t1 in itertools.pairwise(bounds[1:]):

@@ -215,3 +215,34 @@ def test_every_choice_of_candidates_comes_from_as_many_draws(choices):
         assert sample_hosts(pool, 5, choices, draw) == choices
         seen.add(tuple(pool.candidate[:choices].tolist()))
     assert len(seen) == draws
+
+
+def test_numa_aware_takes_a_host_with_a_node_for_the_whole_vm():
+    two = np.array([2, 2])
+    # host 0 is fuller, but both of its nodes have 3 vCPUs left; the VM wants 4
+    vms = [(5, 10), (5, 10), (4, 10)]
+    assert chosen(vms[:2], [(16, 100)] * 2, "numa-aware", host_nodes=two) == [0, 0]
+    assert chosen(vms, [(16, 100)] * 2, "numa-aware", host_nodes=two) == [0, 0, 1]
+    assert chosen([*vms[:2], (3, 10)], [(16, 100)] * 2, "numa-aware", host_nodes=two) == [0, 0, 0]
+    assert chosen(vms, [(16, 100)] * 2, "best-fit", host_nodes=two) == [0, 0, 0]
+
+
+def test_numa_aware_counts_memory_of_nodes_as_well():
+    two = np.array([2, 2])
+    vms = [(1, 30), (1, 30), (1, 21)]  # 20 of 50 pages are left on each node of host 0
+    assert chosen(vms, [(16, 100)] * 2, "numa-aware", host_nodes=two) == [0, 0, 1]
+    assert chosen([*vms[:2], (1, 20)], [(16, 100)] * 2, "numa-aware", host_nodes=two) == [0, 0, 0]
+
+
+def test_a_vm_larger_than_a_node_goes_where_its_parts_fit():
+    two = np.array([2, 2])
+    # (12, 10) needs two nodes of 8: 6 each; host 0 has 4 and 7 left, host 1 all of both
+    vms = [(4, 10), (1, 10), (12, 10)]
+    assert chosen(vms, [(17, 100)] * 2, "numa-aware", host_nodes=two)[2] == 1
+    assert chosen(vms, [(17, 100)] * 2, "best-fit", host_nodes=two)[2] == 0
+
+
+def test_numa_aware_places_as_best_fit_on_hosts_of_one_node():
+    vms = [(5, 10), (5, 10), (4, 10), (9, 50), (1, 1)]
+    hosts = [(16, 100)] * 3
+    assert chosen(vms, hosts, "numa-aware") == chosen(vms, hosts, "best-fit")

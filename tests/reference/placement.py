@@ -19,13 +19,17 @@ class ReferencePlacer:
     compare empty hosts with the others.
     """
 
-    def __init__(self, vms, hosts, policy, expected_ends, draws, choices=2):
+    def __init__(self, vms, hosts, policy, expected_ends, draws, choices=2, nodes=None):
         self.vms = vms  # (start_ns, end_ns, vcpus, pages), sorted by start
         self.total = hosts  # (vcpus, pages)
         self.hosts = [
             {"vcpus": v, "pages": p, "vms": set(), "broken": 0, "unusable": 0, "partial": 0}
             for v, p in hosts
         ]
+        nodes = nodes or [1] * len(hosts)
+        for host, n, (v, p) in zip(self.hosts, nodes, hosts, strict=True):
+            host["nodes"] = [[v // n, p // n] for _ in range(n)]
+        self.homes = {}  # VM -> nodes, and its part of each
         self.policy = policy
         self.expected_ends, self.draws, self.choices = expected_ends, draws, choices
         self.last = 0
@@ -42,7 +46,7 @@ class ReferencePlacer:
             n for n, h in enumerate(self.hosts) if h["vcpus"] >= vcpus and h["pages"] >= pages
         ]
         rank = getattr(self, self.policy.replace("-", "_"))
-        if self.policy not in ("first-fit", "hugepage-aware", "drain-fragmented"):
+        if self.policy not in ("first-fit", "hugepage-aware", "drain-fragmented", "numa-aware"):
             fitting = [n for n in fitting if self.hosts[n]["vms"]] or fitting[:1]
         if self.policy == "random":
             fitting = self.sample(fitting, vm, 1)
@@ -123,8 +127,37 @@ class ReferencePlacer:
             return 1, h["partial"]
         return 0, self.best_fit(n, vm, now)
 
+    def home(self, n, vm):
+        """Nodes of a host that a VM gets, its part of each, and whether all have room for it.
+
+        As few as hold it, neighbours; if possible with vCPUs; the fullest with the most memory.
+        """
+        nodes, (_, _, vcpus, pages) = self.hosts[n]["nodes"], self.vms[vm]
+        total_vcpus, total_pages = (total // len(nodes) for total in self.total[n])
+        parts = 1
+        while parts < len(nodes) and (parts * total_vcpus < vcpus or parts * total_pages < pages):
+            parts += 1
+        need = -(-vcpus // parts), -(-pages // parts)
+        choices = [[(first + i) % len(nodes) for i in range(parts)] for first in range(len(nodes))]
+        left = {}
+        for first, taken in enumerate(choices):
+            has_vcpus = all(nodes[i][0] >= need[0] for i in taken)
+            left[first] = has_vcpus, min(nodes[i][1] for i in taken)
+        best = max(left, key=lambda first: (left[first], -first))
+        return choices[best], need, left[best] >= (True, need[1])
+
+    def numa_aware(self, n, vm, now):
+        taken, _, fits = self.home(n, vm)
+        remote = (len(taken) > 1) if fits else 2
+        if len(self.hosts[n]["nodes"]) == 1:
+            remote = 0
+        return remote, self.best_fit(n, vm, now)
+
     def leave(self, vm):
         host = self.hosts[self.host_of.pop(vm)]
+        taken, need = self.homes.pop(vm)
+        for i in taken:
+            host["nodes"][i] = [a + b for a, b in zip(host["nodes"][i], need, strict=True)]
         host["vms"].remove(vm)
         host["vcpus"] += self.vms[vm][2]
         host["pages"] += self.vms[vm][3]
@@ -152,6 +185,10 @@ class ReferencePlacer:
                 rejected.append((vm, now, reason))
                 continue
             host = self.hosts[chosen]
+            taken, need, _ = self.home(chosen, vm)
+            self.homes[vm] = taken, need
+            for i in taken:
+                host["nodes"][i] = [a - b for a, b in zip(host["nodes"][i], need, strict=True)]
             host["vms"].add(vm)
             host["vcpus"] -= vcpus
             host["pages"] -= pages
