@@ -6,6 +6,10 @@ on this machine (its process is there and began at that time), and otherwise fro
 stands still for `LEASE_S`, the owner is dead. No clock of another machine is believed. On a disk
 the file is locked as well, so that of two drivers that start at once only one gets it.
 
+Simplified: where a file cannot be locked, at an object store, two drivers that begin in the same
+second on two machines both believe to hold the lock; the one that wrote it first stops before it
+commits.
+
 A driver that was held up so long that another took its place finds the other's token before it
 commits the next rows, and stops (`Lock.check`).
 """

@@ -105,6 +105,8 @@ class Killer:
             time.sleep(0.05)
 
     def _kill(self):
+        if not self.backend.actors:
+            return  # the run has ended
         found = self.backend._identities[self.shard]
         self.orphan = self.backend.actors[self.shard]
         self.killed_s = time.perf_counter()
@@ -185,18 +187,18 @@ class Chaos:
     def prepare(self):
         """Run undisturbed, once a backend; both must agree."""
         counter = self.folder / "steps"
-        begin_s = time.perf_counter()
         process = fleet_run(self.whole, "--inline", at=f"0:{counter}")
         if finish(process) != 0:
             raise SystemExit("the undisturbed run failed")
         self.steps = int(counter.read_text())
-        self.epoch_s = (time.perf_counter() - begin_s) / NR_EPOCHS
+        execution = json.loads((self.whole / "run.json").read_text())["execution"]
+        self.epoch_s = execution["advance_wall_s"] / NR_EPOCHS
         self.expected = digest(self.whole)
 
-    def moment(self, number):
+    def moment(self, *key, epochs=NR_EPOCHS - 1):
         """Return a random epoch and a delay into the next."""
-        epoch = int((NR_EPOCHS - 1) * draw(self.seed, number, "epoch"))
-        return epoch, self.epoch_s * draw(self.seed, number, "delay")
+        epoch = int(epochs * draw(self.seed, *key, "epoch"))
+        return epoch, self.epoch_s * draw(self.seed, *key, "delay")
 
     def external(self, number, kind, out):
         """Kill a driver and resume; return a description and no times."""
@@ -220,16 +222,20 @@ class Chaos:
         from fleet import scheduler
         from fleet.loading import load
 
-        epoch, delay_s = self.moment(number)
-        killer = Killer(cluster, kind, max(epoch, 1), delay_s, number % 2)
         scenario = load(SCENARIO, list(SETTINGS))
-        options = scheduler.Options(checkpoint_epochs=EVERY)
-        record = scheduler.run(scenario, out, options, killer, killer.make_backend)
-        killer.repair()
-        found = record["execution"]["recoveries"]
-        what = f"{kind}, {delay_s:.2f} s after epoch {max(epoch, 1)}"
+        options = scheduler.Options(checkpoint_epochs=EVERY, overwrite=True)
+        found = []
+        for trial in range(5):  # a run may end before it misses what was killed: another moment
+            epoch, delay_s = self.moment(number, trial, epochs=NR_EPOCHS - 5)
+            killer = Killer(cluster, kind, 1 + epoch, delay_s, number % 2)
+            record = scheduler.run(scenario, out, options, killer, killer.make_backend)
+            killer.repair()
+            found = record["execution"]["recoveries"]
+            if found:
+                break
+        what = f"{kind}, {delay_s:.2f} s after epoch {1 + epoch}"
         if not found:
-            return f"{what}: not missed any more", None
+            return f"{what}: NOT MISSED", None
         noticed_s = killer.backend.begin_s + found[0]["noticed_s"] - killer.killed_s
         return f"{what}: recomputed {found[0]['epoch'] - found[0]['from_epoch']} epochs", (
             noticed_s,
