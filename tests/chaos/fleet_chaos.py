@@ -29,15 +29,17 @@ from chaos import WriteFaults, die, digest, draw, leftovers
 SCENARIO = "churn"
 SETTINGS = (
     "hosts.count=50",
-    "hosts.memory=64GiB",
-    "vms.scale=0.004",
-    "run.duration=8h",
+    "hosts.memory=16GiB",
+    "hosts.reserved=2GiB",
+    "vms.scale=0.0012",
+    "run.duration=6h",
     "run.epoch_ticks=6",
     "failures.mtbf=100h",
     "maintenance=[{hosts = 10, start = '2h'}]",
+    "mmu.enabled=false",
 )
-EVERY = 4  # epochs between checkpoints
-NR_EPOCHS = 16
+EVERY = 3  # epochs between checkpoints
+NR_EPOCHS = 12
 KINDS = ("worker", "driver", "node", "worker", "write")  # in turn
 say = functools.partial(print, flush=True)
 BAR_S = {"worker": 5.0, "node": 15.0}

@@ -8,8 +8,8 @@ from guestsim.guest import SHARED, Guest, boot_memory, guest_layout, joined, rou
 from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mm.check import check_memory
 from hostsim.mm.mm_types import (
-    P_LRU_END,
-    P_LRU_FIRST,
+    N_LRU_END,
+    N_LRU_FIRST,
     P_TOUCHED,
     PCP_COUNT,
     Z_END,
@@ -81,9 +81,9 @@ def test_a_restored_guest_has_the_same_state():
 def test_a_restored_guest_finds_its_lru_lists_anew():
     """The queues that reclaim had found are not part of a state."""
     guest = Guest.boot(guest_layout(GUESTS, GIB, 2))
-    guest.mem.pool[P_LRU_FIRST], guest.mem.pool[P_LRU_END] = 3, 9
+    guest.mem.node[0, [N_LRU_FIRST, N_LRU_END]] = 3, 9
     again = Guest.restore(guest.layout, guest.save())
-    assert (again.mem.pool[P_LRU_FIRST], again.mem.pool[P_LRU_END]) == (0, 0)
+    assert again.mem.node[0, [N_LRU_FIRST, N_LRU_END]].tolist() == [0, 0]
 
 
 def test_too_small_a_vm_does_not_boot():
