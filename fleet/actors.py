@@ -155,7 +155,12 @@ class RayBackend:
         self.remote = address is not None
         self.ours = start(workers or nr_cores(), address)
         self.actors: list[Any] = []
-        self.room = cluster.make_room(scenario.nr_hosts, workers, hosts_per_actor)
+        try:
+            self.room = cluster.make_room(scenario.nr_hosts, workers, hosts_per_actor)
+        except BaseException:
+            if self.ours:
+                ray.shutdown()
+            raise
         self.host_ids = split_hosts(scenario.nr_hosts, self.room.nr_shards)
         self._plans = shard_plans(scenario, self.room.nr_shards)
         self._expected = handshake.describe()

@@ -7,10 +7,10 @@ So a child process tries first, and its end is told in one sentence.
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from hostsim.core.errors import Problem, ScenarioError, WorkerError
 log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0  # for a TCP connection to the head node
-JOIN_S = 20.0  # for Ray to let a driver in: 1-2 s on an idle machine
+JOIN_S = 30.0  # for Ray to let a driver in: 1-2 s on an idle machine
 ANSWER_S = 120.0  # for a node to start a worker process and describe itself
 COMPILE_S = 1800.0  # for a node to compile all kernels: two minutes on an idle machine
 SETTLE_S = 3.0  # CPUs of a job that has just ended are given back within a second
@@ -48,6 +48,7 @@ try:
 except Exception as error:
     print(json.dumps({"joined": False, "reason": str(error)}), flush=True)
 """
+_OTHER_TOKEN = "InvalidAuthToken"
 _TOKEN_HINT = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the head node"
 
 
@@ -89,21 +90,29 @@ def reach(address: str) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             raise _unreachable(address, reason) from None
-    child = subprocess.Popen(
-        [sys.executable, "-c", _TRY, address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = child.communicate(timeout=JOIN_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        output, errors = child.communicate()
-    problem = _why_not(output, errors)
+    problem = _why_not(*_try(address))
     if problem:
         raise _unreachable(address, problem)
+
+
+def _try(address: str) -> tuple[str, str]:
+    """Let a child join, until it is clear that it cannot; return what it printed."""
+    command = [sys.executable, "-c", _TRY, address]
+    pipe = subprocess.PIPE
+    errors = []
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        too_late = threading.Timer(JOIN_S, child.kill)
+        too_late.start()
+        for line in child.stderr:
+            errors.append(line)
+            if _OTHER_TOKEN in line:  # Ray would try again for 20 s
+                child.kill()
+        output = child.stdout.read()
+        too_late.cancel()
+        too_late.join()
+    return output, "".join(errors)
 
 
 def _unreachable(address: str, reason: str) -> WorkerError:
@@ -119,7 +128,7 @@ def _why_not(output: str, errors: str) -> str:
     answer = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if answer.get("joined"):
         return ""
-    if "InvalidAuthToken" in errors:
+    if _OTHER_TOKEN in errors:
         return f"it demands another token; {_TOKEN_HINT}"
     if "Failed to connect to socket" in errors:
         return "its node on this machine has its files elsewhere (another container, or user)"

@@ -24,10 +24,11 @@ PORT = 6379
 START_S = 120.0  # for `ray start` on one machine: 3-4 s if it is idle
 END_S = 10.0  # for killed processes to go
 OBJECT_STORE_BYTES = 100 << 20
-# A node is dead 2 s after its link was cut; Ray's own values make that half a minute.
+# A node whose link is cut is dead after at most 7.5 s: three checks that each wait 2 s for an
+# answer, half a second apart.  By Ray's own values that is a minute.
 HEALTH_CHECKS = (
     '{"health_check_initial_delay_ms": 500, "health_check_period_ms": 500,'
-    ' "health_check_failure_threshold": 3}'
+    ' "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}'
 )
 
 
@@ -167,9 +168,12 @@ class Machines:
         self, *arguments: str, environment: dict[str, str] | None = None
     ) -> "subprocess.Popen[str]":
         """Start ``fleet run`` on the head node, joined to the cluster."""
-        command = [sys.executable, "-m", "fleet", "run", *arguments, "--address", self.address]
+        command = [sys.executable, "-P", "-m", "fleet", "run", *arguments]
+        command += ["--address", self.address]
         pipe = subprocess.PIPE
-        return self.run(0, command, environment, stdout=pipe, stderr=pipe)
+        # Ray lets workers import from the driver's folder, which is on the same disk here.
+        elsewhere = self._files
+        return self.run(0, command, environment, stdout=pipe, stderr=pipe, cwd=elsewhere)
 
     def set_link(self, machine: int, state: str) -> None:
         """Cut a machine's link (``down``) or mend it (``up``); its processes go on."""
