@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.use import push_use, use_again
 from guestsim.balloon import free_blocks, inflate
 from guestsim.behaviour import (
     G_BALLOONED,
@@ -27,6 +28,7 @@ from guestsim.behaviour import (
     OP_HOST,
     OP_INFLATE,
     OP_REPORT,
+    OP_USE,
     decide,
 )
 from guestsim.turns import guest_turn
@@ -39,6 +41,7 @@ from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.mm_types import (
     NIL,
     P_RESUME,
+    P_SWAP_SLOTS,
     P_TOUCHED,
     PCP_COUNT,
     Z_FREE,
@@ -116,7 +119,12 @@ def _take_balloon(
 
 @kernel
 def _turn(
-    host: Memory, guests: NDArray[np.int64], ops: NDArray[np.int64], i: int, offset: int
+    host: Memory,
+    guests: NDArray[np.int64],
+    profiles: NDArray[np.float64],
+    ops: NDArray[np.int64],
+    i: int,
+    offset: int,
 ) -> bool:
     """Carry out the next part of an operation; return whether the host's memory sufficed."""
     row = ops[i, O_ROW]
@@ -131,6 +139,8 @@ def _turn(
         ops[i, O_NR] -= pages
         return enough
     mem = state_at(host, guests[row, G_STATE])
+    if kind == OP_USE:
+        return use_again(host, guests, row, mem, profiles, ops, i, offset)
     if kind == OP_REPORT:
         report_free(host, guests, row, mem, offset)
         ops[i, O_NR] = 0
@@ -169,6 +179,7 @@ def begin_turns(
 def run_turns(
     host: Memory,
     guests: NDArray[np.int64],
+    profiles: NDArray[np.float64],
     ops: NDArray[np.int64],
     turns: NDArray[np.int64],
     progress: NDArray[np.int64],
@@ -194,7 +205,7 @@ def run_turns(
             i = turns[group, 0]
             end = turns[group, 1]
             if group >= progress[T_AT]:
-                if not _turn(host, guests, ops, i, offset):
+                if not _turn(host, guests, profiles, ops, i, offset):
                     _stop_at(turns, progress, group, left)
                     if ops[i, O_KIND] != OP_HOST:
                         progress[T_ROW] = ops[i, O_ROW]
@@ -271,11 +282,17 @@ def decide_all(
     tick_ns: int,
     now_ns: int,
     below: float,
+    offset: int,
 ) -> int:
     """Let all guests of a host whose turn it is decide; return the number of operations."""
     nr = 0
     wanted = balloon_target(host, guests, below)
+    swap = host.pool[P_SWAP_SLOTS] != 0  # without it nobody asks what was used lately
     for row in range(guests.shape[0]):
-        if guests[row, G_VM] >= 0 and guests[row, G_NEXT_TICK] <= now_ns // tick_ns:
+        if guests[row, G_VM] < 0:
+            continue
+        if guests[row, G_NEXT_TICK] <= now_ns // tick_ns:
             nr = decide_one(host, guests, row, profiles, ops, nr, tick_ns, now_ns, wanted)
+        if swap:
+            nr = push_use(guests, row, profiles, ops, nr, tick_ns, offset)
     return nr

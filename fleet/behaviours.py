@@ -33,6 +33,9 @@ class BehaviourSection(Section):
     load: Ratio = 1.0
     hot_ratio: Ratio
     dirty_mib_per_s: Rate
+    zero_ratio: Ratio = 0.0
+    alike_ratio: Ratio = 0.0
+    image_ratio: Ratio = 0.0
 
 
 @functools.cache
@@ -68,4 +71,7 @@ def behaviour(name: str, weight: float) -> Behaviour:
         load=section.load,
         hot_ratio=section.hot_ratio,
         dirty_pages_per_s=section.dirty_mib_per_s * MIB_PAGES,
+        zero_ratio=section.zero_ratio,
+        alike_ratio=section.alike_ratio,
+        image_ratio=section.image_ratio,
     )

@@ -12,7 +12,7 @@ from hostsim.core.errors import Problem, ScenarioError
 if TYPE_CHECKING:
     from fleet.validate_mm import Check
 
-NAMES = ("mm", "replay", "mmu")
+NAMES = ("mm", "replay", "mmu", "fleet")
 
 
 def validate(
@@ -26,7 +26,8 @@ def validate(
     mm: the memory manager against its specification, and fragmentation under random churn.
     replay: op scripts beside recordings of Linux 6.1 and 6.12.
     mmu: cold walks, the LRU oracle, the seed's table, native measurements; and what follows for
-    KVM. Exit code 1 if a claim fails.
+    KVM.
+    fleet: the demand of a month, what KSM saves. Exit code 1 if a claim fails.
 
     \b
     Examples:
@@ -67,6 +68,10 @@ def _groups(group: str) -> Iterator[tuple[str, "Callable[[], Iterable[Check]]"]]
 
         yield from validate_mm.CHECKS.items()
         yield "order-0 churn", _churn
+    elif group == "fleet":
+        from fleet import validate_fleet
+
+        yield from validate_fleet.CHECKS.items()
     elif group == "replay":
         from fleet import validate_replay
 

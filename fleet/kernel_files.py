@@ -50,11 +50,25 @@ class VmSection(Section):
     compact_unevictable_allowed: int = _file("compact_unevictable_allowed")
 
 
+class KsmSection(Section):
+    """``[hosts.ksm]``: the files under /sys/kernel/mm/ksm.
+
+    With ``run = 1`` QEMU makes all guest RAM mergeable (its mem-merge, on by default).
+    """
+
+    run: Literal[0, 1] = 0
+    pages_to_scan: int = _file("ksm/pages_to_scan")
+    sleep_millisecs: int = _file("ksm/sleep_millisecs")
+    max_page_sharing: int = _file("ksm/max_page_sharing")
+    use_zero_pages: int = _file("ksm/use_zero_pages")
+
+
 def settings_of(
-    thp: ThpSection, khugepaged: KhugepagedSection, vm: VmSection
+    thp: ThpSection, khugepaged: KhugepagedSection, vm: VmSection, ksm: KsmSection
 ) -> tuple[tuple[str, str], ...]:
     """Return the settings files that a host is booted with, and what is written to them."""
     own: list[tuple[str, str]] = [("thp_policy", thp.policy)]
     own += [(f"khugepaged/{name}", str(value)) for name, value in khugepaged]
     own += [(name.replace("page_cluster", "page-cluster"), str(value)) for name, value in vm]
+    own += [(f"ksm/{name}", str(value)) for name, value in ksm]
     return tuple(own)

@@ -338,6 +338,7 @@ def _arrive(node: "Node", t_ns: int, emigrant: Emigrant) -> None:
     mm, enough = receive(node.host.mem, guest, emigrant, own_pages, node.offset)
     if mm == NIL:
         raise InvariantError(PROCESS_TABLE_FULL)
+    node.make_mergeable(row)
     if not enough:
         node.kill(t_ns)
     node.queue(row, np.array([[own_first_page(node.offset + pages), own_pages]]))

@@ -16,7 +16,7 @@ from fleet.backing import NR_T_FIELDS, begin_turns, run_turns
 from fleet.migration import Emigrant
 from fleet.mmu_figures import Sampling, measure_guests
 from fleet.scenario import MigrationTerms
-from fleet.start import fill_guest, start_vm
+from fleet.start import fill_guest, make_mergeable, start_vm
 from fleet.state import State
 from fleet.ticks import NR_PROGRESS, run_ticks
 from fleet.vm_rows import fill_vm_rows
@@ -50,7 +50,7 @@ from hostsim.core.stats import (
 )
 from hostsim.core.units import NS_PER_HOUR
 from hostsim.host import PROCESS_TABLE_FULL, Host, births_per_tick
-from hostsim.mm.mm_types import NIL
+from hostsim.mm.mm_types import N_LRU_FIRST, NIL, NR_LRU_LISTS
 from hostsim.spec import HostSpec
 
 STOP = 0  # kinds of commands; those of one time come in this order
@@ -220,6 +220,8 @@ class Node:
             _table(self._event_rows, len(EVENT_COLUMNS)),
             _table(self.migration_rows, len(MIGRATION_COLUMNS)),
         )
+        # Where reclaim stood in its lists is not kept: every epoch looks anew, resumed or not.
+        self.host.mem.node[:, N_LRU_FIRST : N_LRU_FIRST + 2 * NR_LRU_LISTS] = 0
         self._vm_rows, self._event_rows, self.migration_rows = [], [], []
         return rows
 
@@ -356,9 +358,21 @@ class Node:
         """Carry out operations, killing the largest VM whenever memory runs out."""
         begin_turns(ops, nr, self._turns, self._turn_progress)
         while not run_turns(
-            self.host.mem, self.guests, ops, self._turns, self._turn_progress, self.offset
+            self.host.mem,
+            self.guests,
+            self._profiles,
+            ops,
+            self._turns,
+            self._turn_progress,
+            self.offset,
         ):
             self.kill(t_ns)
+
+    def make_mergeable(self, row: int) -> None:
+        """Let ksmd merge the RAM of a guest that has arrived, if it runs here."""
+        make_mergeable(
+            self.host.mem, self.guests[row], self._profiles, self._shares, self._guests_key
+        )
 
     def kill(self, t_ns: int) -> int:
         """Let the OOM killer take a VM; return its process."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from fleet.behaviours import behaviour, behaviour_names
-from fleet.kernel_files import KhugepagedSection, ThpSection, VmSection, settings_of
+from fleet.kernel_files import KhugepagedSection, KsmSection, ThpSection, VmSection, settings_of
 from fleet.sections import (
     GIB_PAGES,
     MIB_PAGES,
@@ -35,6 +35,7 @@ from hostsim.core.units import (
     NS_PER_MIN,
     NS_PER_MS,
 )
+from hostsim.mm.mm_types import max_swap_slots
 from hostsim.mm.physmem import DMA32_END_PFN
 from hostsim.spec import HostSpec, SlabSpec
 
@@ -71,6 +72,12 @@ class SlabSection(Section):
     base: Pages = GIB_PAGES
 
 
+class SwapSection(Section):
+    """``[hosts.swap]``: a swap area on a solid-state disk."""
+
+    size: Pages = 0
+
+
 class HostsSection(Section):
     """``[[hosts]]``: a group of equal hosts."""
 
@@ -85,6 +92,8 @@ class HostsSection(Section):
     thp: ThpSection = ThpSection()
     khugepaged: KhugepagedSection = KhugepagedSection()
     vm: VmSection = VmSection()
+    ksm: KsmSection = KsmSection()
+    swap: SwapSection = SwapSection()
     slab: SlabSection = SlabSection()
 
     @field_validator("cpu")
@@ -127,6 +136,11 @@ class HostsSection(Section):
                 f"slab.base {pages_text(self.slab.base)} does not fit in"
                 f" reserved {pages_text(self.reserved)}"
             )
+        if self.swap.size > max_swap_slots(self.memory):
+            raise ValueError(
+                f"swap.size {pages_text(self.swap.size)} is more than"
+                f" {pages_text(max_swap_slots(self.memory))}, four times the memory"
+            )
         return self
 
 
@@ -158,6 +172,9 @@ class GuestsSection(Section):
     free_page_reporting_ratio: Ratio = 0.0
     balloon_ratio: Ratio = 0.0
     balloon_below: Ratio = 0.1
+    used_ratio: Ratio = 0.65  # memory used within five minutes: Weiner et al., TMO, ASPLOS 2022
+    cold_reads_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1  # assumed
+    images: Count = 4  # systems that the VMs run (assumed)
     mix: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = DEFAULT_MIX
 
     @field_validator("mix")
@@ -364,10 +381,11 @@ def _host_spec(section: HostsSection, mmu: MmuSection) -> HostSpec:
             long_lifetime_ns=slab.long_lifetime,
             base_pages=slab.base,
         ),
-        settings=settings_of(section.thp, section.khugepaged, section.vm),
+        settings=settings_of(section.thp, section.khugepaged, section.vm, section.ksm),
         cpu=section.cpu,
         mmu_accesses=mmu.accesses if mmu.enabled else 0,
         nr_nodes=section.numa_nodes,
+        swap_pages=section.swap.size,
     )
 
 
@@ -389,6 +407,9 @@ def _guest_spec(section: GuestsSection) -> GuestSpec:
         balloon_ratio=section.balloon_ratio,
         balloon_below=section.balloon_below,
         behaviours=tuple(behaviour(name, weight) for name, weight in section.mix.items()),
+        used_ratio=section.used_ratio,
+        cold_reads_per_hour=section.cold_reads_per_hour,
+        images=section.images,
         settings=tuple((f"khugepaged/{name}", str(value)) for name, value in section.khugepaged),
     )
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fleet.backing import decide_one
 from guestsim.behaviour import (
+    B_ALIKE,
     B_PERIOD,
     G_CLASS,
     G_HEAP_NS,
@@ -25,11 +26,22 @@ from guestsim.behaviour import (
     OP_HOST,
     push,
 )
-from guestsim.draw import draw_guest
+from guestsim.draw import NR_IMAGES, draw_guest
+from hostsim.core.counter_rng import hash64
 from hostsim.core.jit import kernel
 from hostsim.host import own_first_page, start_qemu
-from hostsim.mm.mm_types import MM_EPT_FLAGS, NIL, Memory
+from hostsim.mm.ksm import madvise_mergeable
+from hostsim.mm.mm_types import (
+    MM_ALIKE,
+    MM_CONTENT,
+    MM_EPT_FLAGS,
+    MM_IMAGE,
+    MM_RAM_PAGES,
+    NIL,
+    Memory,
+)
 from hostsim.mm.mmu_notifier import EPT_MISALIGNED
+from hostsim.mm.tunables import T_KSM_RUN
 
 
 @kernel
@@ -61,6 +73,24 @@ def fill_guest(
     guest[G_LAST_NS] = t_ns
     for slot in range(NR_SLOTS):
         guest[G_SLOT + 2 * slot] = NIL
+
+
+@kernel
+def make_mergeable(
+    host: Memory,
+    guest: NDArray[np.int64],
+    profiles: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    key: int,
+) -> None:
+    """Let ksmd merge a guest's RAM, if it runs, and say what that holds."""
+    if host.tunables[T_KSM_RUN] == 0:
+        return
+    mm = guest[G_MM]
+    host.mm[mm, MM_CONTENT] = guest[G_KEY] | 1
+    host.mm[mm, MM_ALIKE] = int(profiles[guest[G_CLASS], B_ALIKE])
+    host.mm[mm, MM_IMAGE] = 1 + hash64(key, guest[G_VM], 6) % int(shares[NR_IMAGES])
+    madvise_mergeable(host, mm, 0, host.mm[mm, MM_RAM_PAGES])
 
 
 @kernel
@@ -110,6 +140,7 @@ def start_vm(
         return nr, False
     if offset != 0:
         host.mm[mm, MM_EPT_FLAGS] |= EPT_MISALIGNED
+    make_mergeable(host, guest, profiles, shares, key)
     nr = push(ops, nr, row, OP_HOST, 0, own_first_page(ram_pages), own_pages)
     for i in range(boot.shape[0]):
         nr = push(ops, nr, row, OP_HOST, 0, boot[i, 0] + offset, boot[i, 1])

@@ -89,11 +89,11 @@ def run_ticks(
         tick = end_ns // tick_ns
         if progress[_PHASE] == 0:
             pass_tick(mem, end_ns)
-            nr = decide_all(mem, guests, profiles, ops, tick_ns, end_ns, balloon_below)
+            nr = decide_all(mem, guests, profiles, ops, tick_ns, end_ns, balloon_below, offset)
             begin_turns(ops, nr, turns, turn_progress)
             progress[_PHASE] = 1
         if progress[_PHASE] == 1:
-            if not run_turns(mem, guests, ops, turns, turn_progress, offset):
+            if not run_turns(mem, guests, profiles, ops, turns, turn_progress, offset):
                 return end_ns
             progress[_PHASE] = 2
             if not kernel_tick(mem, slab, tick, tick_ns, births, key):

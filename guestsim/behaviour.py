@@ -19,6 +19,7 @@ from guestsim.spec import GuestSpec
 from hostsim.core.counter_rng import uniform
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_HOUR
+from hostsim.mm.content import alike_word
 from hostsim.mm.mm_types import NIL, Memory
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, ADVICE_NONE
 
@@ -82,7 +83,10 @@ B_PERIOD: Final = 10  # ns
 B_BELOW: Final = 11  # numbers in (0, 1) below this one pick this class or one before
 B_HEAP: Final = 12
 B_LOAD: Final = 13  # thousandths
-NR_B_FIELDS: Final = 14
+B_ALIKE: Final = 14  # shares of equal pages: hostsim.mm.content
+B_HOT: Final = 15  # share of memory used all the time
+B_COLD: Final = 16  # uses of the rest an hour
+NR_B_FIELDS: Final = 17
 
 # Columns of an operation
 O_ROW: Final = 0  # guest
@@ -102,12 +106,13 @@ OP_REPORT: Final = 7  # free page reporting
 OP_INFLATE: Final = 8  # the balloon takes O_NR pages
 OP_DEFLATE: Final = 9
 OP_DAEMONS: Final = 10  # the kernel's threads work from O_WHERE to O_START, in ns
+OP_USE: Final = 11  # memory that it has is used again: O_NR windows, O_WHERE: chance of a cold one
 
 MAX_JOBS: Final = 4
 MAX_RUNS: Final = 16
 RUN_PAGES: Final = 64  # of a heap, freed together
 BALLOON_RESERVE_SHIFT: Final = 5  # a balloon leaves its guest 1/32 of its memory free (assumed)
-OPS_PER_GUEST: Final = 17 + 3 * MAX_JOBS + 2 * NR_SLOTS + 2 * MAX_RUNS
+OPS_PER_GUEST: Final = 18 + 3 * MAX_JOBS + 2 * NR_SLOTS + 2 * MAX_RUNS
 
 _ADVICE = {"none": ADVICE_NONE, "huge": ADVICE_HUGE, "nohuge": ADVICE_NOHUGE}
 
@@ -134,6 +139,9 @@ def behaviour_table(spec: GuestSpec) -> NDArray[np.float64]:
             below,
             b.heap_ratio,
             round(1000.0 * b.load),
+            alike_word(b.zero_ratio, b.alike_ratio, b.image_ratio),
+            spec.used_ratio,
+            spec.cold_reads_per_hour,
         )
     return table
 

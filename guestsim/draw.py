@@ -37,6 +37,7 @@ from hostsim.core.units import HPAGE_PMD_ORDER
 SHARE_ADVISED: Final = 0
 SHARE_REPORTS: Final = 1
 SHARE_BALLOON: Final = 2
+NR_IMAGES: Final = 3  # and how many systems they run
 
 FITTING: Final = 8  # a main process leaves an eighth of memory to the kernel and others (assumed)
 
@@ -47,8 +48,8 @@ def guests_key(seed: int) -> int:
 
 
 def device_shares(spec: GuestSpec) -> NDArray[np.float64]:
-    """Return which shares of VMs QEMU advises, report free pages and have a balloon."""
-    return np.array([spec.madvise_ratio, spec.reporting_ratio, spec.balloon_ratio])
+    """Return which shares of VMs QEMU advises, report free pages and have a balloon; images."""
+    return np.array([spec.madvise_ratio, spec.reporting_ratio, spec.balloon_ratio, spec.images])
 
 
 def touched_share(spec: GuestSpec, key: int, vm_id: int) -> float:

@@ -27,6 +27,9 @@ class Behaviour(NamedTuple):
     load: float = 1.0  # share of its vCPUs that run it
     hot_ratio: float = 0.0  # share of its resident memory that it keeps writing
     dirty_pages_per_s: float = 0.0  # pages of that it writes, a running vCPU
+    zero_ratio: float = 0.0  # of the pages it writes: share that holds zeros again,
+    alike_ratio: float = 0.0  # that others of the VM are equal to,
+    image_ratio: float = 0.0  # that stands in the image of its system
 
 
 class GuestSpec(NamedTuple):
@@ -49,3 +52,6 @@ class GuestSpec(NamedTuple):
     balloon_below: float  # share of free host memory under which it does
     behaviours: tuple[Behaviour, ...]
     settings: tuple[tuple[str, str], ...] = ()  # further settings files: name, value
+    used_ratio: float = 1.0  # share of its memory that a guest uses all the time
+    cold_reads_per_hour: float = 0.0  # how often it uses the rest
+    images: int = 1  # systems that the VMs run

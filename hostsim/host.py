@@ -51,6 +51,7 @@ from hostsim.mm.mm_types import (
     Z_LABEL,
     Z_MANAGED,
     Memory,
+    max_swap_slots,
     restore_parts,
     used_parts,
 )
@@ -71,7 +72,7 @@ from hostsim.mm.slab import (
     restore_slab,
     slab_tick,
 )
-from hostsim.mm.swapfile import used_slots
+from hostsim.mm.swapfile import swapon, used_slots
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.vmstat import (
@@ -393,6 +394,9 @@ class Host:
         set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
         for name, value in (("enabled", spec.thp_enabled), *spec.settings):
             write_setting(self.mem, name, value)
+        if spec.swap_pages and not swapon(self.mem, spec.swap_pages):
+            most = max_swap_slots(spec.memory_pages)
+            raise ValueError(f"swap of {spec.swap_pages} pages: the host takes at most {most}")
         self.slab: Slab = new_slab()
         if not alloc_boot_pages(self.mem, spec.slab.base_pages):
             raise ValueError(

@@ -32,3 +32,4 @@ class HostSpec(NamedTuple):
     cpu: str = "ice-lake-sp"  # name of a description in scenarios/cpus
     mmu_accesses: int = 0  # accesses of a guest's program that a sample counts, 0: no samples
     nr_nodes: int = 1  # NUMA nodes, each with an equal part of vCPUs and memory
+    swap_pages: int = 0  # swap area on a solid-state disk, 0: none

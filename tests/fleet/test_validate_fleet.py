@@ -1,0 +1,11 @@
+import pytest
+
+from fleet.validate_fleet import CHECKS
+
+
+@pytest.mark.validate
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_check_holds(name):
+    checks = list(CHECKS[name]())
+    assert checks
+    assert [c.name for c in checks if not c.verdict] == []
