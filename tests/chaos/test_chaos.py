@@ -56,7 +56,7 @@ def small_disk(tmp_path_factory):
 
 
 def test_a_disk_that_is_full_in_truth(small, tmp_path, small_disk):
-    long = small("run.duration=48h")
+    long = small("run.duration=12h")
     with pytest.raises(ResultsError, match=r"cannot write: .*No space left on device"):
         scheduler.run(long, small_disk / "r", Options(checkpoint_epochs=2), None, fake)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
