@@ -1,6 +1,6 @@
 """Three Ray nodes with addresses of their own against one, against none, and with one cut off.
 
-The same steps are a test (tests/chaos/test_cluster.py) and ``fleet bench cluster``.
+The same steps are a test (tests/chaos/test_nodes.py) and ``fleet bench cluster``.
 """
 
 import json
