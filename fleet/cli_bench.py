@@ -278,6 +278,7 @@ def cluster(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+@bench_app.command()
 def migration(set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Drain a host, by pre-copy and by post-copy, and print what its VMs go through.
 
