@@ -52,7 +52,8 @@ def measure_migration(scenario: Scenario) -> dict[str, Any]:
         "vms": len(moves),
         "stayed": int(before.height),
         "sent_gib": int(moves["sent_pages"].to_numpy().sum()) / (1 << 30 - PAGE_SHIFT),
-        "total_s": (moves["begin_ns"] + moves["total_ns"]).to_numpy().max(initial=0) / NS_PER_S,
+        "total_s": int((moves["begin_ns"] + moves["total_ns"]).to_numpy().max(initial=0))
+        / NS_PER_S,
         "vm_s": {"median": total_s.median(), "max": total_s.max()},
         "downtime_ms": {"median": downtime_ms.median(), "max": downtime_ms.max()},
         "huge_ratio": {

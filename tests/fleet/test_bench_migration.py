@@ -20,7 +20,8 @@ def test_drained_host_is_told_of(small, mode):
     assert found["vms"] >= 1
     assert found["stayed"] == 0  # the run is shorter than the last look
     assert set(found["huge_ratio"].values()) == {None}
-    assert 0 < found["vm_s"]["median"] <= found["vm_s"]["max"] <= found["total_s"]
+    assert 0 < found["vm_s"]["median"] <= found["vm_s"]["max"]
+    assert found["vm_s"]["max"] <= found["total_s"] * (1 + 1e-9)  # rounded differently
     assert 20 <= found["downtime_ms"]["median"] <= found["downtime_ms"]["max"]
     assert found["sent_gib"] > 0
     json.dumps(found)
