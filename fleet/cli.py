@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that ``fleet --help`` answer
 Exit codes: 0 done, 1 failed, 2 bad usage or scenario, 130 interrupted.
 """
 
+import functools
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hostsim.core import jit_options
 from hostsim.core.errors import HugefleetError, ScenarioError
 
 if TYPE_CHECKING:
@@ -52,11 +54,9 @@ def _load(name: str, overrides: list[str] | None, seed: int | None = None) -> "S
     return load(name, [*(overrides or []), *seeds])
 
 
-def _announce_compilation() -> None:
-    from fleet.scheduler import is_cold
-
-    if is_cold():
-        typer.echo("compiling kernels, once per version and machine: about two minutes", err=True)
+@functools.cache
+def _say_compiling() -> None:
+    typer.echo("compiling kernels, once per version and machine: about a minute", err=True)
 
 
 def _print_version(wanted: bool) -> None:
@@ -130,7 +130,6 @@ def run(
     options = scheduler.Options(
         inline, workers, hosts_per_actor, address, overwrite, resume, checkpoint_epochs
     )
-    _announce_compilation()
     try:
         with progress.shown(resolved.name) as on_epoch:
             scheduler.run(resolved, target, options, on_epoch)
@@ -264,18 +263,12 @@ def columns(
 @app.command("warmup")
 def compile_kernels() -> None:
     """Compile all kernels into the cache, so that the next run starts at once."""
-    from importlib.resources import as_file, files
-
-    from fleet.replay import Replay
-    from fleet.replay_script import read_script
+    from fleet.recordings import replayed
     from fleet.scheduler import warm_up
 
-    _announce_compilation()
     warm_up()
-    with as_file(files("scenarios").joinpath("seed")) as folder:  # what replays alone use
-        for path in sorted(folder.glob("*.ops")):
-            for _ in Replay(read_script(path), "6.12").run():
-                pass
+    for _ in replayed("6.12"):  # what replays alone use
+        pass
 
 
 _FORWARD = {
@@ -355,6 +348,8 @@ def _print_error(error: HugefleetError) -> None:
 
 def main() -> None:
     """Run the command line; the one place where errors become messages and exit codes."""
+    jit_options.processes = len(os.sched_getaffinity(0))
+    jit_options.announce = _say_compiling
     try:
         app(prog_name="fleet")
     except HugefleetError as error:

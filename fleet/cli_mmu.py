@@ -66,12 +66,10 @@ def walk(
 ) -> None:
     """Print the memory references of one page walk with cold caches, cell by cell.
 
-    Examples
-    --------
+    \b
+    Examples:
       fleet walk --guest 4K --host 2M
-
       fleet walk --guest 4K --host 4K --levels 5
-
       fleet walk --guest 2M --host 4K --guest-found 1
     """
     from hostsim.mmu.coldwalk import cold_walk, nr_references
@@ -167,10 +165,9 @@ def mmu(
 ) -> None:
     """Simulate a program's accesses and print TLB misses, walk references and what they cost.
 
-    Examples
-    --------
+    \b
+    Examples:
       fleet mmu gups --cpu cascade-lake --mode virt --guest-thp off --host-thp off
-
       fleet mmu redis --cpu zen4 --footprint 8GiB --compare
     """
     from fleet import mmu as runs
@@ -263,10 +260,9 @@ def cpus(
 ) -> None:
     """List the CPUs and the geometry of their TLBs and walk caches.
 
-    Examples
-    --------
+    \b
+    Examples:
       fleet cpus
-
       fleet cpus cascade-lake
     """
     from fleet.hardware import builtin_names, load_cpu

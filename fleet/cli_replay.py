@@ -49,10 +49,9 @@ def replay(
     A script that asks for what the model cannot do yet is left out and named; the exit code is
     then 1.
 
-    Examples
-    --------
+    \b
+    Examples:
       fleet replay fault-always.ops --kernel 6.1 --from start.jsonl -o out.jsonl
-
       fleet replay ops/ --kernel 6.12 --from starts/ -o replays/
     """
     from fleet.replay import Replay

@@ -39,6 +39,7 @@ from fleet.sink import Sink
 from fleet.store import STAGING, Store
 from fleet.trace import Trace, make_trace
 from fleet.usage import usage_of_tree
+from hostsim.core import jit_options
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, REASON_NAMES, SCHEMA_VERSION
 from hostsim.core.units import NS_PER_HOUR
@@ -284,6 +285,7 @@ def _backend(scenario: Scenario, options: Options) -> Backend:
         return InlineBackend(scenario)
     from fleet.actors import RayBackend
 
+    jit_options.processes = 0  # a process with Ray's threads must not fork
     return RayBackend(scenario, options.workers, options.hosts_per_actor, options.address)
 
 

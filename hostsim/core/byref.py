@@ -6,6 +6,7 @@ table's address; reading a field loads the array's address from the table.  The 
 changes during a kernel, which LLVM is told, so that loads leave loops.
 """
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class StateType(_Type):  # type: ignore[misc]
 
     def __init__(self, name: str, fields: tuple[tuple[str, Any, tuple[int, ...]], ...]) -> None:
         self.fields = fields
-        super().__init__(name=f"{name}{fields}")
+        super().__init__(name=f"{name}_{zlib.crc32(repr(fields).encode()):08x}")
 
 
 register_model(StateType)(
@@ -80,6 +81,11 @@ def _typeof(value: Any, _context: Any) -> StateType:
         )
         found = _known[type(value)] = StateType(type(value).__name__, fields)
     return found
+
+
+def known_type(cls: type) -> StateType | None:
+    """Return the type of a class's instances, if one was made in this process."""
+    return _known.get(cls)
 
 
 @infer_getattr

@@ -27,7 +27,10 @@ from typing import Any, TypeVar
 
 import numba
 import numba.core.bytecode
+import numba.core.event
 from numba.core import types
+
+from hostsim.core import jit_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,6 +86,8 @@ _types: Any = types
 _bytecode: Any = numba.core.bytecode
 _FunctionIdentity: Any = _bytecode.FunctionIdentity
 _njit: Any = numba.njit  # _nrt is not in its annotations
+_events: Any = numba.core.event
+_events.start_event = _events.end_event = lambda *_, **__: None  # timers nobody reads: a tenth
 
 
 def _widen(argument: Any) -> Any:
@@ -101,7 +106,8 @@ def _njit_cached(function: Callable[..., Any], **options: Any) -> Any:
     _config.CACHE_DIR = str(cache_folder(function.__module__))
     if function.__defaults__ or function.__kwdefaults__:
         raise TypeError(f"{function.__name__}: a kernel has no default arguments")
-    compiled = _njit(cache=True, error_model="numpy", nogil=True, _nrt=False, **options)(function)
+    flags = {"error_model": "numpy", "nogil": True, "_nrt": False, "no_cfunc_wrapper": True}
+    compiled = _njit(cache=True, **flags, **options)(function)
     return _callees_first(compiled)
 
 
@@ -117,6 +123,7 @@ def _compile_once(dispatcher: Any) -> Any:
         return resolve(wide, {name: _widen(a) for name, a in kws.items()})
 
     dispatcher.get_call_template = get_call_template
+    dispatcher.compiled_once = True
     return dispatcher
 
 
@@ -127,8 +134,8 @@ def _globals_of(function: Any) -> list[Any]:
     return [value for value in found if hasattr(value, "py_func")]
 
 
-def _callees(dispatcher: Any) -> list[Any]:
-    """Return the kernels that a kernel calls by symbol, also through what is merged into it."""
+def _callees(dispatcher: Any, attribute: str) -> list[Any]:
+    """Return the nearest callees that have an attribute, also through those without it."""
     callees: list[Any] = []
     seen: set[int] = set()
     todo = _globals_of(dispatcher.py_func)
@@ -136,11 +143,21 @@ def _callees(dispatcher: Any) -> list[Any]:
         callee = todo.pop()
         if id(callee) not in seen:
             seen.add(id(callee))
-            if hasattr(callee, "load_cached"):
+            if hasattr(callee, attribute):
                 callees.append(callee)
             else:
                 todo += _globals_of(callee.py_func)
     return callees
+
+
+def compiled_callees(dispatcher: Any) -> list[Any]:
+    """Return the kernels that must be compiled before this one."""
+    return _callees(dispatcher, "compiled_once")
+
+
+def is_cached(dispatcher: Any) -> bool:
+    """Say whether a kernel is loaded, or lies in the cache."""
+    return bool(dispatcher.overloads or dispatcher._cache._cache_file._load_index())
 
 
 class _CacheLock:
@@ -154,6 +171,10 @@ class _CacheLock:
         self._thread = threading.RLock()
         self._depth = 0
         self._file = -1
+
+    def held(self) -> bool:
+        """Say whether this process is about to compile: a kernel called from Python is not yet."""
+        return self._depth > 0
 
     def __enter__(self) -> None:
         self._thread.acquire()
@@ -172,7 +193,7 @@ class _CacheLock:
         self._thread.release()
 
 
-_one_process_at_a_time = _CacheLock()
+one_process_at_a_time = _CacheLock()
 
 
 class _StableIdentity(_FunctionIdentity):  # type: ignore[misc]
@@ -200,8 +221,12 @@ def _callees_first(dispatcher: Any) -> Any:
     load_overload = cache.load_overload
 
     def compile_after_callees(signature: Any) -> Any:
-        with _one_process_at_a_time:
-            loaded = [callee.load_cached() for callee in _callees(dispatcher)]
+        if jit_options.processes and not one_process_at_a_time.held():
+            from hostsim.core.ahead import compile_missing
+
+            compile_missing(dispatcher)
+        with one_process_at_a_time:
+            loaded = [callee.load_cached() for callee in _callees(dispatcher, "load_cached")]
             cache.load_overload = load_overload if all(loaded) else lambda *_: None
             return compile_now(signature)
 

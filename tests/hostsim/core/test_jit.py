@@ -1,14 +1,10 @@
 """Kernels compiled one by one and cached one by one: a cached caller finds the right callee."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from kernel_project import make_project, run_python
 
-ROOT = Path(__file__).resolve().parents[3]
 CALLEE = """
 from hostsim.core.jit import hot_kernel, kernel
 
@@ -45,23 +41,12 @@ print(twice(5), through_merged(1), sum(through_merged.stats.cache_hits.values())
 
 @pytest.fixture
 def project(tmp_path):
-    """A tiny project with this compiler, a callee and a caller in modules of their own."""
-    (tmp_path / "hostsim" / "core").mkdir(parents=True)
-    for package in ("hostsim", "hostsim/core"):
-        (tmp_path / package / "__init__.py").touch()
-    shutil.copy(ROOT / "hostsim/core/jit.py", tmp_path / "hostsim/core/jit.py")
-    (tmp_path / "hostsim/callee.py").write_text(CALLEE.format(step=1))
-    (tmp_path / "hostsim/caller.py").write_text(CALLER)
-    return tmp_path
+    return make_project(tmp_path, {"callee": CALLEE.format(step=1), "caller": CALLER})
 
 
 def run(project):
-    env = {**os.environ, "PYTHONPATH": str(project), "FLEET_CACHE_DIR": str(project / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], env=env, cwd=project, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return [int(word) for word in done.stdout.split()]
+    (printed,) = run_python(project, RUN)
+    return [int(word) for word in printed.split()]
 
 
 def test_a_cached_caller_loads_its_callees_in_another_process(project):

@@ -1,0 +1,33 @@
+"""A tiny project with this project's compiler and kernels of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_project(folder, modules):
+    """Write a package ``hostsim`` of the compiler and some modules' texts."""
+    core = folder / "hostsim" / "core"
+    core.mkdir(parents=True)
+    for package in (core.parent, core):
+        (package / "__init__.py").touch()
+    for name in ("ahead", "byref", "jit", "jit_options"):
+        shutil.copy(ROOT / f"hostsim/core/{name}.py", core)
+    for name, text in modules.items():
+        (core.parent / f"{name}.py").write_text(text)
+    return folder
+
+
+def run_python(project, code):
+    """Run code in a new process with the project's kernel cache; return the lines it prints."""
+    env = {**os.environ, "PYTHONPATH": str(project), "FLEET_CACHE_DIR": str(project / "cache")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=env, cwd=project, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
