@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.pool import Pool
-from hostsim.core.stats import FLEET_COLUMNS, HOST_COLUMNS
+from hostsim.core.host_columns import HOST_COLUMNS
+from hostsim.core.stats import FLEET_COLUMNS
 
 _COLUMN: Final = {column.name: index for index, column in enumerate(HOST_COLUMNS)}
 _SUMS: Final = (

@@ -33,8 +33,8 @@ from fleet.mmu_sample import (
     sample,
 )
 from guestsim.behaviour import G_CLASS, G_FIGURE, G_PROGRAM, G_TABLES_HOST, NR_FIGURES
-from hostsim.core.stats import VM_COLUMNS
 from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.core.vm_columns import VM_COLUMNS
 from hostsim.mmu.cost import Remote
 
 LEAST_PAGES: Final = HPAGE_PMD_NR

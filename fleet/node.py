@@ -40,15 +40,10 @@ from guestsim.draw import device_shares, guests_key, touched_share
 from guestsim.guest import Guest, Layout, boot_footprint, guest_layout, rounded_pages
 from guestsim.spec import Behaviour, GuestSpec
 from hostsim.core.errors import InvariantError
-from hostsim.core.stats import (
-    EVENT_COLUMNS,
-    EVENT_NAMES,
-    HOST_COLUMNS,
-    MIGRATION_COLUMNS,
-    REASON_NAMES,
-    VM_COLUMNS,
-)
+from hostsim.core.host_columns import HOST_COLUMNS
+from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, MIGRATION_COLUMNS, REASON_NAMES
 from hostsim.core.units import NS_PER_HOUR
+from hostsim.core.vm_columns import VM_COLUMNS
 from hostsim.host import PROCESS_TABLE_FULL, Host, births_per_tick
 from hostsim.mm.mm_types import N_LRU_FIRST, NIL, NR_LRU_LISTS
 from hostsim.spec import HostSpec

@@ -20,9 +20,11 @@ from fleet.pool import NO_HOST
 from fleet.scenario import Scenario
 from fleet.shard import Move
 from fleet.trace import Trace
+from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.rng import Stream, stream
-from hostsim.core.stats import HOST_COLUMNS, REASON_NAMES, VM_COLUMNS
+from hostsim.core.stats import REASON_NAMES
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_S
+from hostsim.core.vm_columns import VM_COLUMNS
 
 I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]

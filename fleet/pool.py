@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.byref import ByReference
+from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.stats import HOST_COLUMNS, REASON_NAMES
+from hostsim.core.stats import REASON_NAMES
 from hostsim.core.units import HPAGE_PMD_NR
 from hostsim.home_node import nodes_needed
 from hostsim.mm.mm_types import MAX_NUMNODES

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hostsim.core.column import Column
 from hostsim.core.errors import InvariantError
-from hostsim.core.stats import SCHEMA_VERSION, TABLES, Column
+from hostsim.core.stats import SCHEMA_VERSION, TABLES
 
 _TYPES = {
     "int64": pa.int64(),

@@ -5,7 +5,8 @@ import numpy as np
 from fleet.fleet_rows import fleet_row
 from fleet.pool import make_pool
 from fleet.query import query
-from hostsim.core.stats import FLEET_COLUMNS, HOST_COLUMNS
+from hostsim.core.host_columns import HOST_COLUMNS
+from hostsim.core.stats import FLEET_COLUMNS
 
 AT = {column.name: index for index, column in enumerate(HOST_COLUMNS)}
 POOL = make_pool(np.array([8, 8, 16, 8]), np.array([1000, 1000, 2000, 1000]))

@@ -20,7 +20,8 @@ from fleet.migration import (
 )
 from fleet.scenario import MigrationTerms
 from guestsim.behaviour import G_CLASS, G_MM, G_STATE
-from hostsim.core.stats import HOST_COLUMNS, MIGRATION_COLUMNS, REASON_NAMES
+from hostsim.core.host_columns import HOST_COLUMNS
+from hostsim.core.stats import MIGRATION_COLUMNS, REASON_NAMES
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from hostsim.ept import guest_access
 from hostsim.mm.fault import FAULT_OK

@@ -16,7 +16,7 @@ from guestsim.behaviour import (
     G_TABLES,
     G_TABLES_HOST,
 )
-from hostsim.core.stats import MMU_COLUMNS
+from hostsim.core.host_columns import MMU_COLUMNS
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
 from hostsim.mmu.paging import look_up
 from hostsim.spec import HostSpec, SlabSpec

@@ -17,7 +17,7 @@ from fleet.mmu_sample import (
 )
 from fleet.profiles import load_workload
 from guestsim.workload import compile_workload
-from hostsim.core.stats import MMU_COLUMNS
+from hostsim.core.host_columns import MMU_COLUMNS
 from hostsim.core.units import HPAGE_PMD_ORDER, PAGE_SHIFT
 from hostsim.mmu.cost import Remote
 from hostsim.mmu.paging import look_up

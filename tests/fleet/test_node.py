@@ -5,8 +5,10 @@ from guests import BUSY, GUESTS
 from fleet.node import START, STOP, Commands, Node
 from fleet.state import pack, unpack
 from guestsim.behaviour import G_MM, G_PAGES
-from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, HOST_COLUMNS, VM_COLUMNS
+from hostsim.core.host_columns import HOST_COLUMNS
+from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
+from hostsim.core.vm_columns import VM_COLUMNS
 from hostsim.mm.mm_types import MM_BASE, MM_RAM_PAGES, P_ZERO_PB
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG
 from hostsim.mm.physmem import PB_HUGE

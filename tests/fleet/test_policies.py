@@ -9,7 +9,7 @@ from test_placement import HALF_HOUR, observe, placer_of, trace_of
 from fleet.placement import NEVER, Tuning, expected_ends
 from fleet.policies import POLICIES, READ_GAUGES, sample_hosts
 from fleet.pool import gauges_of, make_pool
-from hostsim.core.stats import HOST_COLUMNS
+from hostsim.core.host_columns import HOST_COLUMNS
 
 HOUR = 2 * HALF_HOUR
 BIG = (16, 160)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hostsim.core.stats import HOST_COLUMNS
+from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_HOUR, NS_PER_MIN, NS_PER_S
 from hostsim.host import (
     NR_ROW_HEAD,
