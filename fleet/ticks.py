@@ -18,7 +18,8 @@ from guestsim.behaviour import (
     NR_FIGURES,
 )
 from hostsim.core.jit import kernel
-from hostsim.host import NR_ROW_HEAD, fill_host_row, kernel_tick
+from hostsim.host import kernel_tick
+from hostsim.host_row import NR_ROW_HEAD, fill_host_row
 from hostsim.mm.daemons import pass_tick
 from hostsim.mm.mm_types import Memory
 from hostsim.mm.slab import Slab

@@ -16,7 +16,6 @@ from hostsim.core.units import (
     HPAGE_PMD_NR,
     HPAGE_PMD_ORDER,
     HPAGE_PUD_ORDER,
-    NR_PAGE_ORDERS,
     NS_PER_S,
 )
 from hostsim.ept import guest_access
@@ -25,31 +24,17 @@ from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_slot import khugepaged_enter
 from hostsim.mm.mm_types import (
-    MIGRATE_MOVABLE,
-    MIGRATE_RECLAIMABLE,
-    MIGRATE_UNMOVABLE,
     MM_EPT_FLAGS,
     MM_VCPUS,
     MM_VM,
     MM_WINDOWS,
     NIL,
-    NR_TYPES,
     P_COST_NS,
     P_DAEMON_NS,
-    P_FREE_1G,
-    P_FREE_32M,
-    P_KSM_SHARED,
-    P_KSM_SHARING,
     P_NOW_NS,
-    P_REC_LIVE,
     P_RESUME,
     P_SETTLED_NS,
     P_STALL_NS,
-    P_UNMOVABLE_BLOCKS,
-    PCP_COUNT,
-    Z_FREE,
-    Z_LABEL,
-    Z_MANAGED,
     Memory,
     max_swap_slots,
     restore_parts,
@@ -57,9 +42,8 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.mmu_notifier import EPT_PC_SLOTS
-from hostsim.mm.numa import nr_numa_miss, run_on_node_of, set_home_node, smallest_free
+from hostsim.mm.numa import run_on_node_of, set_home_node
 from hostsim.mm.oom import select_bad_process
-from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import decay_pcp
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
@@ -72,39 +56,12 @@ from hostsim.mm.slab import (
     restore_slab,
     slab_tick,
 )
-from hostsim.mm.swapfile import swapon, used_slots
+from hostsim.mm.swapfile import swapon
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.vmstat import (
-    ALLOCSTALL,
-    EPT_VIOLATIONS,
     EVENTS,
-    EXTFRAG_EVENTS,
-    FULL_SCANS,
-    KHUGEPAGED_WINDOWS,
-    NR_ANON_PAGES,
-    NR_ANON_THPS,
-    NR_EPT,
-    NR_EPT_LEAVES_2M,
-    NR_EPT_LEAVES_4K,
-    NR_GUEST_PAGES,
-    NR_KERNEL,
-    NR_NX_LPAGE_SPLITS,
-    NR_PAGETABLE,
     OOM_KILL,
-    PAGES_COLLAPSED,
-    PGALLOC,
-    PGFAULT,
-    PGFREE,
-    PSWPIN,
-    PSWPOUT,
-    THP_COLLAPSE_ALLOC,
-    THP_COLLAPSE_ALLOC_FAILED,
-    THP_DEFERRED_SPLIT_PAGE,
-    THP_FAULT_ALLOC,
-    THP_FAULT_FALLBACK,
-    THP_SPLIT_PAGE,
-    THP_SPLIT_PMD,
     VM_ENDS,
     VM_STARTS,
 )
@@ -122,7 +79,6 @@ OP_NR: Final = 3
 OP_TOUCH: Final = 0
 OP_DISCARD: Final = 1
 PROCESS_TABLE_FULL: Final = "more processes on one host than the process table holds"
-NR_ROW_HEAD: Final = 5  # t_ns, host_id, nr_vms, committed_vcpus, committed_pages
 
 
 @kernel
@@ -272,94 +228,6 @@ def kernel_tick(
     if mem.tunables[T_PCP_6_12] != 0:
         decay_pcp(mem, tick_ns // NS_PER_S)
     return slab_tick(mem, slab, tick, births[0], births[1], births[2], births[3], key)
-
-
-@kernel
-def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], first: int) -> None:
-    """Write the gauges and counters of a host from column ``first`` on.
-
-    Parameters
-    ----------
-    row
-        One row of the table ``hosts``.
-    free
-        Work space for 11 numbers.
-    """
-    vmstat = mem.vmstat
-    managed = 0
-    nr_free = 0
-    pcp = 0
-    for zone in range(len(mem.zone)):
-        managed += mem.zone[zone, Z_MANAGED]
-        nr_free += mem.zone[zone, Z_FREE]
-        pcp += mem.zone[zone, PCP_COUNT]
-    at = first
-    for value in (
-        managed,
-        nr_free,
-        pcp,
-        vmstat[NR_ANON_PAGES],
-        vmstat[NR_ANON_THPS],
-        vmstat[NR_GUEST_PAGES],
-        vmstat[NR_PAGETABLE],
-        vmstat[NR_EPT],
-        vmstat[NR_KERNEL],
-    ):
-        row[at] = value
-        at += 1
-    for order in range(NR_PAGE_ORDERS):
-        free[order] = 0
-        for zone in range(len(mem.zone)):
-            for migratetype in range(NR_TYPES):
-                free[order] += mem.nr_free[zone, migratetype, order]
-        row[at] = free[order]
-        at += 1
-    for migratetype in (MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE):
-        row[at] = 0
-        for zone in range(len(mem.zone)):
-            row[at] += mem.zone[zone, Z_LABEL + migratetype]
-        at += 1
-    for value in (
-        mem.pool[P_REC_LIVE],
-        unusable_free_index(free, HPAGE_PMD_ORDER),
-        fragmentation_index(free, HPAGE_PMD_ORDER),
-        vmstat[PGFAULT],
-        vmstat[THP_FAULT_ALLOC],
-        vmstat[THP_FAULT_FALLBACK],
-        vmstat[THP_SPLIT_PMD],
-        vmstat[THP_SPLIT_PAGE],
-        vmstat[THP_DEFERRED_SPLIT_PAGE],
-        vmstat[PGALLOC] + vmstat[PGALLOC + 1] + vmstat[PGALLOC + 2],
-        vmstat[PGFREE],
-        vmstat[EXTFRAG_EVENTS],
-        vmstat[ALLOCSTALL],
-        vmstat[OOM_KILL],
-        vmstat[VM_STARTS],
-        vmstat[VM_ENDS],
-        vmstat[NR_EPT_LEAVES_2M],
-        vmstat[NR_EPT_LEAVES_4K],
-        vmstat[NR_NX_LPAGE_SPLITS],
-        vmstat[EPT_VIOLATIONS],
-        vmstat[THP_COLLAPSE_ALLOC],
-        vmstat[THP_COLLAPSE_ALLOC_FAILED],
-        vmstat[PAGES_COLLAPSED],
-        vmstat[FULL_SCANS],
-        vmstat[KHUGEPAGED_WINDOWS],
-        mem.pool[P_DAEMON_NS],
-        mem.pool[P_FREE_32M],
-        mem.pool[P_FREE_1G],
-        mem.pool[P_UNMOVABLE_BLOCKS],
-        vmstat[PSWPIN],
-        vmstat[PSWPOUT],
-        used_slots(mem),
-        mem.pool[P_KSM_SHARED],
-        mem.pool[P_KSM_SHARING],
-        mem.pool[P_STALL_NS],
-        nr_numa_miss(mem),
-        smallest_free(mem),
-    ):
-        row[at] = value
-        at += 1
 
 
 class Host:

@@ -6,14 +6,13 @@ import pytest
 from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_HOUR, NS_PER_MIN, NS_PER_S
 from hostsim.host import (
-    NR_ROW_HEAD,
     OP_DISCARD,
     OP_TOUCH,
     Host,
     births_per_tick,
-    fill_host_row,
     kernel_tick,
 )
+from hostsim.host_row import NR_ROW_HEAD, fill_host_row
 from hostsim.mm.check import FrameKind, check_memory, frame_owner
 from hostsim.mm.mm_types import MM_RAM_ANON, NIL
 from hostsim.mm.turn import TURN_WINDOWS
