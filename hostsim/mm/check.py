@@ -22,6 +22,7 @@ from hostsim.core.units import (
 from hostsim.mm.check_contig import check_units, check_unmovable
 from hostsim.mm.check_daemons import check_daemons
 from hostsim.mm.check_ept import check_ept
+from hostsim.mm.check_extents import Extents, check_extents
 from hostsim.mm.check_free import (
     FREE_STATES,
     LISTED_STATES,
@@ -30,7 +31,6 @@ from hostsim.mm.check_free import (
     Mask,
     Scan,
     agree,
-    chain,
     check_free_lists,
     check_pageblocks,
     check_pcp,
@@ -40,39 +40,20 @@ from hostsim.mm.check_free import (
     pcp_blocks,
     scan,
     span_all,
-    walk,
     zone_name,
 )
 from hostsim.mm.check_hugetlb import check_hugetlb
 from hostsim.mm.check_merge import check_areas, check_ksm, check_written
+from hostsim.mm.check_mm import check_address_spaces
 from hostsim.mm.check_nodes import check_nodes
 from hostsim.mm.check_swap import check_swap
 from hostsim.mm.mm_types import (
-    MM_ANON,
-    MM_BASE,
-    MM_EPT,
-    MM_HAS_EPT,
-    MM_HUGE,
-    MM_KERNEL,
-    MM_LIVE,
-    MM_PGTABLES,
-    MM_RAM_ANON,
-    MM_RAM_PAGES,
-    MM_SWAP,
-    MM_WINDOWS,
     NIL,
-    P_EXT_FREE,
-    P_EXT_LIVE,
-    P_EXT_USED,
-    P_MM_USED,
-    P_WORDS_USED,
     P_ZERO_PB,
-    P_ZERO_USERS,
     Z_FREE,
     Z_MANAGED,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_NONE, W_TABLE, W_TAG, W_ZERO
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_HUGE,
@@ -94,7 +75,6 @@ from hostsim.mm.rmap import (
     KIND_MASK,
     KIND_PGTABLE,
     KIND_RESERVED,
-    KIND_SWAP,
     KIND_SWAPCACHE,
 )
 from hostsim.mm.vmstat import (
@@ -102,7 +82,6 @@ from hostsim.mm.vmstat import (
     NR_ANON_THPS,
     NR_EPT,
     NR_FILE_PAGES,
-    NR_GUEST_PAGES,
     NR_KERNEL,
     NR_PAGETABLE,
 )
@@ -136,72 +115,8 @@ class FrameOwner(NamedTuple):
     vpn: int = NIL  # page in its address space, NIL if none
 
 
-class _Extents(NamedTuple):
-    """All live extents, in columns."""
-
-    at: Ints  # extent
-    pfn: Ints
-    vpn: Ints
-    nr: Ints
-    owner: Ints
-    flags: Ints
-    kind: Ints
-
-
-def _check_extents(mem: Memory, s: Scan) -> _Extents:
-    """Check the lists of extents of the pageblocks, and the pool."""
-    pageblock = np.flatnonzero(np.isin(s.state, LISTED_STATES))
-    heads = mem.pb["a"][pageblock].astype(np.int64)
-    heads[s.state[pageblock] == PB_PARTIAL] = mem.rec["ext"][s.record]
-    used = int(mem.pool[P_EXT_USED])
-    at, which, before = walk("extents of pageblocks", mem.ext["next_b"][:used], heads, used)
-    agree("back links of extents in a pageblock", stored=mem.ext["prev_b"][at], walked=before)
-    swapped = np.flatnonzero(
-        (mem.ext["nr"][:used] > 0) & (mem.ext["flags"][:used] & KIND_MASK == KIND_SWAP)
-    )
-    unused = chain(
-        "free extents", mem.ext["next"][:used].tolist(), int(mem.pool[P_EXT_FREE]) - 1, used
-    )
-    agree(
-        "extents in use and in the pool",
-        found=np.sort(np.concatenate([at, swapped, np.array(unused, np.int64)])),
-        expected=np.arange(used),
-    )
-    agree("extents live", counter=mem.pool[P_EXT_LIVE], listed=at.size + swapped.size)
-    columns = mem.ext[at]
-    pfn, nr, flags, owner = (columns[f].astype(np.int64) for f in ("pfn", "nr", "flags", "owner"))
-    agree("pageblock of extents", extent=pfn >> PAGEBLOCK_ORDER, list=pageblock[which])
-    forbid(
-        "extent leaves its pageblock",
-        (nr < 1) | ((pfn + nr - 1) >> PAGEBLOCK_ORDER != pfn >> PAGEBLOCK_ORDER),
-        extent=at,
-        pfn=pfn,
-        pages=nr,
-    )
-    kind = flags & KIND_MASK
-    forbid("unknown kind of extent", kind > KIND_FILE, extent=at, flags=flags)
-    live = mem.mm[:, MM_LIVE] != 0
-    orphan = (owner != NIL) & ~live[owner]
-    forbid("extent of a process that is gone", orphan, extent=at, pfn=pfn, mm=owner)
-    forbid("swap entry on a pageblock's list", kind == KIND_SWAP, extent=at, pfn=pfn)
-    homeless = (owner == NIL) & np.isin(kind, (KIND_ANON, KIND_PGTABLE, KIND_EPT))
-    forbid("process memory without a process", homeless, extent=at, pfn=pfn, flags=flags)
-    return _Extents(at, pfn, columns["vpn"].astype(np.int64), nr, owner, flags, kind)
-
-
-def _with_swap_entries(mem: Memory, x: _Extents) -> _Extents:
-    """Return the extents and the swapped-out ones, which are on windows' lists only."""
-    used = int(mem.pool[P_EXT_USED])
-    flags = mem.ext["flags"][:used]
-    at = np.flatnonzero((mem.ext["nr"][:used] > 0) & (flags & KIND_MASK == KIND_SWAP))
-    columns = mem.ext[at]
-    swap = (at, *(columns[f].astype(np.int64) for f in ("pfn", "vpn", "nr", "owner", "flags")))
-    kind = np.full(at.size, KIND_SWAP)
-    return _Extents(*(np.concatenate(pair) for pair in zip(x, (*swap, kind), strict=True)))
-
-
 def _check_frames(
-    s: Scan, x: _Extents, pcp: Ints, unowned: Ints, cached: Mask, nr_zones: int
+    s: Scan, x: Extents, pcp: Ints, unowned: Ints, cached: Mask, nr_zones: int
 ) -> Ints:
     """Compare used frames with extents and per-CPU lists.
 
@@ -256,146 +171,7 @@ def _check_frames(
     return np.bincount(zone[anon], minlength=nr_zones)
 
 
-def _processes(mem: Memory) -> Ints:
-    """Return the live processes; check that their window words lie apart."""
-    mms = np.flatnonzero(mem.mm[:, MM_LIVE])
-    forbid("process behind the last one", mms >= mem.pool[P_MM_USED], mm=mms)
-    base, nr = mem.mm[mms, MM_BASE], mem.mm[mms, MM_WINDOWS]
-    words = np.sort(span_all(base, nr))
-    forbid("window word of two processes", words[1:] == words[:-1], word=words[1:])
-    outside = np.ones(mem.windows.size, np.bool_)
-    outside[words] = False
-    stale = outside & (mem.windows != W_NONE)
-    forbid("window word of no process", stale, word=np.arange(outside.size), value=mem.windows)
-    forbid("words behind the pool's end", words >= mem.pool[P_WORDS_USED], word=words)
-    return mms
-
-
-def _check_address_spaces(mem: Memory, s: Scan, x: _Extents) -> None:
-    """Windows, their extents, huge mappings, kernel pages and the counters of processes."""
-    mms = _processes(mem)
-    rows = mem.mm[mms]
-    mm = np.repeat(mms, rows[:, MM_WINDOWS])
-    window = span_all(np.zeros(mms.size, np.int64), rows[:, MM_WINDOWS])
-    word = mem.windows[np.repeat(rows[:, MM_BASE], rows[:, MM_WINDOWS]) + window].astype(np.int64)
-    tag, value = word & W_TAG, word >> 2
-    odd = ~np.isin(tag, (W_HUGE, W_TABLE, W_HUGETLB)) & ~np.isin(word, (W_NONE, W_ZERO))
-    forbid("unknown window word", odd, mm=mm, window=window, word=word)
-    forbid(
-        "huge zero page mapped that does not exist",
-        (word == W_ZERO) & (mem.pool[P_ZERO_PB] == 0),
-        mm=mm,
-        window=window,
-    )
-    mapped_zero = int((word == W_ZERO).sum())
-    agree("users of the huge zero page", pool=mem.pool[P_ZERO_USERS], windows=mapped_zero)
-    framed, x = x, _with_swap_entries(mem, x)
-    used = int(mem.pool[P_EXT_USED])
-    column = np.full(used, NIL)
-    column[x.at] = np.arange(x.at.size)
-
-    table = np.flatnonzero(tag == W_TABLE)
-    at, which, before = walk("extents of windows", mem.ext["next"][:used], value[table] - 1, used)
-    forbid(
-        "window leads to a free extent", column[at] == NIL, extent=at, window=window[table][which]
-    )
-    i = column[at]
-    home = table[which]
-    agree("owner of a window's extents", extent=x.owner[i], window=mm[home])
-    agree("window of a window's extents", extent=x.vpn[i] >> HPAGE_PMD_ORDER, window=window[home])
-    last = (x.vpn[i] + x.nr[i] - 1) >> HPAGE_PMD_ORDER
-    agree("window of their last pages", extent=last, window=window[home])
-    follows = before != NIL
-    b = column[before[follows]]
-    forbid(
-        "extents of a window out of order",
-        x.vpn[b] + x.nr[b] > x.vpn[i[follows]],
-        mm=x.owner[b],
-        vpn=x.vpn[b],
-        pages=x.nr[b],
-        next_vpn=x.vpn[i[follows]],
-    )
-    wrong = ~np.isin(x.kind[i], (KIND_ANON, KIND_SWAP)) | (x.flags[i] & EXT_PMD != 0)
-    forbid("not a small anonymous page in a window", wrong, extent=at, flags=x.flags[i])
-
-    kernel_at, which, _ = walk("kernel pages", mem.ext["next"][:used], rows[:, MM_KERNEL] - 1, used)
-    forbid("process leads to a free extent", column[kernel_at] == NIL, extent=kernel_at)
-    k = column[kernel_at]
-    agree("owner of a process's kernel pages", extent=x.owner[k], process=mms[which])
-    forbid("anonymous memory among kernel pages", x.kind[k] == KIND_ANON, extent=kernel_at)
-
-    listed = np.sort(np.concatenate([at, kernel_at]))
-    forbid("extent on two owners' lists", listed[1:] == listed[:-1], extent=listed[1:])
-    pmd = x.flags & EXT_PMD != 0
-    expected = np.sort(x.at[(x.owner != NIL) & ~pmd])
-    agree("extents on owners' lists", listed=listed, live=expected)
-
-    _check_huge(mem, s, framed, np.flatnonzero(tag == W_HUGE), mm, window, value)
-
-    here = np.where(x.kind[i] == KIND_ANON, x.nr[i], 0)
-    small = np.bincount(home, weights=here, minlength=word.size).astype(np.int64)
-    out = np.bincount(home, weights=x.nr[i] - here, minlength=word.size).astype(np.int64)
-    resident = small + np.where(tag == W_HUGE, HPAGE_PMD_NR, 0)
-    in_ram = window << HPAGE_PMD_ORDER < mem.mm[mm, MM_RAM_PAGES]
-
-    def per_mm(weights: Any) -> Ints:
-        return np.bincount(mm, weights=weights, minlength=mem.mm.shape[0]).astype(np.int64)[mms]
-
-    def per_kind(kind: int) -> Ints:
-        pages = np.where(x.kind[k] == kind, x.nr[k], 0)
-        return np.bincount(which, weights=pages, minlength=mms.size).astype(np.int64)
-
-    for name, field, pages in (
-        ("resident pages", MM_ANON, per_mm(resident)),
-        ("resident pages of guest RAM", MM_RAM_ANON, per_mm(np.where(in_ram, resident, 0))),
-        ("windows mapped huge", MM_HUGE, per_mm(tag == W_HUGE)),
-        ("pages swapped out", MM_SWAP, per_mm(out)),
-        ("page-table pages", MM_PGTABLES, per_kind(KIND_PGTABLE)),
-        ("EPT pages", MM_EPT, per_kind(KIND_EPT)),
-    ):
-        agree(f"{name} of process", counter=rows[:, field], recomputed=pages)
-    mapped = per_mm((word != W_NONE) & (tag != W_HUGETLB))
-    tables = rows[:, MM_PGTABLES]
-    forbid("windows without a page table", tables < mapped, mm=mms, tables=tables, windows=mapped)
-    guests = rows[rows[:, MM_HAS_EPT] != 0, MM_RAM_ANON].sum()
-    agree("nr_guest_pages", vmstat=mem.vmstat[NR_GUEST_PAGES], processes=guests)
-
-
-def _check_huge(
-    mem: Memory, s: Scan, x: _Extents, huge: Ints, mm: Ints, window: Ints, value: Ints
-) -> None:
-    """Pageblocks mapped by PMDs against the windows that map them, both ways."""
-    pmd = x.flags & EXT_PMD != 0
-    whole = (x.nr == HPAGE_PMD_NR) & (x.vpn % HPAGE_PMD_NR == 0) & (x.flags & EXT_DESCENDING == 0)
-    forbid("PMD extent that is no huge page", pmd & ~whole, extent=x.at, pfn=x.pfn, pages=x.nr)
-    forbid(
-        "PMD extent outside of a compound page",
-        pmd & (s.state[x.pfn >> PAGEBLOCK_ORDER] != PB_COMPOUND),
-        extent=x.at,
-        pfn=x.pfn,
-    )
-    alone = np.flatnonzero(s.state == PB_HUGE)
-    if mem.pool[P_ZERO_PB]:
-        zero = int(mem.pool[P_ZERO_PB]) - 1
-        agree("state of the huge zero page", found=s.state[zero], expected=PB_HUGE)
-        alone = alone[alone != zero]
-    by_pageblock = np.concatenate(
-        [
-            np.stack([alone, mem.pb["a"][alone], mem.pb["b"][alone]]),
-            np.stack([x.pfn, x.owner, x.vpn])[:, pmd] >> np.array([[9], [0], [9]]),
-        ],
-        axis=1,
-    )
-    by_window = np.stack([value[huge], mm[huge], window[huge]])
-    for name, i in (("pageblocks", 0), ("processes", 1), ("windows", 2)):
-        agree(
-            f"{name} of huge mappings",
-            by_pageblock=by_pageblock[i][np.lexsort(by_pageblock)],
-            by_window=by_window[i][np.lexsort(by_window)],
-        )
-
-
-def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr: int) -> None:
+def _check_totals(mem: Memory, s: Scan, x: Extents, pcp: Ints, mapped: Ints, nr: int) -> None:
     """Frame conservation of every zone, and the gauges of vmstat."""
     alone = (s.state == PB_HUGE) & (np.arange(s.state.size) != mem.pool[P_ZERO_PB] - 1)
     pages = {
@@ -441,7 +217,7 @@ def _check_totals(mem: Memory, s: Scan, x: _Extents, pcp: Ints, mapped: Ints, nr
             agree(f"zone {zone_name(z)} frames", managed=mem.zone[z, Z_MANAGED], accounted=total)
 
 
-def _covered(x: _Extents, chosen: Mask) -> int:
+def _covered(x: Extents, chosen: Mask) -> int:
     """Return how many distinct frames extents cover."""
     return int(np.unique(span_all(x.pfn[chosen], x.nr[chosen])).size)
 
@@ -467,10 +243,10 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     check_free_lists(mem, s)
     check_units(mem, s)
     pcp = check_pcp(mem, s)
-    x = _check_extents(mem, s)
+    x = check_extents(mem, s)
     cached = check_swap(mem, s.state)
     mapped = _check_frames(s, x, pcp, extra, cached, len(mem.zone))
-    _check_address_spaces(mem, s, x)
+    check_address_spaces(mem, s, x)
     _check_totals(mem, s, x, pcp, mapped, extra.size)
     check_unmovable(mem, x.pfn, x.nr, x.kind)
     files = x.kind == KIND_FILE
