@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.use import push_use, use_again
-from guestsim.balloon import free_blocks, inflate
+from guestsim.balloon import inflate
 from guestsim.behaviour import (
     G_BALLOONED,
     G_MM,
@@ -25,12 +25,14 @@ from guestsim.behaviour import (
     O_NR,
     O_ROW,
     O_START,
+    O_WHERE,
     OP_HOST,
     OP_INFLATE,
     OP_REPORT,
     OP_USE,
     decide,
 )
+from guestsim.reporting import R_AGAIN, report_pass
 from guestsim.turns import guest_turn
 from hostsim.core.byref import state_at
 from hostsim.core.jit import kernel
@@ -39,6 +41,7 @@ from hostsim.ept import guest_access
 from hostsim.host import access_turn
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.mm_types import (
+    MM_RAM_ANON,
     NIL,
     P_RESUME,
     P_SWAP_SLOTS,
@@ -92,17 +95,42 @@ def _is_backed(host: Memory, mm: int, page: int, pages: int) -> bool:
 
 
 @kernel
-def report_free(
-    host: Memory, guests: NDArray[np.int64], row: int, mem: Memory, offset: int
-) -> None:
-    """Discard what a guest's kernel reports free."""
+def discard_reported(
+    host: Memory, guests: NDArray[np.int64], row: int, mem: Memory, offset: int, nr: int
+) -> int:
+    """Let QEMU discard the blocks of a pass; return of how many it had any page."""
     mm = guests[row, G_MM]
-    for i in range(free_blocks(mem)):
+    discards = 0
+    before = host.mm[mm, MM_RAM_ANON]
+    for i in range(nr):
         page = offset + mem.touched[i, 0]
         pages = mem.touched[i, 1]
         if _is_backed(host, mm, page, pages):
+            here = host.mm[mm, MM_RAM_ANON]
             discard_range(host, mm, page, pages)
-            guests[row, G_REPORTED] += pages
+            if host.mm[mm, MM_RAM_ANON] < here:
+                discards += 1
+    guests[row, G_REPORTED] += before - host.mm[mm, MM_RAM_ANON]
+    return discards
+
+
+@kernel
+def report_free(
+    host: Memory,
+    guests: NDArray[np.int64],
+    row: int,
+    mem: Memory,
+    offset: int,
+    lowest: int,
+    passes: int,
+) -> None:
+    """Discard what a guest's kernel reports free in so many passes."""
+    again = True
+    while again and passes > 0:
+        nr = report_pass(mem, lowest)
+        again = bool(mem.scratch[R_AGAIN] != 0)
+        discard_reported(host, guests, row, mem, offset, nr)
+        passes -= 1
 
 
 @kernel
@@ -142,7 +170,7 @@ def _turn(
     if kind == OP_USE:
         return use_again(host, guests, row, mem, profiles, ops, i, offset)
     if kind == OP_REPORT:
-        report_free(host, guests, row, mem, offset)
+        report_free(host, guests, row, mem, offset, ops[i, O_WHERE], ops[i, O_NR])
         ops[i, O_NR] = 0
         return True
     if kind == OP_INFLATE:

@@ -34,6 +34,8 @@ from hostsim.core.units import (
     NS_PER_HOUR,
     NS_PER_MIN,
     NS_PER_MS,
+    NS_PER_S,
+    PAGEBLOCK_ORDER,
 )
 from hostsim.mm.mm_types import max_swap_slots
 from hostsim.mm.physmem import DMA32_END_PFN
@@ -170,6 +172,8 @@ class GuestsSection(Section):
     overhead: Pages = 32 * MIB_PAGES
     ram_offset: Pages = 0
     free_page_reporting_ratio: Ratio = 0.0
+    free_page_reporting_order: Annotated[int, Field(ge=0, le=MAX_PAGE_ORDER)] = PAGEBLOCK_ORDER
+    free_page_reporting_delay: Duration = 2 * NS_PER_S
     balloon_ratio: Ratio = 0.0
     balloon_below: Ratio = 0.1
     used_ratio: Ratio = 0.65  # memory used within five minutes: Weiner et al., TMO, ASPLOS 2022
@@ -410,6 +414,8 @@ def _guest_spec(section: GuestsSection) -> GuestSpec:
         used_ratio=section.used_ratio,
         cold_reads_per_hour=section.cold_reads_per_hour,
         images=section.images,
+        reporting_order=section.free_page_reporting_order,
+        reporting_delay_ns=section.free_page_reporting_delay,
         settings=tuple((f"khugepaged/{name}", str(value)) for name, value in section.khugepaged),
     )
 

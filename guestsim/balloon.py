@@ -1,14 +1,10 @@
-"""How a guest gives memory back: virtio-balloon, and free page reporting.
+"""How a guest gives memory back: virtio-balloon.
 
 The balloon takes single pages, in batches of 256, and only where memory is plenty; it gives
-them back when the guest runs out.  Free page reporting tells the host of free blocks of order 9
-and more; they stay free in the guest, and the next use is a new EPT violation.
+them back when the guest runs out.
 
 Source: Linux v6.1 drivers/virtio/virtio_balloon.c (VIRTIO_BALLOON_ARRAY_PFNS_MAX,
-virtio_balloon_oom_notify), mm/page_reporting.c (page_reporting_order, PAGE_REPORTING_CAPACITY,
-page_reporting_process_zone).
-Simplified: a turn of a guest is longer than the 30 s in which 16 passes of reporting, 2 s apart,
-reach all free blocks, so that all are reported at once.
+virtio_balloon_oom_notify).
 Simplified: pages in the balloon are small pages of a process whose tables are never backed.
 """
 
@@ -42,32 +38,6 @@ from hostsim.mm.rmap import frame_at
 from hostsim.mm.zap import discard_range
 
 BALLOON_PAGES: Final = 256  # VIRTIO_BALLOON_ARRAY_PFNS_MAX
-REPORTING_CAPACITY: Final = 32  # blocks a batch
-
-
-@kernel
-def free_blocks(mem: Memory) -> int:
-    """Write the free blocks that reporting would tell of to ``mem.touched``; return how many.
-
-    In the order of zones, orders and types; memory never used is not among them, as the host has
-    nothing to take back.
-    """
-    nr = 0
-    for zone in range(len(mem.zone)):
-        spare = REPORTING_CAPACITY << PAGEBLOCK_ORDER
-        if mem.zone[zone, Z_FREE] < mem.zone[zone, Z_WMARK_LOW] + spare:
-            continue
-        for order in range(PAGEBLOCK_ORDER, MAX_PAGE_ORDER + 1):
-            for migratetype in range(NR_PCP_TYPES):
-                head = big_head(mem, zone, migratetype, order)
-                pb = int(mem.pb[head].a)
-                while pb != head:
-                    if pb != virgin_slot(mem, zone) and nr < mem.touched.shape[0]:
-                        mem.touched[nr, 0] = pb << PAGEBLOCK_ORDER
-                        mem.touched[nr, 1] = PAGEBLOCK_NR_PAGES << (order - PAGEBLOCK_ORDER)
-                        nr += 1
-                    pb = int(mem.pb[pb].a)
-    return nr
 
 
 @kernel

@@ -22,6 +22,7 @@ from guestsim.behaviour import (
     G_KEY,
     G_LOAD,
     G_PAGES,
+    G_REPORT_NS,
     G_REPORTS,
     G_RING,
     G_VM,
@@ -37,7 +38,9 @@ from hostsim.core.units import HPAGE_PMD_ORDER
 SHARE_ADVISED: Final = 0
 SHARE_REPORTS: Final = 1
 SHARE_BALLOON: Final = 2
-NR_IMAGES: Final = 3  # and how many systems they run
+NR_IMAGES: Final = 3  # and how many systems they run,
+REPORTING_ORDER: Final = 4  # lowest order that is reported free,
+REPORTING_DELAY: Final = 5  # and the delay between two passes, ns
 
 FITTING: Final = 8  # a main process leaves an eighth of memory to the kernel and others (assumed)
 
@@ -48,8 +51,9 @@ def guests_key(seed: int) -> int:
 
 
 def device_shares(spec: GuestSpec) -> NDArray[np.float64]:
-    """Return which shares of VMs QEMU advises, report free pages and have a balloon; images."""
-    return np.array([spec.madvise_ratio, spec.reporting_ratio, spec.balloon_ratio, spec.images])
+    """Return which shares of VMs QEMU advises, report free pages and have a balloon, and so on."""
+    shares = (spec.madvise_ratio, spec.reporting_ratio, spec.balloon_ratio)
+    return np.array([*shares, spec.images, spec.reporting_order, spec.reporting_delay_ns])
 
 
 def touched_share(spec: GuestSpec, key: int, vm_id: int) -> float:
@@ -107,7 +111,9 @@ def draw_guest(
     guest[G_CACHE] = boot_pages * CACHE_SHARE // 8 + room - heap
     guest[G_RING] = guest[G_CACHE] + (1 << HPAGE_PMD_ORDER)
     guest[G_HEAD] = boot_pages * CACHE_SHARE // 8
-    guest[G_REPORTS] = 1 if uniform(key, vm_id, 4) < shares[SHARE_REPORTS] else 0
+    guest[G_REPORT_NS] = int(shares[REPORTING_DELAY])
+    if uniform(key, vm_id, 4) < shares[SHARE_REPORTS]:
+        guest[G_REPORTS] = 1 + int(shares[REPORTING_ORDER])
     guest[G_BALLOONED] = 1 if uniform(key, vm_id, 5) < shares[SHARE_BALLOON] else 0
     guest[G_LOAD] = int(profiles[number, B_LOAD])
     return bool(uniform(key, vm_id, 1) < shares[SHARE_ADVISED])

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from hostsim.core.units import NS_PER_S, PAGEBLOCK_ORDER
+
 
 class Behaviour(NamedTuple):
     """What one class of guests does with its memory over time.
@@ -55,3 +57,5 @@ class GuestSpec(NamedTuple):
     used_ratio: float = 1.0  # share of its memory that a guest uses all the time
     cold_reads_per_hour: float = 0.0  # how often it uses the rest
     images: int = 1  # systems that the VMs run
+    reporting_order: int = PAGEBLOCK_ORDER  # lowest order that is reported free
+    reporting_delay_ns: int = 2 * NS_PER_S  # from one pass to the next: PAGE_REPORTING_DELAY

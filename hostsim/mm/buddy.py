@@ -15,6 +15,7 @@ from hostsim.mm.mm_types import (
     NR_TYPES,
     P_CAPTURE,
     P_CAPTURED,
+    P_REPORTED_SMALL,
     Z_FREE,
     Z_VIRGIN,
     Z_VIRGIN_END,
@@ -39,6 +40,7 @@ from hostsim.mm.physmem import (
     record_alloc,
     record_free,
     set_frames,
+    set_reported,
     set_pageblock_migratetype,
     set_state,
     small_list_add,
@@ -324,6 +326,8 @@ def _merge(mem: Memory, record: int, zone: int, on_type: int, first: int, order:
         if not is_free_block(mem, record, buddy, order):
             break
         del_free_block(mem, record, zone, on_type, order)
+        if mem.pool[P_REPORTED_SMALL] != 0:
+            set_reported(mem, int(mem.rec[record].pb), buddy, False)
         first = min(first, buddy)
         order += 1
     if order == PAGEBLOCK_ORDER:

@@ -35,6 +35,7 @@ from hostsim.mm.check_free import (
     check_pageblocks,
     check_pcp,
     check_records,
+    check_reported,
     forbid,
     free_frames,
     pcp_blocks,
@@ -240,6 +241,7 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     s = scan(mem)
     check_pageblocks(mem, s)
     check_records(mem, s)
+    check_reported(mem, s)
     check_free_lists(mem, s)
     check_units(mem, s)
     pcp = check_pcp(mem, s)

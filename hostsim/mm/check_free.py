@@ -33,6 +33,7 @@ from hostsim.mm.mm_types import (
     P_REC_FREE,
     P_REC_LIVE,
     P_REC_USED,
+    P_REPORTED_SMALL,
     P_RUN_FREE,
     P_RUN_USED,
     PCP_COUNT,
@@ -57,6 +58,7 @@ from hostsim.mm.physmem import (
     PB_HUGETLB,
     PB_PARTIAL,
     PB_PCP,
+    PB_REPORTED,
     PB_RESERVED,
     PB_VIRGIN,
     zone_idx,
@@ -206,7 +208,7 @@ def scan(mem: Memory) -> Scan:
     zone[np.arange(nr) >= (mem.zone[:, Z_END] >> PAGEBLOCK_ORDER)[zone]] = NO_ZONE
     return Scan(
         state=state,
-        on_type=(raw >> 4) ^ MIGRATE_MOVABLE,
+        on_type=((raw >> 4) & 3) ^ MIGRATE_MOVABLE,
         label=(mem.pb["label"][:nr].astype(np.int64) & LABEL_TYPE) ^ MIGRATE_MOVABLE,
         zone=zone,
         partial=partial,
@@ -294,6 +296,20 @@ def check_records(mem: Memory, s: Scan) -> None:
             bitmap=exact,
         )
         whole = merged
+
+
+def check_reported(mem: Memory, s: Scan) -> None:
+    """PageReported stands on free blocks only, and below order 9 only where one begins."""
+    numbers = np.arange(s.state.size)
+    marked = mem.pb["state"][: s.state.size].astype(np.int64) & PB_REPORTED != 0
+    whole = np.isin(s.state, (PB_FREE9, PB_FREE10))
+    forbid("reported block that is not free", marked & ~whole, pageblock=numbers, state=s.state)
+    if not mem.pool[P_REPORTED_SMALL]:
+        return
+    bits = mem.reported["bits"].astype(np.int64)
+    free: Ints = np.zeros_like(bits)
+    free[s.partial] = mem.rec["bits"][s.record]
+    forbid("reported frames in use", (bits & ~free).any(axis=1), pageblock=numbers)
 
 
 def check_free_lists(mem: Memory, s: Scan) -> None:

@@ -54,7 +54,7 @@ PAGEBLOCK_DTYPE: Final = np.dtype(
     [
         ("a", "i4"),  # by state: next, mm, first extent or record
         ("b", "i4"),  # by state: previous, window or flags
-        ("state", "i1"),  # PB_* in the low nibble, list type XOR MOVABLE above
+        ("state", "i1"),  # PB_* in the low nibble, list type XOR MOVABLE above; PB_REPORTED
         ("label", "i1"),  # migratetype XOR MOVABLE, so that zero is movable; LABEL_SKIP
     ]
 )
@@ -113,6 +113,12 @@ WRITTEN_DTYPE: Final = np.dtype(
     [
         ("bits", "u4", (NR_WORDS,)),  # 1 = page written since the huge page was cleared
         ("nr", "i4"),  # of them, how many; free chain when unused
+    ]
+)
+REPORTED_DTYPE: Final = np.dtype(
+    [
+        ("bits", "u4", (NR_WORDS,)),  # 1 = a free block that the host knows of begins here
+        ("done", "i4"),  # 1 << order: all free blocks of that order are reported
     ]
 )
 KSM_NODE_DTYPE: Final = np.dtype(
@@ -301,7 +307,8 @@ P_NODEMASK: Final = 69  # nodes that may serve requests, a bit each; 0: all
 P_FREE_32M: Final = 70  # aligned units of 32 MiB that are wholly free: hostsim.mm.contig
 P_FREE_1G: Final = 71
 P_UNMOVABLE_BLOCKS: Final = 72  # pageblocks that hold unmovable pages
-NR_POOL: Final = 73
+P_REPORTED_SMALL: Final = 73  # 1: `reported` is kept, blocks below a pageblock are reported
+NR_POOL: Final = 74
 UNIT_32M_SHIFT: Final = 4  # pageblocks of a unit of 32 MiB
 UNIT_1G_SHIFT: Final = HPAGE_PUD_ORDER - PAGEBLOCK_ORDER
 TIME_SCALE_ONE: Final = 1 << 16
@@ -401,6 +408,7 @@ class _MemoryArrays(NamedTuple):
     unit_32m: NDArray[Any]  # int16 (units,) pageblocks of it not wholly free: hostsim.mm.contig
     unit_1g: NDArray[Any]  # int16 (units,)
     unmovable: NDArray[Any]  # int16 (nr_pageblocks,) pages of it that cannot be moved
+    reported: NDArray[Any]  # (nr_pageblocks,) REPORTED_DTYPE, blocks below order 9: PageReported
 
 
 class Memory(ByReference, _MemoryArrays):
@@ -444,6 +452,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int 
         Field("unit_32m", (-(-nr_pageblocks >> UNIT_32M_SHIFT),), np.dtype("i2")),
         Field("unit_1g", (-(-nr_pageblocks >> UNIT_1G_SHIFT),), np.dtype("i2")),
         Field("unmovable", (nr_pageblocks,), np.dtype("i2")),
+        Field("reported", (nr_pageblocks,), REPORTED_DTYPE),
         Field("daemon", (NR_DAEMONS + nr_nodes - 1, NR_DAEMON_FIELDS), np.dtype("i8")),
         Field("lru", (nr_pageblocks,), np.dtype("i4")),
         Field("scan", (NR_SCAN_CONTROL,), np.dtype("i8")),
@@ -493,6 +502,7 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
         "ksm_stable": len(mem.ksm_stable) if mem.pool[P_KSM_NODE_USED] else 0,
         "ksm_unstable": len(mem.ksm_unstable) if mem.pool[P_KSM_ITEM_USED] else 0,
         "lru_queue": 0,  # found anew
+        "reported": len(mem.reported) if mem.pool[P_REPORTED_SMALL] else 0,
         "swap_map": int(mem.pool[P_SWAP_SLOTS]),
         "swap_cache": int(mem.pool[P_SWAP_SLOTS]),
         "swap_zero": int(mem.pool[P_SWAP_SLOTS]),

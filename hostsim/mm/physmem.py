@@ -34,6 +34,7 @@ from hostsim.mm.mm_types import (
     P_REC_FREE,
     P_REC_LIVE,
     P_REC_USED,
+    P_REPORTED_SMALL,
     WORD_FRAMES,
     Z_CACHED_FREE,
     Z_CACHED_MIGRATE,
@@ -64,6 +65,8 @@ PB_PARTIAL: Final = 7  # some frames free: a = record
 PB_RESERVED: Final = 8  # not managed: kernel image, struct pages, firmware
 PB_PCP: Final = 9  # one free huge page on a per-CPU list
 PB_HUGETLB: Final = 10  # part of a hugetlb page: a = mm, b = window; free: NIL and next + 1
+
+PB_REPORTED: Final = 64  # in a state: a free block of order 9 or 10 that the host knows of
 
 FULL_WORD: Final = (1 << WORD_FRAMES) - 1
 
@@ -124,12 +127,12 @@ def pageblock_state(mem: Memory, pb: int) -> int:
 @inline_kernel
 def list_type(mem: Memory, pb: int) -> int:
     """Return the migratetype of the lists on which a free or partial pageblock stands."""
-    return (mem.pb[pb].state >> 4) ^ MIGRATE_MOVABLE
+    return ((mem.pb[pb].state >> 4) & 3) ^ MIGRATE_MOVABLE
 
 
 @inline_kernel
 def set_state(mem: Memory, pb: int, state: int, on_type: int) -> None:
-    """Set a pageblock's state and list type."""
+    """Set a pageblock's state and list type; a free block's PB_REPORTED is lost."""
     mem.pb[pb].state = state | ((on_type ^ MIGRATE_MOVABLE) << 4)
 
 
@@ -280,9 +283,39 @@ def record_free(mem: Memory, record: int) -> None:
     mem.pool[P_REC_LIVE] -= 1
 
 
+@inline_kernel
+def set_reported(mem: Memory, pb: int, first: int, reported: bool) -> None:
+    """Mark the free block that begins at a frame (0..511) of a partial pageblock (PageReported)."""
+    word = first // WORD_FRAMES
+    bit = 1 << (first % WORD_FRAMES)
+    value = int(np.int64(mem.reported[pb].bits[word]))
+    mem.reported[pb].bits[word] = (value | bit) if reported else (value & ~bit)
+
+
+@kernel
+def _forget_reported(mem: Memory, pb: int, first: int, nr: int, free: bool) -> None:
+    """Note that frames of a pageblock become free or used: what may be reported has changed."""
+    mem.reported[pb].done = 0
+    if free:
+        return
+    while nr > 0:
+        word = first // WORD_FRAMES
+        shift = first % WORD_FRAMES
+        here = min(nr, WORD_FRAMES - shift)
+        mask = ((1 << here) - 1) << shift
+        mem.reported[pb].bits[word] = int(np.int64(mem.reported[pb].bits[word])) & ~mask
+        first += here
+        nr -= here
+
+
 @kernel
 def set_frames(mem: Memory, record: int, first: int, nr: int, free: bool) -> None:
-    """Mark frames ``first .. first + nr - 1`` of a record free or used."""
+    """Mark frames ``first .. first + nr - 1`` of a record free or used.
+
+    What is used is reported no longer (del_page_from_free_list clears PageReported).
+    """
+    if mem.pool[P_REPORTED_SMALL] != 0:
+        _forget_reported(mem, int(mem.rec[record].pb), first, nr, free)
     while nr > 0:
         word = first // WORD_FRAMES
         shift = first % WORD_FRAMES
@@ -325,7 +358,7 @@ def _fold(value: int, order: int) -> int:
 
 
 @inline_kernel
-def _lowest_bit(value: int) -> int:
+def lowest_bit(value: int) -> int:
     """Return the number of the lowest set bit of a positive 32-bit value."""
     bit = 0
     if value & 0xFFFF == 0:
@@ -345,6 +378,14 @@ def _lowest_bit(value: int) -> int:
     return bit
 
 
+@inline_kernel
+def exact_blocks(value: int, order: int) -> int:
+    """Return a word with a 1 where a free block of exactly an order below 5 begins."""
+    starts = _fold(value, order)
+    larger = _fold(value, order + 1)
+    return starts & ~(larger | (larger << (1 << order)))
+
+
 @kernel
 def lowest_free_block(mem: Memory, record: int, order: int) -> int:
     """Return the first frame (0..511) of the lowest free block of exactly an order, or NIL."""
@@ -353,11 +394,9 @@ def lowest_free_block(mem: Memory, record: int, order: int) -> int:
             value = int(np.int64(mem.rec[record].bits[word]))
             if value == 0:
                 continue
-            starts = _fold(value, order)
-            larger = _fold(value, order + 1)
-            exact = starts & ~(larger | (larger << (1 << order)))
+            exact = exact_blocks(value, order)
             if exact != 0:
-                return word * WORD_FRAMES + _lowest_bit(exact)
+                return word * WORD_FRAMES + lowest_bit(exact)
         return NIL
     step = 1 << order
     for first in range(0, PAGEBLOCK_NR_PAGES, step):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from guests import GUESTS
 
-from guestsim.balloon import BALLOON_PAGES, deflate, free_blocks, inflate
+from guestsim.balloon import BALLOON_PAGES, deflate, inflate
 from guestsim.behaviour import (
     G_BALLOON,
     G_HEAD,
@@ -139,18 +139,3 @@ def test_the_balloon_leaves_the_guest_its_watermarks(machine):
         machine.mem.pool[P_TOUCHED] = 0
     assert machine.guests[0, G_KILLS] == 0
     assert machine.guests[0, G_BALLOON] > PAGES // 2
-
-
-def test_reporting_names_free_blocks_of_order_9_and_more(machine):
-    mem = machine.mem
-    machine.do(OP_BEGIN, 0, ADVICE_NONE, 20_000)
-    machine.do(OP_TOUCH_SLOT, 0, 0, 20_000)
-    machine.do(OP_EXIT, 0)
-    nr = free_blocks(mem)
-    runs = mem.touched[:nr].copy()
-    assert nr > 0
-    assert (runs[:, 0] % HPAGE_PMD_NR == 0).all()
-    assert set(runs[:, 1]) <= {HPAGE_PMD_NR, 2 * HPAGE_PMD_NR}
-    for first, pages in runs:
-        for pb in range(first >> HPAGE_PMD_ORDER, (first + pages) >> HPAGE_PMD_ORDER):
-            assert mem.pb["state"][pb] & 15 in (1, 2, 3), pb  # free, of order 9 or 10
