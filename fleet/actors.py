@@ -23,17 +23,16 @@ from fleet import cluster, handshake  # first: ray reads its environment when it
 import ray
 import ray.exceptions
 
-from fleet.journal import Journal, Step
+from fleet.journal import Journal
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage
 from fleet.scenario import Scenario
 from fleet.shard import (
-    Arrivals,
     Load,
     Move,
     Shard,
-    ShardCommands,
     ShardPlan,
+    Step,
     Tables,
     shard_plans,
     split_hosts,
@@ -82,7 +81,7 @@ class ShardActor(Shard):
         """
         if attempt != self.attempt:
             raise ValueError(f"attempt {self.attempt} of a shard was given up for {attempt}")
-        return self.advance(step.epoch, step.t0_ns, step.t1_ns, step.commands, step.arriving)
+        return self.advance(step)
 
     def advance_again(self, attempt: int, step: Step) -> None:
         """Advance by an epoch whose rows and emigrants are known."""
@@ -200,27 +199,14 @@ class RayBackend:
         """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
         self._epoch = epoch
         sent = self._ask(lambda actor, shard: actor.emigrate.remote(epoch, t_ns, moves[shard]))
-        self._moves, self._barrier_ns = (
-            moves,
-            t_ns,
-        )  # from here on, who is brought back at this epoch sends them again
+        # from here on, who is brought back at this epoch sends them again
+        self._moves, self._barrier_ns = moves, t_ns
         return list(sent)
 
-    def submit(
-        self,
-        epoch: int,
-        t0_ns: int,
-        t1_ns: int,
-        commands: list[ShardCommands],
-        arriving: list[Arrivals],
-    ) -> None:
+    def submit(self, steps: list[Step]) -> None:
         """Let every shard advance by one epoch; returns at once."""
-        steps = [
-            Step(epoch, t0_ns, t1_ns, moves, part, vms)
-            for moves, part, vms in zip(self._moves, commands, arriving, strict=True)
-        ]
         self._journal.note(steps)
-        self._epoch = epoch
+        self._epoch = steps[0].epoch
         self._pending = {shard: self._advance(shard) for shard in range(len(self.actors))}
 
     def _advance(self, shard: int) -> Any:

@@ -7,20 +7,7 @@ away. A journal is as long as the time between checkpoints, or as the run if the
 KiB an epoch, and the memory of the VMs that moved.
 """
 
-from typing import NamedTuple
-
-from fleet.shard import Arrivals, Load, Move, ShardCommands
-
-
-class Step(NamedTuple):
-    """One epoch of one shard, with the barrier before it."""
-
-    epoch: int
-    t0_ns: int
-    t1_ns: int
-    moves: list[Move]  # that leave
-    commands: ShardCommands
-    arriving: Arrivals
+from fleet.shard import Load, Step
 
 
 class Journal:

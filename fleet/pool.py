@@ -18,7 +18,7 @@ from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.stats import REASON_NAMES
 from hostsim.core.units import HPAGE_PMD_NR
-from hostsim.home_node import nodes_needed
+from hostsim.home_node import is_better, nodes_needed
 from hostsim.mm.mm_types import MAX_NUMNODES
 
 I32 = NDArray[np.int32]
@@ -189,7 +189,7 @@ def choose_nodes(pool: Pool, host: int, vcpus: int, pages: int) -> tuple[int, in
             nid = (first + i) % nr_nodes
             fits = fits and pool.node_vcpus[host, nid] >= need_vcpus
             left = min(left, pool.node_pages[host, nid])
-        if (fits and not best_fits) or (fits == best_fits and left > best_left):
+        if is_better(fits, left, best_fits, best_left):
             best = first
             best_fits = fits
             best_left = left

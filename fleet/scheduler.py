@@ -30,7 +30,7 @@ from fleet.shard import (
     InlineBackend,
     Load,
     Move,
-    ShardCommands,
+    Step,
     Tables,
     commands_for,
     in_host_order,
@@ -67,15 +67,8 @@ class Backend(Protocol):
     def emigrate(self, epoch: int, t_ns: int, moves: list[list[Move]]) -> list[list[Emigrant]]:
         """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
 
-    def submit(
-        self,
-        epoch: int,
-        t0_ns: int,
-        t1_ns: int,
-        commands: list[ShardCommands],
-        arriving: list[Arrivals],
-    ) -> None:
-        """Start an epoch; commands and the VMs that move in by shard."""
+    def submit(self, steps: list[Step]) -> None:
+        """Start an epoch; a step a shard."""
 
     def collect(self) -> list[Tables]:
         """Wait for it; one entry a shard."""
@@ -422,16 +415,23 @@ class _Driver:
     def _submit(self, epoch: int, plan: EpochPlan, orders: Orders) -> None:
         """Let VMs move, then all hosts advance."""
         t0_ns, t1_ns = self.scenario.epoch_bounds_ns(epoch)
-        commands = [commands_for(plan, self.trace, ids) for ids in self.backend.host_ids]
-        arriving = self._exchange(epoch, t0_ns, orders.moves)
-        self.backend.submit(epoch, t0_ns, t1_ns, commands, arriving)
+        shards = self.backend.host_ids
+        leaving = [[move for move in orders.moves if move.source in ids] for ids in shards]
+        arriving = self._exchange(epoch, t0_ns, orders.moves, leaving)
+        self.backend.submit(
+            [
+                Step(epoch, t0_ns, t1_ns, moves, commands_for(plan, self.trace, ids), vms)
+                for ids, moves, vms in zip(shards, leaving, arriving, strict=True)
+            ]
+        )
 
-    def _exchange(self, epoch: int, t_ns: int, moves: list[Move]) -> list[Arrivals]:
+    def _exchange(
+        self, epoch: int, t_ns: int, moves: list[Move], leaving: list[list[Move]]
+    ) -> list[Arrivals]:
         """Let VMs leave their hosts; return those that arrive by shard, in the order of moves."""
         shards = self.backend.host_ids
         if not moves:
             return [() for _ in shards]
-        leaving = [[move for move in moves if move.source in ids] for ids in shards]
         emigrants = {
             move: emigrant
             for part, sent in zip(leaving, self.backend.emigrate(epoch, t_ns, leaving), strict=True)

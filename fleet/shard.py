@@ -51,6 +51,17 @@ class ShardCommands(NamedTuple):
     age_ns: NDArray[np.int64]  # > 0: a standing VM that has run so long
 
 
+class Step(NamedTuple):
+    """One epoch of one shard, with the barrier before it."""
+
+    epoch: int
+    t0_ns: int
+    t1_ns: int
+    moves: list[Move]  # that leave
+    commands: ShardCommands
+    arriving: Arrivals = ()  # the VMs that move in at the barrier
+
+
 class ShardPlan(NamedTuple):
     """All that a shard is made from."""
 
@@ -139,20 +150,8 @@ class Shard:
             leaving |= {vm_id: emigrant for (vm_id, _), emigrant in zip(own, sent, strict=True)}
         return [leaving[move.vm_id] for move in moves]
 
-    def advance(
-        self,
-        epoch: int,
-        t0_ns: int,
-        t1_ns: int,
-        commands: ShardCommands,
-        arriving: Arrivals = (),
-    ) -> Tables:
-        """Advance all hosts by one epoch and return their rows.
-
-        Parameters
-        ----------
-        arriving
-            The VMs that move in at the barrier.
+    def advance(self, step: Step) -> Tables:
+        """Advance all hosts by one epoch, behind its barrier, and return their rows.
 
         Raises
         ------
@@ -161,18 +160,20 @@ class Shard:
         InvariantError
             A host's state is inconsistent; the message names host, epoch and seed.
         """
-        self._expect(epoch)
+        self._expect(step.epoch)
         parts = []
         for index, node in enumerate(self.nodes):
-            own = [vm for host_id, vm in arriving if host_id == self.plan.host_ids[index]]
+            own = [vm for host_id, vm in step.arriving if host_id == self.plan.host_ids[index]]
             try:
                 if own:
-                    node.immigrate(t0_ns, own, self.plan.scenario.migration_terms)
-                parts.append(node.advance(_host_commands(commands, index), t0_ns, t1_ns))
+                    node.immigrate(step.t0_ns, own, self.plan.scenario.migration_terms)
+                parts.append(
+                    node.advance(_host_commands(step.commands, index), step.t0_ns, step.t1_ns)
+                )
                 if self.plan.check:
                     node.check()
             except InvariantError as error:
-                where = f"host {self.plan.host_ids[index]}, epoch {epoch}"
+                where = f"host {self.plan.host_ids[index]}, epoch {step.epoch}"
                 seed = self.plan.scenario.seed
                 raise InvariantError(f"{where}, seed {seed}: {error}") from error
         self.epoch += 1
@@ -241,16 +242,9 @@ class InlineBackend:
         """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
         return [self.shard.emigrate(epoch, t_ns, moves[0])]
 
-    def submit(
-        self,
-        epoch: int,
-        t0_ns: int,
-        t1_ns: int,
-        commands: list[ShardCommands],
-        arriving: list[Arrivals],
-    ) -> None:
+    def submit(self, steps: list[Step]) -> None:
         """Advance by one epoch."""
-        self._rows = self.shard.advance(epoch, t0_ns, t1_ns, commands[0], arriving[0])
+        self._rows = self.shard.advance(steps[0])
 
     def collect(self) -> list[Tables]:
         """Return the rows of the epoch submitted last, one entry a shard."""

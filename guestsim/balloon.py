@@ -18,22 +18,15 @@ from guestsim.guest import MM_BALLOON, free_room
 from hostsim.core.jit import kernel
 from hostsim.core.units import (
     HPAGE_PMD_ORDER,
-    MAX_PAGE_ORDER,
-    PAGEBLOCK_NR_PAGES,
-    PAGEBLOCK_ORDER,
 )
 from hostsim.mm.fault import touch_range
 from hostsim.mm.mm_types import (
     NIL,
-    NR_PCP_TYPES,
     P_TOUCHED,
     P_TRACED,
-    Z_FREE,
-    Z_WMARK_LOW,
     Memory,
 )
 from hostsim.mm.mmap import table_head, window_word
-from hostsim.mm.physmem import big_head, virgin_slot
 from hostsim.mm.rmap import frame_at
 from hostsim.mm.zap import discard_range
 

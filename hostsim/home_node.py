@@ -34,6 +34,12 @@ def nodes_needed(pages: int, vcpus: int, node_pages: int, node_vcpus: int, nr_no
     return parts
 
 
+@inline_kernel
+def is_better(fits: bool, left: int, best_fits: bool, best_left: int) -> bool:
+    """Say whether nodes with so much memory left are a better home than the best so far."""
+    return (fits and not best_fits) or (fits == best_fits and left > best_left)
+
+
 @kernel
 def _promised(mem: Memory, nid: int) -> tuple[int, int]:
     """Return the vCPUs and the memory of the VMs of a node; VMs on several nodes count in parts."""
@@ -69,7 +75,7 @@ def choose_home(mem: Memory, ram_pages: int, vcpus: int) -> tuple[int, int]:
             used_vcpus, used_pages = _promised(mem, (first + i) % nr_nodes)
             fits = fits and used_vcpus + need <= node_vcpus
             left = min(left, node_pages - used_pages)
-        if (fits and not best_fits) or (fits == best_fits and left > best_left):
+        if is_better(fits, left, best_fits, best_left):
             best = first
             best_fits = fits
             best_left = left

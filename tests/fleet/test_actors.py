@@ -7,8 +7,8 @@ from tiny import TINY
 from fleet import scheduler
 from fleet.actors import RayBackend, start
 from fleet.bench import digest_tables
-from fleet.journal import Step
 from fleet.scheduler import Options
+from fleet.shard import Step
 from hostsim.core.errors import WorkerError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

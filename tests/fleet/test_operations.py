@@ -169,22 +169,18 @@ def test_vms_that_find_no_room_stay_and_go_later(small):
     assert operations.barrier(2, placer).rebooted == []  # once is enough
 
 
-def show(operations, **gauges):
-    operations._gauges = Gauges(
-        **{name: np.array(values, np.int64) for name, values in gauges.items()}
-    )
+def show(operations, free_pages, **gauges):
+    """Let hosts of 100 pages have so many free; whole unless told otherwise."""
+    hosts = len(free_pages)
+    gauges = {"managed_pages": [100] * hosts, "unusable": [0] * hosts, **gauges}
+    gauges.setdefault("small_pages", [0] * len(gauges["rss_pages"]))
+    arrays = {name: np.array(values, np.int64) for name, values in gauges.items()}
+    operations._gauges = Gauges(free_pages=np.array(free_pages, np.int64), **arrays)
 
 
 def test_host_short_of_memory_gives_away_the_smallest_vm_that_helps(small):
     operations, placer = operator(small, 3, [4, 16, 8], "migration.rebalance_below=0.1")
-    show(
-        operations,
-        free_pages=[3, 40, 40],
-        managed_pages=[100, 100, 100],
-        unusable=[0, 0, 0],
-        rss_pages=[5, 30, 7],
-        small_pages=[0, 0, 0],
-    )
+    show(operations, [3, 40, 40], rss_pages=[5, 30, 7])
     (move,) = operations.barrier(1, placer).moves
     assert (move.vm_id, move.source) == (2, 0)  # 7 are missing: 5 is too little
     assert REASON_NAMES[move.reason] == "rebalance"
@@ -194,41 +190,20 @@ def test_host_short_of_memory_gives_away_the_smallest_vm_that_helps(small):
 @pytest.mark.parametrize(("free", "moves"), [(10, 0), (9, 1)])
 def test_rebalancing_begins_below_the_share(small, free, moves):
     operations, placer = operator(small, 2, [4], "migration.rebalance_below=0.1")
-    show(
-        operations,
-        free_pages=[free, 50],
-        managed_pages=[100, 100],
-        unusable=[0, 0],
-        rss_pages=[40],
-        small_pages=[0],
-    )
+    show(operations, [free, 50], rss_pages=[40])
     assert len(operations.barrier(1, placer).moves) == moves
 
 
 def test_hosts_short_of_memory_take_no_vm_of_each_other(small):
     operations, placer = operator(small, 2, [4], "migration.rebalance_below=0.1")
-    show(
-        operations,
-        free_pages=[1, 1],
-        managed_pages=[100, 100],
-        unusable=[0, 0],
-        rss_pages=[40],
-        small_pages=[0],
-    )
+    show(operations, [1, 1], rss_pages=[40])
     assert operations.barrier(1, placer).moves == []
     assert not placer.closed.any()
 
 
 def test_fragmented_host_gives_away_the_vm_with_most_small_pages(small):
     operations, placer = operator(small, 3, [4, 4, 4], "migration.defragment_above=0.5")
-    show(
-        operations,
-        free_pages=[50, 50, 50],
-        managed_pages=[100, 100, 100],
-        unusable=[501, 500, 0],
-        rss_pages=[40, 40, 40],
-        small_pages=[3, 9, 5],
-    )
+    show(operations, [50] * 3, unusable=[501, 500, 0], rss_pages=[40] * 3, small_pages=[3, 9, 5])
     (move,) = operations.barrier(1, placer).moves
     assert (move.vm_id, REASON_NAMES[move.reason]) == (1, "defragment")
 

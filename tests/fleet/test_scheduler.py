@@ -125,9 +125,9 @@ class Shards:
         pairs = zip(self.shards, moves, strict=True)
         return [shard.emigrate(epoch, t_ns, part) for shard, part in pairs]
 
-    def submit(self, epoch, t0_ns, t1_ns, commands, arriving):
-        parts = zip(self.shards, commands, arriving, strict=True)
-        self.rows = [shard.advance(epoch, t0_ns, t1_ns, part, vms) for shard, part, vms in parts]
+    def submit(self, steps):
+        pairs = zip(self.shards, steps, strict=True)
+        self.rows = [shard.advance(step) for shard, step in pairs]
 
     def collect(self):
         return self.rows[::-1]  # the last one answers first

@@ -3,7 +3,7 @@ import pytest
 from fakenode import FakeNode, row, stack
 
 from fleet.placement import EpochPlan
-from fleet.shard import Shard, commands_for, in_host_order, shard_plans, split_hosts
+from fleet.shard import Shard, Step, commands_for, in_host_order, shard_plans, split_hosts
 from fleet.trace import make_trace
 from hostsim.core.errors import InvariantError
 from hostsim.core.stats import NODE_TABLES
@@ -67,7 +67,7 @@ def test_shard_refuses_an_epoch_that_is_not_its_next(small):
     shard = Shard(shard_plans(small(), 1)[0], FakeNode)
     plan, trace = plan_and_trace()
     with pytest.raises(ValueError, match="shard is at epoch 0, not 1"):
-        shard.advance(1, 0, 1, commands_for(plan, trace, range(5)))
+        shard.advance(Step(1, 0, 1, [], commands_for(plan, trace, range(5))))
 
 
 def test_validators_run_each_epoch_on_demand_and_errors_name_host_epoch_and_seed(
@@ -77,8 +77,8 @@ def test_validators_run_each_epoch_on_demand_and_errors_name_host_epoch_and_seed
     shard = Shard(shard_plans(small(), 1)[0], FakeNode)
     plan, trace = plan_and_trace()
     commands = commands_for(plan, trace, range(5))
-    shard.advance(0, 0, 600 * 10**9, commands)
+    shard.advance(Step(0, 0, 600 * 10**9, [], commands))
     assert [node.checks for node in shard.nodes] == [1] * 5
     shard.nodes[2].starts = -10
     with pytest.raises(InvariantError, match="host 2, epoch 1, seed 1: starts is negative"):
-        shard.advance(1, 600 * 10**9, 1200 * 10**9, commands)
+        shard.advance(Step(1, 600 * 10**9, 1200 * 10**9, [], commands))

@@ -22,7 +22,7 @@ from guestsim.behaviour import (
 )
 from guestsim.guest import MM_BALLOON, MM_CACHE, boot_memory
 from guestsim.turns import guest_turn, make_room
-from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
+from hostsim.core.units import HPAGE_PMD_NR
 from hostsim.mm.check import check_memory
 from hostsim.mm.mm_types import MM_ANON, NIL, P_TOUCHED, PCP_COUNT, Z_FREE, Z_MANAGED
 from hostsim.mm.mmap import ADVICE_NONE
