@@ -4,7 +4,8 @@ import numpy as np
 
 from hostsim.core.units import PAGEBLOCK_NR_PAGES
 from hostsim.mm.check_free import Ints, Scan, agree, chain, forbid
-from hostsim.mm.ksm_tree import SLAB_ITEMS
+from hostsim.mm.content import mix_key
+from hostsim.mm.ksm_tree import OFF_LIST, SLAB_ITEMS
 from hostsim.mm.mm_types import (
     MM_KSM_ITEMS,
     MM_KSM_NEXT,
@@ -39,6 +40,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE
 from hostsim.mm.rmap import EXT_KSM
+from hostsim.mm.tunables import T_KSM_MAX_PAGE_SHARING
 from hostsim.mm.vmstat import NR_KSM_PAGES
 
 
@@ -91,21 +93,32 @@ def check_written(mem: Memory, s: Scan) -> None:
     forbid("record of a page wholly written", bits >= PAGEBLOCK_NR_PAGES, pageblock=pageblock)
 
 
+def _check_stable_lists(mem: Memory, nodes: Ints, after: list[int]) -> None:
+    """Check that the frames with room, and no others, are on the list of their content."""
+    listed: list[int] = []
+    before: list[int] = []
+    for bucket in np.flatnonzero(mem.ksm_stable).tolist():
+        mine = chain("stable nodes of a hash", after, int(mem.ksm_stable[bucket]) - 1, len(after))
+        listed += mine
+        before += [NIL, *mine][:-1]
+        hashes = [mix_key(int(key)) & (mem.ksm_stable.size - 1) for key in mem.ksm_node["key"][mine]]
+        agree("hash of a stable node", list=[bucket] * len(mine), content=hashes)
+    agree("back links of stable nodes", found=mem.ksm_node["prev"][listed], expected=before)
+    room = mem.ksm_node["nr"][nodes] < mem.tunables[T_KSM_MAX_PAGE_SHARING]
+    room &= mem.ksm_node["pfn"][nodes] != NIL
+    agree("stable nodes with room", listed=np.sort(listed), found=nodes[room])
+    off = np.setdiff1d(nodes, listed)
+    forbid("listed stable node of no list", mem.ksm_node["prev"][off] != OFF_LIST, node=off)
+
+
 def _check_nodes(mem: Memory, pfn: Ints, nr: Ints, flags: Ints) -> Ints:
     """Check the stable tree against the mappings of merged frames; return the live nodes."""
     used = int(mem.pool[P_KSM_NODE_USED])
     after = mem.ksm_node["next"][:used].tolist()
     unused = chain("free stable nodes", after, int(mem.pool[P_KSM_NODE_FREE]) - 1, used)
-    listed: list[int] = []
-    for head in np.unique(mem.ksm_stable[mem.ksm_stable != 0]).tolist():
-        listed += chain("stable nodes of a hash", after, head - 1, used)
-    agree(
-        "stable nodes",
-        found=np.sort(np.array(listed + unused, np.int64)),
-        used=np.arange(used),
-    )
-    agree("stable nodes in use", pool=mem.pool[P_KSM_NODES], listed=len(listed))
-    nodes = np.array(sorted(listed), np.int64)
+    nodes = np.setdiff1d(np.arange(used), unused)
+    agree("stable nodes in use", pool=mem.pool[P_KSM_NODES], found=nodes.size)
+    _check_stable_lists(mem, nodes, after)
     merged = flags & EXT_KSM != 0
     forbid("extent of a merged frame with more than a page", merged & (nr != 1), pfn=pfn, nr=nr)
     frames, maps = np.unique(pfn[merged], return_counts=True)

@@ -22,6 +22,7 @@ from hostsim.mm.ksm_merge import (
     SAME_HUGE_PAGE,
     find_page,
     huge_page_of,
+    key_at,
     merge_two_pages,
     merge_with_frame,
     merge_with_zero_page,
@@ -232,30 +233,44 @@ def _merge_unstable(mem: Memory, item: int, mm: int, vpn: int, key: int) -> bool
 
 
 @kernel
-def _cmp_and_merge_page(mem: Memory, item: int, mm: int, vpn: int, x: int) -> bool:
-    """Look for a page's like in both trees and merge them; True if mappings changed."""
-    key = page_key(mem, mm, vpn)
-    node = int(mem.ksm_item[item].node)
+def _cmp_and_merge_page(mem: Memory, item: int, mm: int, vpn: int, x: int, hint: int) -> int:
+    """Look for a page's like in both trees and merge them.
+
+    Parameters
+    ----------
+    x
+        The extent that maps the page, NIL if a huge PMD does.
+    hint
+        An extent of its window before it, or NIL.
+
+    Returns
+    -------
+    int
+        The extent that maps the page now, NIL if a huge PMD does or mappings changed.
+    """
     if x != NIL and mem.ext[x].flags & EXT_KSM:
         own = int(mem.ksm_frame[mem.ext[x].pfn]) - 1
-        if node == own:
-            return False
+        if mem.ksm_item[item].node == own:
+            return x
         remove_item_from_tree(mem, item)
         append_item(mem, item, own)  # a fork's copy, beyond max_page_sharing too
-        return False
+        return x
+    key = key_at(mem, mm, vpn, x)
     remove_item_from_tree(mem, item)
     node = stable_node_dup(mem, key)
     if node != NIL:
-        if merge_with_frame(mem, mm, vpn, node):
+        y = merge_with_frame(mem, mm, vpn, x, hint, node)
+        if y != NIL:
             append_item(mem, item, node)
-        return True
+        return y
     if mem.ksm_item[item].checksum != key:
         mem.ksm_item[item].checksum = key
-        return False
+        return x
     if key == KEY_ZERO and mem.tunables[T_KSM_USE_ZERO_PAGES] != 0:
-        if merge_with_zero_page(mem, mm, vpn):
-            return True
-    return _merge_unstable(mem, item, mm, vpn, key)
+        if merge_with_zero_page(mem, mm, vpn, x):
+            return NIL
+        x = NIL  # its huge page may have been split
+    return NIL if _merge_unstable(mem, item, mm, vpn, key) else x
 
 
 @kernel
@@ -297,19 +312,19 @@ def ksm_do_scan(mem: Memory, nr: int) -> int:
         item = _item_of(mem, mm, page)
         if item == NIL:
             break
-        hint = x
         if mem.pool[P_KSM_SLAB_PAGES] != slab:  # its allocation may have moved or freed pages
             hint = NIL
             again, x = _next_page(mem, mm, page, NIL)
             if again != page:
                 continue
+        before = hint
+        hint = x
         mem.pool[P_KSM_PAGE] = page + 1
         merged = x != NIL and mem.ext[x].flags & EXT_KSM != 0
         if _should_skip(mem, item, merged):
             continue
         charge(mem, C_KSM_PAGE, 1)
-        if _cmp_and_merge_page(mem, item, mm, page, x):
-            hint = NIL
+        hint = _cmp_and_merge_page(mem, item, mm, page, x, before)
         done += 1
     return done
 

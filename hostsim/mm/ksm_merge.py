@@ -7,7 +7,7 @@ Simplified: a machine whose records of mappings run out merges no more.
 
 from typing import Final
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.content import KEY_ZERO, is_written, written_key
 from hostsim.mm.ksm_tree import new_node
@@ -57,6 +57,17 @@ SAME_HUGE_PAGE: Final = 2  # both pages lie in one huge page, which two referenc
 NO_KEY: Final = -2  # no page there
 
 
+@inline_kernel
+def _may_lead_to(mem: Memory, mm: int, page: int, hint: int) -> bool:
+    """Tell whether a live extent, or NIL, is on a page's window's list, at or before the page."""
+    return (
+        hint != NIL
+        and mem.ext[hint].owner == mm
+        and int(mem.ext[hint].vpn) >> HPAGE_PMD_ORDER == page >> HPAGE_PMD_ORDER
+        and mem.ext[hint].vpn <= page
+    )
+
+
 @kernel
 def find_page(mem: Memory, mm: int, window: int, page: int, hint: int) -> int:
     """Return the first extent of a window with a page table that ends behind a page, or NIL.
@@ -67,12 +78,7 @@ def find_page(mem: Memory, mm: int, window: int, page: int, hint: int) -> int:
         An extent of the window from which to look, or NIL; one of another window is not used.
     """
     x = table_head(window_word(mem, mm, window))
-    if (
-        hint != NIL
-        and mem.ext[hint].owner == mm
-        and int(mem.ext[hint].vpn) >> HPAGE_PMD_ORDER == window
-        and mem.ext[hint].vpn <= page
-    ):
+    if _may_lead_to(mem, mm, page, hint):
         x = hint
     while x != NIL and (
         int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page
@@ -94,18 +100,18 @@ def _extent_at(mem: Memory, mm: int, page: int) -> int:
 
 
 @kernel
-def page_key(mem: Memory, mm: int, page: int) -> int:
-    """Return the content of a page of a process, NO_KEY if none is mapped."""
-    word = window_word(mem, mm, page >> HPAGE_PMD_ORDER)
-    if word == W_NONE or word == W_ZERO:
-        return NO_KEY
-    if word & W_TAG == W_HUGE:
-        pb = word >> 2
+def key_at(mem: Memory, mm: int, page: int, x: int) -> int:
+    """Return the content of a mapped page of a process.
+
+    Parameters
+    ----------
+    x
+        The extent that maps it, NIL if a huge PMD does.
+    """
+    if x == NIL:
+        pb = window_word(mem, mm, page >> HPAGE_PMD_ORDER) >> 2
         i = page & (HPAGE_PMD_NR - 1)
     else:
-        x = _extent_at(mem, mm, page)
-        if x == NIL:
-            return NO_KEY
         if mem.ext[x].flags & EXT_ZERO:
             return KEY_ZERO
         pfn = frame_at(mem, x, page)
@@ -119,21 +125,50 @@ def page_key(mem: Memory, mm: int, page: int) -> int:
 
 
 @kernel
+def page_key(mem: Memory, mm: int, page: int) -> int:
+    """Return the content of a page of a process, NO_KEY if none is mapped."""
+    word = window_word(mem, mm, page >> HPAGE_PMD_ORDER)
+    if word == W_NONE or word == W_ZERO:
+        return NO_KEY
+    if word & W_TAG == W_HUGE:
+        return key_at(mem, mm, page, NIL)
+    x = _extent_at(mem, mm, page)
+    return key_at(mem, mm, page, x) if x != NIL else NO_KEY
+
+
+@kernel
+def _huge_page_at(mem: Memory, mm: int, page: int, x: int) -> int:
+    """Return the pageblock of the huge page of which a mapped page is a part, or NIL.
+
+    Parameters
+    ----------
+    x
+        The extent that maps it, NIL if a huge PMD does.
+    """
+    if x == NIL:
+        return window_word(mem, mm, page >> HPAGE_PMD_ORDER) >> 2
+    pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
+    return pb if pageblock_state(mem, pb) == PB_COMPOUND else NIL
+
+
+@kernel
 def huge_page_of(mem: Memory, mm: int, page: int) -> int:
     """Return the pageblock of the huge page of which a page is a part, or NIL."""
     word = window_word(mem, mm, page >> HPAGE_PMD_ORDER)
     if word & W_TAG == W_HUGE and word != W_ZERO:
         return word >> 2
     x = _extent_at(mem, mm, page)
-    if x == NIL:
-        return NIL
-    pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
-    return pb if pageblock_state(mem, pb) == PB_COMPOUND else NIL
+    return _huge_page_at(mem, mm, page, x) if x != NIL else NIL
 
 
 @kernel
-def single_page(mem: Memory, mm: int, page: int) -> int:
+def single_page(mem: Memory, mm: int, page: int, x: int) -> int:
     """Return the extent of a small page after splitting its huge page and cutting the rest off.
+
+    Parameters
+    ----------
+    x
+        The extent that maps it, NIL if a huge PMD does.
 
     Returns
     -------
@@ -144,18 +179,50 @@ def single_page(mem: Memory, mm: int, page: int) -> int:
         return NIL
     if mem.mm[mm, MM_PINNED] != 0 and any_pinned(mem, mm, page, page + 1):
         return NIL
-    pb = huge_page_of(mem, mm, page)
-    if pb != NIL and not split_huge_page(mem, pb):
-        return NIL
-    x = _extent_at(mem, mm, page)
-    if x == NIL:
-        return NIL
+    pb = _huge_page_at(mem, mm, page, x)
+    if pb != NIL:
+        if not split_huge_page(mem, pb):
+            return NIL
+        x = _extent_at(mem, mm, page)
+        if x == NIL:
+            return NIL
     notify(mem, mm, page >> HPAGE_PMD_ORDER, page, page + 1)
     if int(mem.ext[x].vpn) < page:
         x = cut_extent(mem, x, page)
     if mem.ext[x].nr > 1:
         cut_extent(mem, x, page + 1)
     return x
+
+
+@kernel
+def _single_page_of(mem: Memory, mm: int, page: int) -> int:
+    """Return what `single_page` does, NIL for a page that is not mapped, too."""
+    word = window_word(mem, mm, page >> HPAGE_PMD_ORDER)
+    if word & W_TAG == W_HUGE and word != W_ZERO:
+        return single_page(mem, mm, page, NIL)
+    x = _extent_at(mem, mm, page)
+    return single_page(mem, mm, page, x) if x != NIL else NIL
+
+
+@kernel
+def _link_to(mem: Memory, x: int, hint: int) -> int:
+    """Return the extent before one on its window's list, NIL at its head.
+
+    Parameters
+    ----------
+    hint
+        An extent from which to look, as of `find_page`.
+    """
+    mm = int(mem.ext[x].owner)
+    page = int(mem.ext[x].vpn)
+    before = table_head(window_word(mem, mm, page >> HPAGE_PMD_ORDER))
+    if before == x:
+        return NIL
+    if _may_lead_to(mem, mm, page, hint) and hint != x:
+        before = hint
+    while mem.ext[before].next != x:
+        before = int(mem.ext[before].next)
+    return before
 
 
 @kernel
@@ -168,31 +235,47 @@ def _unmap_single(mem: Memory, x: int) -> None:
 
 
 @kernel
-def merge_with_frame(mem: Memory, mm: int, page: int, node: int) -> bool:
-    """Map a merged frame in place of an equal page; return whether it could be done."""
-    x = single_page(mem, mm, page)
+def merge_with_frame(mem: Memory, mm: int, page: int, x: int, hint: int, node: int) -> int:
+    """Map a merged frame in place of an equal page; return its extent, NIL if it cannot be done.
+
+    Parameters
+    ----------
+    x
+        The extent that maps the page, NIL if a huge PMD does.
+    hint
+        An extent from which to look for what comes before the page, as of `find_page`.
+    """
+    if _huge_page_at(mem, mm, page, x) != NIL:
+        hint = NIL
+    whole = x
+    x = single_page(mem, mm, page, whole)
     if x == NIL:
-        return False
+        return NIL
+    if x != whole and hint != NIL:
+        hint = whole
     flags = KIND_ANON | EXT_SHARED | EXT_KSM
     y = add_extent(mem, int(mem.ksm_node[node].pfn), 1, mm, page, flags)
     mem.ksm_node[node].maps += 1
     mem.ext[y].next = mem.ext[x].next
-    window = page >> HPAGE_PMD_ORDER
-    before = table_head(window_word(mem, mm, window))
-    if before == x:
-        set_window(mem, mm, window, table_word(y))
+    before = _link_to(mem, x, hint)
+    if before == NIL:
+        set_window(mem, mm, page >> HPAGE_PMD_ORDER, table_word(y))
     else:
-        while mem.ext[before].next != x:
-            before = int(mem.ext[before].next)
         mem.ext[before].next = y
     _unmap_single(mem, x)
-    return True
+    return y
 
 
 @kernel
-def merge_with_zero_page(mem: Memory, mm: int, page: int) -> bool:
-    """Map the shared zero page, which is a hole here, in place of a page of zeros."""
-    x = single_page(mem, mm, page)
+def merge_with_zero_page(mem: Memory, mm: int, page: int, x: int) -> bool:
+    """Map the shared zero page, which is a hole here, in place of a page of zeros.
+
+    Parameters
+    ----------
+    x
+        The extent that maps the page, NIL if a huge PMD does.
+    """
+    x = single_page(mem, mm, page, x)
     if x == NIL:
         return False
     unlink_extent(mem, x)
@@ -247,14 +330,14 @@ def merge_two_pages(
     if once and pb != NIL and pb == huge_page_of(mem, other_mm, other_page):
         mem.vmstat[THP_SPLIT_PAGE_FAILED] += 1
         return SAME_HUGE_PAGE, NIL
-    x = single_page(mem, mm, page)
+    x = _single_page_of(mem, mm, page)
     if x == NIL:
         return NOT_MERGED, NIL
-    y = single_page(mem, other_mm, other_page)
+    y = _single_page_of(mem, other_mm, other_page)
     x = _extent_at(mem, mm, page)
     if y == NIL or x == NIL or mem.ext[y].pfn == mem.ext[x].pfn:
         return NOT_MERGED, NIL
     node = _make_ksm_frame(mem, int(mem.ext[x].pfn), key)
-    if not merge_with_frame(mem, other_mm, other_page, node):
+    if merge_with_frame(mem, other_mm, other_page, y, NIL, node) == NIL:
         return NOT_MERGED, NIL
     return MERGED, node

@@ -3,10 +3,13 @@
 The trees are hash tables by content: what Linux finds by comparing pages, equal keys tell here.
 The stable tree holds merged frames (several of one content once the first has
 max_page_sharing mappings), the unstable tree pages that may change any time, forgotten after
-each scan.
+each scan.  Only merged frames that may be shared more are on the lists of the stable tree: a
+common content, as zero, fills thousands.
 
 Source: Linux v6.1 mm/ksm.c struct ksm_rmap_item, ksm_stable_node, stable_node_dup,
-remove_rmap_item_from_tree, __ksm_enter, __ksm_exit.
+stable_node_chain_add_dup, remove_rmap_item_from_tree, __ksm_enter, __ksm_exit.
+Simplified: every search takes the fullest frame with room, not only one in
+stable_node_chains_prune_millisecs.
 Simplified: what a process's pages left in the trees goes at its exit, not at ksmd's next visit.
 """
 
@@ -49,6 +52,7 @@ from hostsim.mm.vmstat import NR_ANON_PAGES, NR_KERNEL, NR_KSM_PAGES
 
 ITEM_BYTES: Final = 64  # struct ksm_rmap_item and ksm_stable_node, mm/ksm.c, with NUMA
 SLAB_ITEMS: Final = PAGE_BYTES // ITEM_BYTES
+OFF_LIST: Final = -2
 
 
 @inline_kernel
@@ -83,6 +87,34 @@ def trim_slab(mem: Memory) -> None:
 
 
 @kernel
+def _list_node(mem: Memory, node: int) -> None:
+    """Put a merged frame with room at the head of its content's list."""
+    bucket = _stable_bucket(mem, mem.ksm_node[node].key)
+    head = int(mem.ksm_stable[bucket]) - 1
+    mem.ksm_node[node].next = head
+    mem.ksm_node[node].prev = NIL
+    if head != NIL:
+        mem.ksm_node[head].prev = node
+    mem.ksm_stable[bucket] = node + 1
+
+
+@kernel
+def _unlist_node(mem: Memory, node: int) -> None:
+    """Take a merged frame off its content's list, if it is there."""
+    before = int(mem.ksm_node[node].prev)
+    if before == OFF_LIST:
+        return
+    after = int(mem.ksm_node[node].next)
+    if before != NIL:
+        mem.ksm_node[before].next = after
+    else:
+        mem.ksm_stable[_stable_bucket(mem, mem.ksm_node[node].key)] = after + 1
+    if after != NIL:
+        mem.ksm_node[after].prev = before
+    mem.ksm_node[node].prev = OFF_LIST
+
+
+@kernel
 def new_node(mem: Memory, key: int, pfn: int, maps: int) -> int:
     """Put a merged frame into the stable tree; return its node."""
     node = mem.pool[P_KSM_NODE_FREE] - 1
@@ -92,13 +124,11 @@ def new_node(mem: Memory, key: int, pfn: int, maps: int) -> int:
         node = mem.pool[P_KSM_NODE_USED]
         mem.pool[P_KSM_NODE_USED] += 1
     mem.pool[P_KSM_NODES] += 1
-    bucket = _stable_bucket(mem, key)
     mem.ksm_node[node].key = key
     mem.ksm_node[node].pfn = pfn
     mem.ksm_node[node].nr = 0
     mem.ksm_node[node].maps = maps
-    mem.ksm_node[node].next = int(mem.ksm_stable[bucket]) - 1
-    mem.ksm_stable[bucket] = node + 1
+    _list_node(mem, node)
     mem.ksm_frame[pfn] = node + 1
     mem.vmstat[NR_KSM_PAGES] += 1
     return node
@@ -107,15 +137,7 @@ def new_node(mem: Memory, key: int, pfn: int, maps: int) -> int:
 @kernel
 def _drop_node(mem: Memory, node: int) -> None:
     """Forget a stable node that neither items nor page tables lead to."""
-    bucket = _stable_bucket(mem, mem.ksm_node[node].key)
-    after = int(mem.ksm_node[node].next)
-    x = int(mem.ksm_stable[bucket]) - 1
-    if x == node:
-        mem.ksm_stable[bucket] = after + 1
-    else:
-        while mem.ksm_node[x].next != node:
-            x = int(mem.ksm_node[x].next)
-        mem.ksm_node[x].next = after
+    _unlist_node(mem, node)
     mem.ksm_node[node].next = mem.pool[P_KSM_NODE_FREE] - 1
     mem.pool[P_KSM_NODE_FREE] = node + 1
     mem.pool[P_KSM_NODES] -= 1
@@ -141,6 +163,7 @@ def put_ksm_page(mem: Memory, pfn: int) -> None:
         return
     mem.ksm_frame[pfn] = 0
     mem.ksm_node[node].pfn = NIL
+    _unlist_node(mem, node)
     if mem.ksm_node[node].nr == 0:
         _drop_node(mem, node)
     mem.vmstat[NR_KSM_PAGES] -= 1
@@ -151,14 +174,13 @@ def put_ksm_page(mem: Memory, pfn: int) -> None:
 @kernel
 def stable_node_dup(mem: Memory, key: int) -> int:
     """Return the fullest stable node of a content that may be shared more, or NIL."""
-    limit = mem.tunables[T_KSM_MAX_PAGE_SHARING]
     best = NIL
+    most = -1
     node = int(mem.ksm_stable[_stable_bucket(mem, key)]) - 1
     while node != NIL:
-        if mem.ksm_node[node].key == key and mem.ksm_node[node].pfn != NIL:
-            nr = int(mem.ksm_node[node].nr)
-            if nr < limit and (best == NIL or nr > int(mem.ksm_node[best].nr)):
-                best = node
+        if mem.ksm_node[node].key == key and mem.ksm_node[node].nr > most:
+            best = node
+            most = int(mem.ksm_node[node].nr)
         node = int(mem.ksm_node[node].next)
     return best
 
@@ -171,6 +193,8 @@ def append_item(mem: Memory, item: int, node: int) -> None:
     else:
         mem.pool[P_KSM_SHARING] += 1
     mem.ksm_node[node].nr += 1
+    if mem.ksm_node[node].nr == mem.tunables[T_KSM_MAX_PAGE_SHARING]:
+        _unlist_node(mem, node)
     mem.ksm_item[item].node = node
 
 
@@ -206,6 +230,11 @@ def remove_item_from_tree(mem: Memory, item: int) -> None:
     if node != NIL:
         mem.ksm_item[item].node = NIL
         mem.ksm_node[node].nr -= 1
+        if (
+            mem.ksm_node[node].nr == mem.tunables[T_KSM_MAX_PAGE_SHARING] - 1
+            and mem.ksm_node[node].pfn != NIL
+        ):
+            _list_node(mem, node)
         if mem.ksm_node[node].nr == 0:
             mem.pool[P_KSM_SHARED] -= 1
             if mem.ksm_node[node].maps == 0:

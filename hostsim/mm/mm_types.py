@@ -127,7 +127,8 @@ KSM_NODE_DTYPE: Final = np.dtype(
         ("pfn", "i4"),  # the shared frame, NIL once nobody maps it
         ("nr", "i4"),  # rmap items that lead here (rmap_hlist_len)
         ("maps", "i4"),  # page-table entries that map the frame
-        ("next", "i4"),  # next of the same hash; free chain when unused
+        ("next", "i4"),  # next of the same hash with room; free chain when unused
+        ("prev", "i4"),  # previous of these, NIL at the head; OFF_LIST: without room
     ]
 )
 KSM_ITEM_DTYPE: Final = np.dtype(
@@ -325,6 +326,7 @@ H_OVERCOMMIT: Final = 4  # nr_overcommit_hugepages
 H_LIST: Final = 5  # + node: first free page: its first pageblock + 1
 NR_HUGETLB_FIELDS: Final = H_LIST + MAX_NUMNODES
 
+OVERCOMMIT: Final = 4  # mappings of small pages for every frame: forks and merged pages
 SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
 NR_COMPACT: Final = 4096  # hostsim.mm.compact_control
@@ -388,9 +390,9 @@ class _MemoryArrays(NamedTuple):
     written: NDArray[Any]  # int32 (nr_pageblocks,) record + 1 of a huge page, 0: all written
     wrec: NDArray[Any]  # (nr_pageblocks,) WRITTEN_DTYPE, huge pages with pages never written
     ksm_node: NDArray[Any]  # (nr_pages,) KSM_NODE_DTYPE, the stable tree
-    ksm_item: NDArray[Any]  # (2 * nr_pages,) KSM_ITEM_DTYPE, pages that ksmd has seen
+    ksm_item: NDArray[Any]  # (OVERCOMMIT * nr_pages,) KSM_ITEM_DTYPE, pages that ksmd has seen
     ksm_frame: NDArray[Any]  # int32 (nr_pages,) stable node + 1 of a shared frame
-    ksm_stable: NDArray[Any]  # int32 (power of 2,) node + 1 by content
+    ksm_stable: NDArray[Any]  # int32 (power of 2,) node with room + 1 by content
     ksm_unstable: NDArray[Any]  # int32 (power of 2,) item + 1 by content
     hugetlb: NDArray[Any]  # int64 (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS)
     ept: NDArray[Any]  # int32 (words,) EPT entry of every window: hostsim.mm.mmu_notifier
@@ -432,7 +434,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int 
     """Return zero-filled state for a host with that many frames, resident where touched."""
     nr_pageblocks = nr_pages >> PAGEBLOCK_ORDER
     nr_zones = NR_ZONES + nr_nodes - 1
-    max_entities = 2 * nr_pages + nr_pageblocks
+    max_entities = OVERCOMMIT * nr_pages + nr_pageblocks
     fields = [
         Field("pool", (NR_POOL,), np.dtype("i8")),
         Field("vmstat", (nr_vmstat,), np.dtype("i8")),
@@ -443,7 +445,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int 
         Field("nr_free", (nr_zones, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
         Field("run", (nr_pages + nr_zones * NR_PCP_LISTS,), RUN_DTYPE),
         Field("rec", (nr_pageblocks + nr_zones * NR_TYPES,), RECORD_DTYPE),
-        Field("ext", (2 * nr_pages,), EXTENT_DTYPE),  # one a frame, and as many again for forks
+        Field("ext", (OVERCOMMIT * nr_pages,), EXTENT_DTYPE),
         Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
         Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
         Field("scratch", (SCRATCH,), np.dtype("i8")),
@@ -467,7 +469,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int 
         Field("written", (nr_pageblocks,), np.dtype("i4")),
         Field("wrec", (nr_pageblocks,), WRITTEN_DTYPE),
         Field("ksm_node", (nr_pages,), KSM_NODE_DTYPE),
-        Field("ksm_item", (2 * nr_pages,), KSM_ITEM_DTYPE),
+        Field("ksm_item", (OVERCOMMIT * nr_pages,), KSM_ITEM_DTYPE),
         Field("ksm_frame", (nr_pages,), np.dtype("i4")),
         Field("ksm_stable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
         Field("hugetlb", (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS), np.dtype("i8")),
