@@ -1,7 +1,7 @@
 """Checks of the fleet's demand and of what hosts share, against published figures.
 
 Rows 15 and 16: the steady state and the heavy tail of Azure V1, of months that are drawn anew.
-Row 28: what ksmd merges of mixed VMs.
+Row 28: what ksmd merges of mixed VMs, and of VMs of one image.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Final
 from fleet.churn import generate_azure_v1
 from fleet.trace_stats import trace_stats
 from fleet.trace_targets import compare
-from fleet.validate_ksm import mixed
+from fleet.validate_ksm import XP_VMS, homogeneous, mixed
 from fleet.validate_mm import Check
 from hostsim.core.units import NS_PER_DAY
 
@@ -60,7 +60,28 @@ def ksm_mixed() -> Iterator[Check]:
     )
 
 
+def ksm_homogeneous() -> Iterator[Check]:
+    """Yield how far memory is oversold with VMs of one image, and whether that goes well."""
+    found = homogeneous()
+    source = "52 Windows XP VMs of 1 GB on 16 GB: Red Hat, in kernelnewbies.org Linux 2.6.32"
+    yield Check(
+        f"KSM, {XP_VMS} VMs of one image: guest memory touched, of host memory used",
+        "at least 3, published 52 GB on 16 GB",
+        source,
+        f"{found.ratio:.2f}",
+        found.ratio >= 3.0,
+    )
+    yield Check(
+        f"KSM, {XP_VMS} VMs of one image: VMs that run, and OOM kills",
+        f"{XP_VMS}, 0",
+        source,
+        f"{found.vms}, {found.oom_kills}",
+        (found.vms, found.oom_kills) == (XP_VMS, 0),
+    )
+
+
 CHECKS: Final[dict[str, Callable[[], Iterator[Check]]]] = {
     "steady state and heavy tail": steady_state,
     "KSM of mixed VMs": ksm_mixed,
+    "KSM of VMs of one image": ksm_homogeneous,
 }

@@ -27,7 +27,7 @@ MIXED_VMS: Final = 10  # two of each class on average
 MIXED_HOURS: Final = 1
 XP_VMS: Final = 52  # of 1 GiB on 16 GiB: Red Hat, in kernelnewbies.org Linux 2.6.32
 XP_HOST_GIB: Final = 16
-XP_ARRIVAL_NS: Final = 150 * NS_PER_S  # ksmd sees all pages of 52 GiB in 128 s
+XP_ARRIVAL_NS: Final = 120 * NS_PER_S  # ksmd sees all pages of 52 GiB in 128 s
 XP_RATIOS: Final = (0.6, 0.2)  # of a VM's pages: zeros, of the image; the rest its own (assumed)
 
 
@@ -87,8 +87,9 @@ def mixed() -> Shared:
 def homogeneous(vms: int = XP_VMS, host_gib: int = XP_HOST_GIB) -> Overcommit:
     """Let idle VMs of 1 GiB and one image arrive one by one on a host without swap.
 
-    Each comes with 12 hours of age, which is most of its memory touched.  ksmd runs as fast as
-    ksmtuned lets it where memory is short: KSM_NPAGES_MAX pages, then KSM_SLEEP_MSEC by memory.
+    Each comes with 12 hours of age, which is most of its memory touched at once.  ksmd runs as
+    fast as ksmtuned lets it where memory is short: KSM_NPAGES_MAX pages, then KSM_SLEEP_MSEC,
+    which grows as memory is smaller.
     """
     host = {
         "memory": f"{host_gib}GiB",
@@ -98,9 +99,7 @@ def homogeneous(vms: int = XP_VMS, host_gib: int = XP_HOST_GIB) -> Overcommit:
         "ksm": {"run": 1, "pages_to_scan": 1250, "sleep_millisecs": 10 * max(16 // host_gib, 1)},
     }
     guests = {"mix": {"idle": 1.0}, "touched_share_mean": 1.0, "images": 1}
-    scenario = build(
-        {"hosts": [host], "guests": guests, "mmu": {"enabled": False}}, "ksm", "ksm"
-    )
+    scenario = build({"hosts": [host], "guests": guests, "mmu": {"enabled": False}}, "ksm", "ksm")
     zero, image = XP_RATIOS
     idle = scenario.guests.behaviours[0]._replace(
         zero_ratio=zero, alike_ratio=0.0, image_ratio=image

@@ -72,6 +72,8 @@ from hostsim.spec import HostSpec
 PROCESS_PGTABLES: Final = 12  # upper levels and the tables of text, heap and stacks
 PROCESS_KERNEL_PAGES: Final = 16  # kernel stacks (4 pages a thread) and task slabs
 
+KSM_OVERCOMMIT: Final = 4  # where ksmd runs: guest RAM may be up to five times the memory
+
 OP_MM: Final = 0
 OP_KIND: Final = 1
 OP_START: Final = 2
@@ -257,7 +259,12 @@ class Host:
         """Begin with the memory of a machine that has just booted."""
         spec = self.spec
         self.mem = new_memory(
-            spec.memory_pages, spec.kernel, spec.vcpus, memmap=True, nr_nodes=spec.nr_nodes
+            spec.memory_pages,
+            spec.kernel,
+            spec.vcpus,
+            memmap=True,
+            nr_nodes=spec.nr_nodes,
+            overcommit=KSM_OVERCOMMIT if ("ksm/run", "1") in spec.settings else 1,
         )
         set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
         for name, value in (("enabled", spec.thp_enabled), *spec.settings):

@@ -101,7 +101,9 @@ def _check_stable_lists(mem: Memory, nodes: Ints, after: list[int]) -> None:
         mine = chain("stable nodes of a hash", after, int(mem.ksm_stable[bucket]) - 1, len(after))
         listed += mine
         before += [NIL, *mine][:-1]
-        hashes = [mix_key(int(key)) & (mem.ksm_stable.size - 1) for key in mem.ksm_node["key"][mine]]
+        hashes = [
+            mix_key(int(key)) & (mem.ksm_stable.size - 1) for key in mem.ksm_node["key"][mine]
+        ]
         agree("hash of a stable node", list=[bucket] * len(mine), content=hashes)
     agree("back links of stable nodes", found=mem.ksm_node["prev"][listed], expected=before)
     room = mem.ksm_node["nr"][nodes] < mem.tunables[T_KSM_MAX_PAGE_SHARING]

@@ -16,7 +16,9 @@ from hostsim.mm.mm_types import (
     NIL,
     P_EXT_LIVE,
     P_KSM_NODES,
+    P_KSM_SHARING,
     P_KSM_ZERO,
+    P_PAGEBLOCKS,
     Memory,
 )
 from hostsim.mm.mmap import (
@@ -176,6 +178,9 @@ def single_page(mem: Memory, mm: int, page: int, x: int) -> int:
         NIL if the page is pinned, its huge page cannot be split, or the page is gone.
     """
     if mem.pool[P_EXT_LIVE] + 4 * HPAGE_PMD_NR > mem.ext.size:
+        return NIL
+    nr_pages = mem.pool[P_PAGEBLOCKS] << PAGEBLOCK_ORDER  # each may have an extent of its own
+    if mem.pool[P_KSM_SHARING] + nr_pages + 4 * HPAGE_PMD_NR >= mem.ext.size:
         return NIL
     if mem.mm[mm, MM_PINNED] != 0 and any_pinned(mem, mm, page, page + 1):
         return NIL

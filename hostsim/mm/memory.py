@@ -72,6 +72,7 @@ def new_memory(
     memmap: bool = False,
     dma32_end: int = DMA32_END_PFN,
     nr_nodes: int = 1,
+    overcommit: int = 1,
 ) -> Memory:
     """Return the memory of a freshly booted machine, every frame free.
 
@@ -90,6 +91,8 @@ def new_memory(
         Frames below the PCI hole: where the DMA32 zone ends.
     nr_nodes
         NUMA nodes of equal size: 1 to MAX_NUMNODES.
+    overcommit
+        Mappings of a frame, beside its first, for which there is room: of forks and merging.
 
     Raises
     ------
@@ -102,7 +105,7 @@ def new_memory(
     step = nr_nodes << MAX_PAGE_ORDER
     if nr_pages <= 0 or nr_pages % step:
         raise ValueError(f"nr_pages {nr_pages} is not a positive multiple of {step}")
-    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES, nr_nodes)
+    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES, nr_nodes, overcommit)
     for zone, (start, end) in enumerate(zone_spans(nr_pages, dma32_end, nr_nodes)):
         mem.zone[zone, Z_START] = start
         mem.zone[zone, Z_END] = end

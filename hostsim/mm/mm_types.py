@@ -326,7 +326,6 @@ H_OVERCOMMIT: Final = 4  # nr_overcommit_hugepages
 H_LIST: Final = 5  # + node: first free page: its first pageblock + 1
 NR_HUGETLB_FIELDS: Final = H_LIST + MAX_NUMNODES
 
-OVERCOMMIT: Final = 4  # mappings of small pages for every frame: forks and merged pages
 SCRATCH: Final = 1024
 NR_COSTS_MAX: Final = 32
 NR_COMPACT: Final = 4096  # hostsim.mm.compact_control
@@ -390,7 +389,7 @@ class _MemoryArrays(NamedTuple):
     written: NDArray[Any]  # int32 (nr_pageblocks,) record + 1 of a huge page, 0: all written
     wrec: NDArray[Any]  # (nr_pageblocks,) WRITTEN_DTYPE, huge pages with pages never written
     ksm_node: NDArray[Any]  # (nr_pages,) KSM_NODE_DTYPE, the stable tree
-    ksm_item: NDArray[Any]  # (OVERCOMMIT * nr_pages,) KSM_ITEM_DTYPE, pages that ksmd has seen
+    ksm_item: NDArray[Any]  # (as `ext`) KSM_ITEM_DTYPE, pages that ksmd has seen
     ksm_frame: NDArray[Any]  # int32 (nr_pages,) stable node + 1 of a shared frame
     ksm_stable: NDArray[Any]  # int32 (power of 2,) node with room + 1 by content
     ksm_unstable: NDArray[Any]  # int32 (power of 2,) item + 1 by content
@@ -430,11 +429,17 @@ def nr_cluster_rows(slots: int) -> int:
     return (slots >> HPAGE_PMD_ORDER) + NR_CLUSTER_HEADS
 
 
-def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int = 1) -> Memory:
-    """Return zero-filled state for a host with that many frames, resident where touched."""
+def carve_memory(
+    nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int = 1, overcommit: int = 1
+) -> Memory:
+    """Return zero-filled state for a host with that many frames, resident where touched.
+
+    Small pages have room for one mapping a frame and ``overcommit`` more, of forks and merging.
+    """
     nr_pageblocks = nr_pages >> PAGEBLOCK_ORDER
     nr_zones = NR_ZONES + nr_nodes - 1
-    max_entities = OVERCOMMIT * nr_pages + nr_pageblocks
+    nr_mappings = (1 + overcommit) * nr_pages
+    max_entities = nr_mappings + nr_pageblocks
     fields = [
         Field("pool", (NR_POOL,), np.dtype("i8")),
         Field("vmstat", (nr_vmstat,), np.dtype("i8")),
@@ -445,7 +450,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int 
         Field("nr_free", (nr_zones, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
         Field("run", (nr_pages + nr_zones * NR_PCP_LISTS,), RUN_DTYPE),
         Field("rec", (nr_pageblocks + nr_zones * NR_TYPES,), RECORD_DTYPE),
-        Field("ext", (OVERCOMMIT * nr_pages,), EXTENT_DTYPE),
+        Field("ext", (nr_mappings,), EXTENT_DTYPE),
         Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
         Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
         Field("scratch", (SCRATCH,), np.dtype("i8")),
@@ -469,7 +474,7 @@ def carve_memory(nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int 
         Field("written", (nr_pageblocks,), np.dtype("i4")),
         Field("wrec", (nr_pageblocks,), WRITTEN_DTYPE),
         Field("ksm_node", (nr_pages,), KSM_NODE_DTYPE),
-        Field("ksm_item", (OVERCOMMIT * nr_pages,), KSM_ITEM_DTYPE),
+        Field("ksm_item", (nr_mappings,), KSM_ITEM_DTYPE),
         Field("ksm_frame", (nr_pages,), np.dtype("i4")),
         Field("ksm_stable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
         Field("hugetlb", (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS), np.dtype("i8")),
@@ -549,7 +554,8 @@ def restore_parts(parts: dict[str, NDArray[Any]], like: Memory) -> Memory:
         odd = ", ".join(sorted(parts.keys() ^ set(Memory._fields)))
         raise ValueError(f"missing or unknown: {odd}")
     nr_pages = int(like.pool[P_PAGEBLOCKS]) << PAGEBLOCK_ORDER
-    mem = carve_memory(nr_pages, len(like.vmstat), len(like.tunables), len(like.node))
+    overcommit = len(like.ext) // nr_pages - 1
+    mem = carve_memory(nr_pages, len(like.vmstat), len(like.tunables), len(like.node), overcommit)
     fill_parts(mem, parts)
     if mem.pool[P_PAGEBLOCKS] != like.pool[P_PAGEBLOCKS]:
         raise ValueError(f"pool: of a machine of {mem.pool[P_PAGEBLOCKS]} pageblocks")

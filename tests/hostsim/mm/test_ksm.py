@@ -10,7 +10,7 @@ from pagemap import page_frames
 from hostsim.core.errors import InvariantError
 from hostsim.core.units import NO_PFN
 from hostsim.mm.check import check_memory
-from hostsim.mm.content import KEY_ONE, KEY_ZERO
+from hostsim.mm.content import KEY_ONE, KEY_ZERO, alike_word
 from hostsim.mm.daemons import run_daemons
 from hostsim.mm.fault import FAULT_OK, chosen, touch_range
 from hostsim.mm.fork import copy_mm
@@ -18,9 +18,11 @@ from hostsim.mm.ksm import ksm_do_scan, madvise_mergeable, unmerge_all
 from hostsim.mm.ksm_merge import NO_KEY, page_key
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
+    MM_ALIKE,
     MM_ANON,
     MM_CONTENT,
     MM_HUGE,
+    MM_IMAGE,
     P_COST_NS,
     P_KSM_FULL_SCANS,
     P_KSM_SHARED,
@@ -28,6 +30,7 @@ from hostsim.mm.mm_types import (
     P_KSM_SKIPPED,
     P_KSM_UNSHARED,
     P_KSM_ZERO,
+    used_parts,
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.pins import add_pin
@@ -120,6 +123,58 @@ def test_a_frame_is_shared_256_times_at_most(pages, nodes):
     full_scans(mem, 3)
     assert mem.vmstat[NR_KSM_PAGES] == nodes
     assert sysfs(mem)[:2] == (nodes, pages - nodes - (pages - nodes * 256 == 1))
+
+
+def test_of_frames_with_room_the_fullest_is_shared_first():
+    """mm/ksm.c stable_node_dup, as it searches when it prunes a chain."""
+    mem = machine(enabled="never", max_page_sharing=4)
+    mm = guest(mem, 12)
+    full_scans(mem, 3)
+    frames = page_frames(mem, mm)[:12].reshape(3, 4)
+    assert all(np.unique(four).size == 1 for four in frames)
+    other = mm_alloc(mem, 4, 0, 0, False, 1)
+    discard_range(mem, mm, 0, 2)  # leaves two
+    discard_range(mem, mm, 4, 1)  # leaves three, the fullest with room
+    discard_range(mem, mm, 8, 3)  # leaves one
+    full_scans(mem, 1)  # ksmd notices
+    touch(mem, other, 0, 4)
+    assert madvise_mergeable(mem, other, 0, 4)
+    full_scans(mem, 1)
+    assert page_frames(mem, other)[:4].tolist() == [frames[1, 0], *[frames[0, 0]] * 2, frames[2, 0]]
+
+
+@pytest.mark.parametrize("enabled", ["always", "never"])
+@pytest.mark.parametrize(("zero", "kernel"), [(0, "6.1"), (1, "6.1"), (0, "6.12"), (1, "6.12")])
+def test_ksmd_does_the_same_whether_it_keeps_its_place_or_looks_for_it(enabled, zero, kernel):
+    """The extent at the cursor is forgotten at the end of a scan: here after each page."""
+    ends = []
+    for nr in (1, 100000):
+        mem = machine(kernel, enabled, use_zero_pages=zero, max_page_sharing=5)
+        for content in (3, 3, 3, 8):
+            mm = guest(mem, 1100, content)
+            mem.mm[mm, MM_ALIKE] = alike_word(0.3, 0.2, 0.3)
+            mem.mm[mm, MM_IMAGE] = 1
+        for scans in range(1, 5):
+            while mem.pool[P_KSM_FULL_SCANS] < scans:
+                ksm_do_scan(mem, nr)
+            touch(mem, mm, 300, 200)
+            discard_range(mem, mm, 600, 3)
+        check_memory(mem)
+        ends.append({name: part.copy() for name, part in used_parts(mem).items()})
+    for name, part in ends[0].items():
+        if name not in ("scratch", "scan", "compact"):
+            np.testing.assert_array_equal(part, ends[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize(("overcommit", "saved"), [(1, 16384 - 4 * 512), (4, 3 * 7000)])
+def test_merging_ends_where_each_frame_could_not_have_an_extent_any_more(overcommit, saved):
+    mem = new_memory(16384, "6.1", 1, overcommit=overcommit)
+    set_tunable(mem.tunables, "enabled", "never")
+    for _ in range(3):
+        guest(mem, 7000)
+        full_scans(mem, 3)
+    sharing = int(mem.pool[P_KSM_SHARING])
+    assert saved - sharing in range(saved // 256 + 2)  # the last of a content may stay alone
 
 
 def test_a_scan_ends_at_the_list_end():
@@ -384,6 +439,8 @@ TestKsm.settings = settings(max_examples=10, stateful_step_count=25)
         (lambda mem: mem.ksm_node["nr"].__setitem__(0, 9), "rmap items of stable nodes"),
         (lambda mem: mem.pool.__setitem__(P_KSM_SHARED, 5), "pages_shared"),
         (lambda mem: mem.ksm_frame.__setitem__(3, 1), "frames with a node"),
+        (lambda mem: mem.ksm_node["prev"].__setitem__(0, 0), "back links of stable nodes"),
+        (lambda mem: mem.ksm_stable.__setitem__(slice(None), 0), "stable nodes with room"),
     ],
 )
 def test_corruption_is_noticed(corrupt, complaint):
