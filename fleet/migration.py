@@ -15,6 +15,8 @@ Simplified: a migration is decided and done at a barrier; the time it takes is c
 neither guest nor hosts do anything in it.
 Simplified: of a working set H, written D pages a second, H (1 - exp(-D t / H)) are dirty after t.
 Simplified: dirty pages lie anywhere in the VM's memory with the same probability.
+Simplified: what is swapped out at the source is read for the first round, and not again if it is
+written out meanwhile.
 """
 
 import math
@@ -45,13 +47,16 @@ from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_MS, NS_PER_
 from hostsim.ept import start_dirty_log
 from hostsim.host import PROCESS_TABLE_FULL, own_first_page, start_qemu
 from hostsim.mm.content import is_written
+from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.mm_types import (
     MM_ADVICE,
     MM_EPT_FLAGS,
     MM_HUGE,
     MM_RAM_ANON,
     MM_RAM_PAGES,
+    MM_SWAP,
     NIL,
+    P_COST_NS,
     Memory,
 )
 from hostsim.mm.mmap import (
@@ -64,7 +69,7 @@ from hostsim.mm.mmap import (
 )
 from hostsim.mm.mmu_notifier import EPT_MISALIGNED
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
-from hostsim.mm.rmap import EXT_ZERO
+from hostsim.mm.rmap import EXT_ZERO, KIND_MASK, KIND_SWAP
 from hostsim.mm.zap import discard_range
 
 if TYPE_CHECKING:
@@ -115,7 +120,11 @@ def dirtied(hot_pages: float, pages_per_s: float, ns: float) -> int:
 
 
 def migrate(
-    pages: int, hot_pages: float, dirty_pages_per_s: float, terms: MigrationTerms
+    pages: int,
+    hot_pages: float,
+    dirty_pages_per_s: float,
+    terms: MigrationTerms,
+    read_ns: int = 0,
 ) -> Course:
     """Work out the rounds of a migration.
 
@@ -125,9 +134,11 @@ def migrate(
         Pages that the first round sends.
     hot_pages, dirty_pages_per_s
         Working set that the guest keeps writing, and how fast.
+    read_ns
+        What the first round waits for swap.
     """
     ns_per_page = NS_PER_S / terms.pages_per_s
-    now_ns = pages * ns_per_page
+    now_ns = pages * ns_per_page + read_ns
     sent, rounds, throttle, slow_rounds = pages, 1, 0, 0
     left = dirtied(hot_pages, dirty_pages_per_s, now_ns)
     last = pages
@@ -199,6 +210,41 @@ def full_runs(mem: Memory, mm: int, runs: NDArray[np.int64]) -> int:
 
 
 @kernel
+def read_swapped(mem: Memory, mm: int) -> int:
+    """Read what of a VM's RAM is swapped out, since QEMU sends every page; return what it costs.
+
+    Where memory runs out, the rest stays where it is.
+    """
+    begin_ns = mem.pool[P_COST_NS]
+    ram_pages = mem.mm[mm, MM_RAM_PAGES]
+    for window in range((ram_pages + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER):
+        page = window << HPAGE_PMD_ORDER
+        x = _swapped_from(mem, mm, page)
+        while x != NIL:  # each read changes the window, and reclaim may change it behind
+            page = int(mem.ext[x].vpn)
+            nr = int(mem.ext[x].nr)
+            if touch_range(mem, mm, page, nr, 1, 1.0, 0, False, page) != FAULT_OK:
+                return int(mem.pool[P_COST_NS] - begin_ns)
+            page += nr
+            if page >= (window + 1) << HPAGE_PMD_ORDER:
+                break
+            x = _swapped_from(mem, mm, page)
+    return int(mem.pool[P_COST_NS] - begin_ns)
+
+
+@kernel
+def _swapped_from(mem: Memory, mm: int, page: int) -> int:
+    """Return the first swapped extent of a page's window at or behind the page, or NIL."""
+    word = window_word(mem, mm, page >> HPAGE_PMD_ORDER)
+    if word & W_TAG != W_TABLE:
+        return NIL
+    x = table_head(word)
+    while x != NIL and (mem.ext[x].flags & KIND_MASK != KIND_SWAP or mem.ext[x].vpn < page):
+        x = int(mem.ext[x].next)
+    return x
+
+
+@kernel
 def dirty_runs(full: NDArray[np.int64], share: float, key: int, runs: NDArray[np.int64]) -> int:
     """Choose the pages that were written behind the first round's back; return as `full_runs`."""
     nr = 0
@@ -229,6 +275,7 @@ def send(
     mm = int(guest[G_MM])
     rss, huge, advice = (int(mem.mm[mm, field]) for field in (MM_RAM_ANON, MM_HUGE, MM_ADVICE))
     start_dirty_log(mem, mm)
+    read_ns = read_swapped(mem, mm) if mem.mm[mm, MM_SWAP] else 0
     runs = listed(full_runs, mem, mm)
     running = guest[G_VCPUS] * guest[G_LOAD] / 1000
     course = migrate(
@@ -236,6 +283,7 @@ def send(
         behaviour.hot_ratio * rss,
         behaviour.dirty_pages_per_s * float(running),
         terms,
+        read_ns,
     )
     return runs, advice, rss, huge, course
 

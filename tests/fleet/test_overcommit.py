@@ -6,12 +6,15 @@ from guests import BUSY, GUESTS
 from test_node import GIB, HOST, SLAB, TICK_NS, events, run
 
 from fleet.loading import build
+from fleet.migration import DEVICE_STATE_NS
 from fleet.node import START, STOP, Node
+from fleet.scenario import MigrationTerms
 from fleet.state import pack, unpack
 from guestsim.behaviour import G_MM
 from hostsim.core.errors import ScenarioError
-from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
-from hostsim.mm.mm_types import MM_ALIKE, MM_CONTENT, MM_IMAGE, MM_MERGEABLE
+from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN, NS_PER_MS, NS_PER_S
+from hostsim.mm.mm_types import MM_ALIKE, MM_CONTENT, MM_IMAGE, MM_MERGEABLE, MM_SWAP, P_COST_NS
+from hostsim.mm.vmstat import PSWPIN
 from hostsim.spec import HostSpec
 
 GREEDY = GUESTS._replace(
@@ -19,6 +22,7 @@ GREEDY = GUESTS._replace(
 )
 STARTS = ((1, START, 0, 1), (2, START, 1, 3), (30, START, 2, 1))  # five GiB on a host of four
 SMALL = ((1, START, 0, 1), (2, START, 1, 1), (30, START, 2, 1))
+TERMS = MigrationTerms(1e6, 300 * NS_PER_MS, auto_converge=True, postcopy=False)
 KSM = (("ksm/run", "1"), ("ksm/sleep_millisecs", "200"))  # 500 pages a second
 
 
@@ -57,6 +61,25 @@ def test_pages_come_back_when_guests_use_them():
     idle = GREEDY._replace(used_ratio=0.0, cold_reads_per_hour=0.0)
     left = run(new_node(swap_gib=4, guests=idle), *STARTS, hours=2)
     assert last(used, "pswpin") > 4 * last(left, "pswpin")
+
+
+def test_swapped_pages_are_read_at_the_source_and_the_first_round_waits():
+    idle = GREEDY._replace(used_ratio=0.0, cold_reads_per_hour=0.0)
+    node = new_node(swap_gib=4, guests=idle)
+    run(node, *STARTS)
+    mem = node.host.mem
+    vm_id = max(node.row_of, key=lambda vm: mem.mm[node.guests[node.row_of[vm], G_MM], MM_SWAP])
+    swapped = int(mem.mm[node.guests[node.row_of[vm_id], G_MM], MM_SWAP])
+    before = int(mem.vmstat[PSWPIN])
+    cost, zeros = int(mem.pool[P_COST_NS]), int(np.count_nonzero(mem.swap_zero))
+    (emigrant,) = node.emigrate(NS_PER_HOUR, [(vm_id, 0)], TERMS)
+    read = int(mem.vmstat[PSWPIN]) - before
+    assert swapped > 1000 < read
+    assert read >= swapped - zeros  # pages of zeros need no read since 6.12
+    sent_ns = emigrant.course.sent_pages * NS_PER_S / TERMS.pages_per_s
+    waited_ns = emigrant.course.total_ns - sent_ns - DEVICE_STATE_NS
+    assert 0 < waited_ns <= int(mem.pool[P_COST_NS]) - cost
+    node.check()
 
 
 def test_swap_ends_with_its_vms():
