@@ -2,11 +2,22 @@ import numpy as np
 import pytest
 from fakenode import FakeNode, row, stack
 
+from fleet.node import START
 from fleet.placement import EpochPlan
-from fleet.shard import Shard, Step, commands_for, in_host_order, shard_plans, split_hosts
+from fleet.shard import (
+    Move,
+    Shard,
+    ShardCommands,
+    Step,
+    commands_for,
+    in_host_order,
+    shard_plans,
+    split_hosts,
+)
 from fleet.trace import make_trace
 from hostsim.core.errors import InvariantError
 from hostsim.core.stats import NODE_TABLES
+from hostsim.core.units import NS_PER_HOUR
 
 
 @pytest.mark.parametrize(("nr_hosts", "nr_shards"), [(5, 1), (5, 2), (5, 5)])
@@ -82,3 +93,46 @@ def test_validators_run_each_epoch_on_demand_and_errors_name_host_epoch_and_seed
     shard.nodes[2].starts = -10
     with pytest.raises(InvariantError, match="host 2, epoch 1, seed 1: starts is negative"):
         shard.advance(Step(1, 600 * 10**9, 1200 * 10**9, [], commands))
+
+
+def commands_of(*starts):
+    """Return the commands of one host: VMs that start at times, 1 GiB each."""
+    nr = len(starts)
+    return ShardCommands(
+        np.array([0, nr]),
+        np.array([t_ns for t_ns, _ in starts], np.int64),
+        np.full(nr, START, np.int8),
+        np.array([vm_id for _, vm_id in starts], np.int64),
+        np.full(nr, 1, np.int32),
+        np.full(nr, 1 << 18, np.int64),
+        np.zeros(nr, np.int64),
+    )
+
+
+def test_shards_brought_back_send_and_take_a_vm_as_they_did_the_first_time(small):
+    """As `actors.ShardActor.advance_again`: what leaves a second time is thrown away."""
+    hour = NS_PER_HOUR
+    source, target = (
+        Shard(plan._replace(host_ids=plan.host_ids[:1])) for plan in shard_plans(small(), 2)[:2]
+    )
+    moves = [Move(7, 0, 1, 0)]
+    source.advance(Step(0, 0, hour, [], commands_of((0, 7), (0, 8))))
+    target.advance(Step(0, 0, hour, [], commands_of((0, 9))))
+    states = [shard.save(0, 1)[0][1] for shard in (source, target)]
+    (emigrant,) = source.emigrate(1, hour, moves)
+    steps = [
+        Step(1, hour, 2 * hour, moves, commands_of((hour, 10))),
+        Step(1, hour, 2 * hour, [], commands_of(), ((1, emigrant),)),
+    ]
+    rows = [shard.advance(step) for shard, step in zip((source, target), steps, strict=True)]
+    assert len(rows[1]["migrations"]) == 1
+    for shard, step, state, first in zip((source, target), steps, states, rows, strict=True):
+        again = Shard(shard.plan)
+        again.restore(1, 0, [state])
+        for left in again.emigrate(1, hour, step.moves):
+            assert left.course == emigrant.course
+            np.testing.assert_array_equal(left.runs, emigrant.runs)
+        second = again.advance(step)
+        for table in NODE_TABLES:
+            np.testing.assert_array_equal(second[table], first[table], err_msg=table)
+        assert again.save(0, 1) == shard.save(0, 1)
