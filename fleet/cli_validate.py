@@ -27,7 +27,8 @@ def validate(
     replay: op scripts beside recordings of Linux 6.1 and 6.12.
     mmu: cold walks, the LRU oracle, the seed's table, native measurements; and what follows for
     KVM.
-    fleet: the demand of a month, what KSM saves. Exit code 1 if a claim fails.
+    fleet: the demand of a month, what KSM saves, what free page reporting saves and costs. Exit
+    code 1 if a claim fails.
 
     \b
     Examples:

@@ -192,6 +192,19 @@ def test_reported_blocks_are_handed_out_last():
     assert taken == [4096 + 1024, 4096, 4096 + 2048]
 
 
+def test_a_pageblock_keeps_its_place_where_it_has_nothing_new():
+    mem = machine_memory()
+    buddy.rmqueue_run(mem, 1, MIGRATE_MOVABLE, 10, 1)
+    for first in (4096, 4608):
+        buddy.free_block(mem, first, 3)
+    reported(mem, 0)
+    before = free_lists(mem)[1, MIGRATE_MOVABLE, 3]
+    for pb in before:
+        buddy.free_block(mem, (pb << 9) + 16, 0)
+        assert ((pb << 9) + 16, 0) in reported(mem, 0)[0]
+        assert free_lists(mem)[1, MIGRATE_MOVABLE, 3] == before
+
+
 def test_a_reported_pageblock_becomes_movable():
     mem = machine_memory()
     buddy.rmqueue_run(mem, 1, MIGRATE_MOVABLE, 10, 1)
