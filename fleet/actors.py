@@ -8,6 +8,7 @@ lost machine, is asked nothing any more, refuses the calls of its successor, and
 writes files.
 """
 
+import gc
 import logging
 import os
 import re
@@ -45,6 +46,7 @@ START_ATTEMPTS = 2  # starting a local Ray has a hard time-out that a loaded mac
 OBJECT_STORE_BYTES = 256 << 20  # rows of an epoch pass through it: 45 MB for 10,000 hosts
 LOOK_EVERY_S = 0.2  # between two looks at whether the workers on this machine still live
 HOSTS_PER_CALL = 16  # whose states are on the way at once, a shard
+RARE_COLLECTIONS = 50_000, 20, 20  # a worker makes next to no cycles, and has many objects
 MAX_LOSSES = 3  # of one shard in one epoch: what kills it will do so again
 _Steps = Generator[Any, Any, None]  # yields references of calls, takes their results
 
@@ -69,6 +71,7 @@ class ShardActor(Shard):
         if different:  # a machine that joined the cluster while the run was going on
             raise WorkerError(f"node {ray.util.get_node_ip_address()} has {different}")
         super().__init__(plan)
+        gc.set_threshold(*RARE_COLLECTIONS)
         self.attempt = attempt
 
     def advance_as(self, attempt: int, step: Step) -> Tables:

@@ -54,7 +54,7 @@ _UP = EVENT_NAMES.index("host_up")
 _OOM = REASON_NAMES.index("oom")
 _EVENT = {column.name: index for index, column in enumerate(EVENT_COLUMNS)}
 MEASURE_EVERY_S = 2.0  # wall time between two looks at the memory of all processes, at least
-MEASURE_SHARE = 0.01  # of the wall time, at most, goes into them
+MEASURE_SHARE = 0.003  # of the wall time, at most, goes into them
 
 
 class Backend(Protocol):

@@ -22,7 +22,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import PTRS_PER_TABLE
@@ -136,6 +135,8 @@ def _solve_time(occupancy: Function, target: float) -> float:
         return float("inf")
     if occupancy(10.0**low) >= target:
         return float(10.0**low)
+    from scipy.optimize import brentq  # takes half a second: not at every start of a worker
+
     return float(10.0 ** brentq(lambda power: occupancy(10.0**power) - target, low, high))
 
 
