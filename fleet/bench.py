@@ -15,8 +15,8 @@ from fleet.scheduler import Options, run
 from fleet.shard import InlineBackend
 from hostsim.core.stats import TABLES
 from hostsim.core.units import PAGE_SHIFT
-from hostsim.mm.mm_types import used_parts
 from hostsim.mm.slab import BLOCK_DTYPE, S_USED
+from hostsim.mm.state import used_parts
 
 KIB: Final = 1024.0
 GIB_SHIFT: Final = 30 - PAGE_SHIFT

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -266,9 +267,15 @@ def compile_kernels() -> None:
     from fleet.recordings import replayed
     from fleet.scheduler import warm_up
 
+    begin_s = time.perf_counter()
     warm_up()
     for _ in replayed("6.12"):  # what replays alone use
         pass
+    used, children = os.times()[:2], os.times()[2:4]
+    typer.echo(
+        f"kernels are ready: {time.perf_counter() - begin_s:.1f} s,"
+        f" {sum(used) + sum(children):.1f} CPU-s"
+    )
 
 
 _FORWARD = {

@@ -42,14 +42,13 @@ from hostsim.mm.mm_types import (
     TIME_SCALE_ONE,
     Z_FREE,
     Z_MANAGED,
-    restore_parts,
-    used_parts,
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.snapshot import memory_from
+from hostsim.mm.state import restore_parts, used_parts
 from hostsim.mm.vmstat import NAMES, OOM_KILL
 from hostsim.mm.zap import exit_mm
 

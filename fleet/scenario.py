@@ -37,8 +37,8 @@ from hostsim.core.units import (
     NS_PER_S,
     PAGEBLOCK_ORDER,
 )
-from hostsim.mm.mm_types import max_swap_slots
 from hostsim.mm.physmem import DMA32_END_PFN
+from hostsim.mm.state import max_swap_slots
 from hostsim.spec import HostSpec, SlabSpec
 
 

@@ -59,10 +59,17 @@ class Overcommit(NamedTuple):
     oom_kills: int
     guest_pages: int  # guest memory that was touched
     used_pages: int  # host memory that is not free, the kernel's own included
+    promised_pages: int  # to the VMs that run
+    host_pages: int
+
+    @property
+    def overcommit(self) -> float:
+        """Memory promised, of all the host has."""
+        return self.promised_pages / self.host_pages
 
     @property
     def ratio(self) -> float:
-        """Guest memory a page of host memory."""
+        """Guest memory touched, of host memory in use."""
         return self.guest_pages / self.used_pages
 
 
@@ -115,6 +122,8 @@ def homogeneous(vms: int = XP_VMS, host_gib: int = XP_HOST_GIB) -> Overcommit:
         oom_kills=int(mem.vmstat[OOM_KILL]),
         guest_pages=int(mem.vmstat[NR_GUEST_PAGES]),
         used_pages=host_gib * GIB_PAGES - free,
+        promised_pages=len(node.row_of) * GIB_PAGES,
+        host_pages=host_gib * GIB_PAGES,
     )
 
 

@@ -29,23 +29,14 @@ from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER, MAX_PAGE_ORDER
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory, set_thp
-from hostsim.mm.mm_types import (
-    NIL,
-    P_TRACED,
-    Z_FREE,
-    Z_MANAGED,
-    Z_RESERVE,
-    Z_WMARK_HIGH,
-    Memory,
-    fill_parts,
-    used_parts,
-)
+from hostsim.mm.mm_types import NIL, P_TRACED, Z_FREE, Z_MANAGED, Z_RESERVE, Z_WMARK_HIGH, Memory
 from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_RESERVED
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.settings import write_setting
 from hostsim.mm.slab import alloc_boot_pages
+from hostsim.mm.state import fill_parts, used_parts
 from hostsim.mm.touched import note_touched
 
 MM_CACHE: Final = 0  # processes that are there from boot: page cache,

@@ -36,9 +36,6 @@ from hostsim.mm.mm_types import (
     P_SETTLED_NS,
     P_STALL_NS,
     Memory,
-    max_swap_slots,
-    restore_parts,
-    used_parts,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.mmu_notifier import EPT_PC_SLOTS
@@ -56,6 +53,7 @@ from hostsim.mm.slab import (
     restore_slab,
     slab_tick,
 )
+from hostsim.mm.state import max_swap_slots, restore_parts, used_parts
 from hostsim.mm.swapfile import swapon
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.turn import TURN_WINDOWS

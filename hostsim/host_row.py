@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER, NR_PAGE_ORDERS
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -86,9 +86,18 @@ def fill_host_row(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64], 
     _put_pressure(mem, row, at)
 
 
+@inline_kernel
+def _put(row: NDArray[np.int64], at: int, values: tuple[int, ...]) -> int:
+    """Write values from a column on; return the next column."""
+    for value in values:
+        row[at] = value
+        at += 1
+    return at
+
+
 @kernel
 def _put_use(mem: Memory, row: NDArray[np.int64], at: int) -> int:
-    """Write what memory is used for; return the next column, as all parts of a row do."""
+    """Write what memory is used for; return the next column."""
     managed = 0
     nr_free = 0
     pcp = 0
@@ -96,20 +105,21 @@ def _put_use(mem: Memory, row: NDArray[np.int64], at: int) -> int:
         managed += mem.zone[zone, Z_MANAGED]
         nr_free += mem.zone[zone, Z_FREE]
         pcp += mem.zone[zone, PCP_COUNT]
-    for value in (
-        managed,
-        nr_free,
-        pcp,
-        mem.vmstat[NR_ANON_PAGES],
-        mem.vmstat[NR_ANON_THPS],
-        mem.vmstat[NR_GUEST_PAGES],
-        mem.vmstat[NR_PAGETABLE],
-        mem.vmstat[NR_EPT],
-        mem.vmstat[NR_KERNEL],
-    ):
-        row[at] = value
-        at += 1
-    return at
+    return _put(
+        row,
+        at,
+        (
+            managed,
+            nr_free,
+            pcp,
+            mem.vmstat[NR_ANON_PAGES],
+            mem.vmstat[NR_ANON_THPS],
+            mem.vmstat[NR_GUEST_PAGES],
+            mem.vmstat[NR_PAGETABLE],
+            mem.vmstat[NR_EPT],
+            mem.vmstat[NR_KERNEL],
+        ),
+    )
 
 
 @kernel
@@ -136,62 +146,65 @@ def _put_free_blocks(mem: Memory, row: NDArray[np.int64], free: NDArray[np.int64
 @kernel
 def _put_thp(mem: Memory, row: NDArray[np.int64], at: int) -> int:
     """Write faults, huge pages, allocations and their troubles, and VMs that came and went."""
-    for value in (
-        mem.vmstat[PGFAULT],
-        mem.vmstat[THP_FAULT_ALLOC],
-        mem.vmstat[THP_FAULT_FALLBACK],
-        mem.vmstat[THP_SPLIT_PMD],
-        mem.vmstat[THP_SPLIT_PAGE],
-        mem.vmstat[THP_DEFERRED_SPLIT_PAGE],
-        mem.vmstat[PGALLOC] + mem.vmstat[PGALLOC + 1] + mem.vmstat[PGALLOC + 2],
-        mem.vmstat[PGFREE],
-        mem.vmstat[EXTFRAG_EVENTS],
-        mem.vmstat[ALLOCSTALL],
-        mem.vmstat[OOM_KILL],
-        mem.vmstat[VM_STARTS],
-        mem.vmstat[VM_ENDS],
-    ):
-        row[at] = value
-        at += 1
-    return at
+    return _put(
+        row,
+        at,
+        (
+            mem.vmstat[PGFAULT],
+            mem.vmstat[THP_FAULT_ALLOC],
+            mem.vmstat[THP_FAULT_FALLBACK],
+            mem.vmstat[THP_SPLIT_PMD],
+            mem.vmstat[THP_SPLIT_PAGE],
+            mem.vmstat[THP_DEFERRED_SPLIT_PAGE],
+            mem.vmstat[PGALLOC] + mem.vmstat[PGALLOC + 1] + mem.vmstat[PGALLOC + 2],
+            mem.vmstat[PGFREE],
+            mem.vmstat[EXTFRAG_EVENTS],
+            mem.vmstat[ALLOCSTALL],
+            mem.vmstat[OOM_KILL],
+            mem.vmstat[VM_STARTS],
+            mem.vmstat[VM_ENDS],
+        ),
+    )
 
 
 @kernel
 def _put_ept_and_daemons(mem: Memory, row: NDArray[np.int64], at: int) -> int:
     """Write the EPTs' leaves and violations, and what khugepaged did."""
-    for value in (
-        mem.vmstat[NR_EPT_LEAVES_2M],
-        mem.vmstat[NR_EPT_LEAVES_4K],
-        mem.vmstat[NR_NX_LPAGE_SPLITS],
-        mem.vmstat[EPT_VIOLATIONS],
-        mem.vmstat[THP_COLLAPSE_ALLOC],
-        mem.vmstat[THP_COLLAPSE_ALLOC_FAILED],
-        mem.vmstat[PAGES_COLLAPSED],
-        mem.vmstat[FULL_SCANS],
-        mem.vmstat[KHUGEPAGED_WINDOWS],
-        mem.pool[P_DAEMON_NS],
-    ):
-        row[at] = value
-        at += 1
-    return at
+    return _put(
+        row,
+        at,
+        (
+            mem.vmstat[NR_EPT_LEAVES_2M],
+            mem.vmstat[NR_EPT_LEAVES_4K],
+            mem.vmstat[NR_NX_LPAGE_SPLITS],
+            mem.vmstat[EPT_VIOLATIONS],
+            mem.vmstat[THP_COLLAPSE_ALLOC],
+            mem.vmstat[THP_COLLAPSE_ALLOC_FAILED],
+            mem.vmstat[PAGES_COLLAPSED],
+            mem.vmstat[FULL_SCANS],
+            mem.vmstat[KHUGEPAGED_WINDOWS],
+            mem.pool[P_DAEMON_NS],
+        ),
+    )
 
 
 @kernel
 def _put_pressure(mem: Memory, row: NDArray[np.int64], at: int) -> int:
     """Write large free blocks, swap, KSM, stalls and NUMA."""
-    for value in (
-        mem.pool[P_FREE_32M],
-        mem.pool[P_FREE_1G],
-        mem.pool[P_UNMOVABLE_BLOCKS],
-        mem.vmstat[PSWPIN],
-        mem.vmstat[PSWPOUT],
-        used_slots(mem),
-        mem.pool[P_KSM_SHARED],
-        mem.pool[P_KSM_SHARING],
-        mem.pool[P_STALL_NS],
-        nr_numa_miss(mem),
-        smallest_free(mem),
-    ):
-        row[at] = value
-        at += 1
-    return at
+    return _put(
+        row,
+        at,
+        (
+            mem.pool[P_FREE_32M],
+            mem.pool[P_FREE_1G],
+            mem.pool[P_UNMOVABLE_BLOCKS],
+            mem.vmstat[PSWPIN],
+            mem.vmstat[PSWPOUT],
+            used_slots(mem),
+            mem.pool[P_KSM_SHARED],
+            mem.pool[P_KSM_SHARING],
+            mem.pool[P_STALL_NS],
+            nr_numa_miss(mem),
+            smallest_free(mem),
+        ),
+    )

@@ -1,8 +1,8 @@
-"""Bit counts."""
+"""Bits of words."""
 
 import numpy as np
 
-from hostsim.core.jit import hot_kernel
+from hostsim.core.jit import hot_kernel, inline_kernel
 
 
 @hot_kernel
@@ -14,3 +14,9 @@ def weight(word: int) -> int:
     z = (z & pairs) + ((z >> np.uint64(2)) & pairs)
     z = (z + (z >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
     return int(np.int64((z * np.uint64(0x0101010101010101)) >> np.uint64(56)))
+
+
+@inline_kernel
+def run_mask(shift: int, nr: int) -> int:
+    """Return a word with ``nr`` bits set from bit ``shift`` on."""
+    return ((1 << nr) - 1) << shift

@@ -4,37 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hostsim.core.units import (
-    PAGEBLOCK_ORDER,
-)
-from hostsim.mm.check_free import (
-    LISTED_STATES,
-    Ints,
-    Scan,
-    agree,
-    chain,
-    forbid,
-    walk,
-)
-from hostsim.mm.mm_types import (
-    MM_LIVE,
-    NIL,
-    P_EXT_FREE,
-    P_EXT_LIVE,
-    P_EXT_USED,
-    Memory,
-)
-from hostsim.mm.physmem import (
-    PB_PARTIAL,
-)
-from hostsim.mm.rmap import (
-    KIND_ANON,
-    KIND_EPT,
-    KIND_FILE,
-    KIND_MASK,
-    KIND_PGTABLE,
-    KIND_SWAP,
-)
+from hostsim.core.units import PAGEBLOCK_ORDER
+from hostsim.mm.check_free import LISTED_STATES, Ints, Scan, agree, chain, forbid, walk
+from hostsim.mm.mm_types import MM_LIVE, NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, Memory
+from hostsim.mm.physmem import PB_PARTIAL
+from hostsim.mm.rmap import KIND_ANON, KIND_EPT, KIND_FILE, KIND_MASK, KIND_PGTABLE, KIND_SWAP
 
 
 class Extents(NamedTuple):

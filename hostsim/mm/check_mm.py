@@ -4,20 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hostsim.core.units import (
-    HPAGE_PMD_NR,
-    HPAGE_PMD_ORDER,
-    PAGEBLOCK_ORDER,
-)
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.check_extents import Extents, with_swap_entries
-from hostsim.mm.check_free import (
-    Ints,
-    Scan,
-    agree,
-    forbid,
-    span_all,
-    walk,
-)
+from hostsim.mm.check_free import Ints, Scan, agree, forbid, span_all, walk
 from hostsim.mm.mm_types import (
     MM_ANON,
     MM_BASE,
@@ -40,21 +29,9 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_NONE, W_TABLE, W_TAG, W_ZERO
-from hostsim.mm.physmem import (
-    PB_COMPOUND,
-    PB_HUGE,
-)
-from hostsim.mm.rmap import (
-    EXT_DESCENDING,
-    EXT_PMD,
-    KIND_ANON,
-    KIND_EPT,
-    KIND_PGTABLE,
-    KIND_SWAP,
-)
-from hostsim.mm.vmstat import (
-    NR_GUEST_PAGES,
-)
+from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE
+from hostsim.mm.rmap import EXT_DESCENDING, EXT_PMD, KIND_ANON, KIND_EPT, KIND_PGTABLE, KIND_SWAP
+from hostsim.mm.vmstat import NR_GUEST_PAGES
 
 
 def _processes(mem: Memory) -> Ints:

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from hostsim.core.bits import weight
+from hostsim.core.bits import run_mask, weight
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES
 from hostsim.mm.mm_types import (
@@ -144,7 +144,7 @@ def note_written(mem: Memory, pb: int, first: int, nr: int) -> None:
         word = first // WORD_FRAMES
         shift = first % WORD_FRAMES
         here = min(nr, WORD_FRAMES - shift)
-        mask = ((1 << here) - 1) << shift
+        mask = run_mask(shift, here)
         value = int(np.int64(mem.wrec[record].bits[word]))
         mem.wrec[record].nr += weight(mask & ~value)
         mem.wrec[record].bits[word] = value | mask

@@ -388,6 +388,35 @@ def _touch_table(
 
 
 @kernel
+def _touch_hugetlb(mem: Memory, mm: int, window: int) -> bool:
+    """Access a window that hugetlb pages back; return whether the pool had one."""
+    if window_word(mem, mm, window) != W_NONE:
+        return True
+    mem.vmstat[PGFAULT] += 1
+    if not hugetlb_fault(mem, mm, window):
+        return False
+    charge(mem, C_HUGE_FAULT, 1)
+    pages = windows_per_page(mem.mm[mm, MM_HUGETLB] - 1) << HPAGE_PMD_ORDER
+    charge(mem, C_CLEAR_PAGE, pages)
+    return True
+
+
+@inline_kernel
+def _make_writable(mem: Memory, mm: int, window: int) -> bool:
+    """Give up what a huge PMD shares, the zero page or a fork's; return whether memory was had."""
+    word = window_word(mem, mm, window)
+    if word == W_ZERO:
+        notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
+        mem.vmstat[THP_SPLIT_PMD] += 1
+        mem.pool[P_ZERO_USERS] -= 1
+        set_window(mem, mm, window, table_word(NIL))
+        return True
+    if word & W_TAG == W_HUGE and pageblock_state(mem, word >> 2) != PB_HUGE:
+        return bool(wp_huge(mem, mm, window))
+    return True
+
+
+@kernel
 def touch_range(
     mem: Memory,
     mm: int,
@@ -429,16 +458,8 @@ def touch_range(
         mem.pool[P_RESUME] = page
         run_on_node_of(mem, mm, window)
         if mem.mm[mm, MM_HUGETLB] != 0 and window << HPAGE_PMD_ORDER < mem.mm[mm, MM_RAM_PAGES]:
-            if window_word(mem, mm, window) == W_NONE:
-                mem.vmstat[PGFAULT] += 1
-                if not hugetlb_fault(mem, mm, window):
-                    return FAULT_SIGBUS
-                charge(mem, C_HUGE_FAULT, 1)
-                charge(
-                    mem,
-                    C_CLEAR_PAGE,
-                    windows_per_page(mem.mm[mm, MM_HUGETLB] - 1) << HPAGE_PMD_ORDER,
-                )
+            if not _touch_hugetlb(mem, mm, window):
+                return FAULT_SIGBUS
             page = stop
             continue
         if window_word(mem, mm, window) == W_NONE:
@@ -449,15 +470,8 @@ def touch_range(
                 continue
             if _fault_empty_window(mem, mm, window, page, write, whole) != FAULT_OK:
                 return FAULT_OOM
-        word = window_word(mem, mm, window)
-        if write and word == W_ZERO:
-            notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
-            mem.vmstat[THP_SPLIT_PMD] += 1
-            mem.pool[P_ZERO_USERS] -= 1
-            set_window(mem, mm, window, table_word(NIL))
-        elif write and word & W_TAG == W_HUGE and pageblock_state(mem, word >> 2) != PB_HUGE:
-            if not wp_huge(mem, mm, window):
-                return FAULT_OOM
+        if write and not _make_writable(mem, mm, window):
+            return FAULT_OOM
         word = window_word(mem, mm, window)
         if word & W_TAG == W_HUGE:
             mem.lru[word >> 2] |= LRU_YOUNG

@@ -32,7 +32,6 @@ from hostsim.mm.mm_types import (
     Z_WMARK_MIN,
     ZONE_NAMES,
     Memory,
-    carve_memory,
 )
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
 from hostsim.mm.pcp import init_pcp
@@ -45,6 +44,7 @@ from hostsim.mm.physmem import (
     zone_spans,
     zone_to_nid,
 )
+from hostsim.mm.state import carve_memory
 from hostsim.mm.tunables import (
     ENABLED,
     FALLBACK_2_6_38,

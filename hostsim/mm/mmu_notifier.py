@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from hostsim.core.bits import run_mask
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import (
@@ -106,7 +107,7 @@ def _set_leaves(
     while nr > 0:
         shift = i % WORD_FRAMES
         here = min(nr, WORD_FRAMES - shift)
-        mask = ((1 << here) - 1) << shift
+        mask = run_mask(shift, here)
         word = int(np.int64(mem.ept_table[table].bits[i // WORD_FRAMES]))
         other = mask & (~word if present else word)
         mem.ept_table[table].bits[i // WORD_FRAMES] = word ^ other

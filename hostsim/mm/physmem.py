@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from hostsim.core.bits import run_mask
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
@@ -302,7 +303,7 @@ def _forget_reported(mem: Memory, pb: int, first: int, nr: int, free: bool) -> N
         word = first // WORD_FRAMES
         shift = first % WORD_FRAMES
         here = min(nr, WORD_FRAMES - shift)
-        mask = ((1 << here) - 1) << shift
+        mask = run_mask(shift, here)
         mem.reported[pb].bits[word] = int(np.int64(mem.reported[pb].bits[word])) & ~mask
         first += here
         nr -= here
@@ -320,7 +321,7 @@ def set_frames(mem: Memory, record: int, first: int, nr: int, free: bool) -> Non
         word = first // WORD_FRAMES
         shift = first % WORD_FRAMES
         here = min(nr, WORD_FRAMES - shift)
-        mask = ((1 << here) - 1) << shift
+        mask = run_mask(shift, here)
         value = int(np.int64(mem.rec[record].bits[word]))
         mem.rec[record].bits[word] = (value | mask) if free else (value & ~mask)
         first += here

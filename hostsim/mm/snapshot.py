@@ -52,7 +52,6 @@ from hostsim.mm.mm_types import (
     Z_VIRGIN,
     Z_VIRGIN_END,
     Memory,
-    carve_memory,
 )
 from hostsim.mm.pcp import init_pcp, list_index, push_tail
 from hostsim.mm.physmem import (
@@ -69,6 +68,7 @@ from hostsim.mm.physmem import (
     set_state,
 )
 from hostsim.mm.rmap import KIND_BOOT, KIND_RESERVED, add_extent, del_extent, extents_of
+from hostsim.mm.state import carve_memory
 from hostsim.mm.tunables import NR_TUNABLES, T_PCP_6_12, set_profile
 from hostsim.mm.vmstat import NR_VMSTAT
 

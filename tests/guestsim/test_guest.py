@@ -16,8 +16,8 @@ from hostsim.mm.mm_types import (
     Z_FREE,
     Z_MANAGED,
     Memory,
-    used_parts,
 )
+from hostsim.mm.state import used_parts
 
 GIB = 1 << 18
 

@@ -21,10 +21,10 @@ from hostsim.mm.mm_types import (
     NIL,
     P_NOW_NS,
     P_TOUCHED,
-    used_parts,
 )
 from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, window_word
 from hostsim.mm.settings import write_setting
+from hostsim.mm.state import used_parts
 from hostsim.mm.vmstat import FULL_SCANS, PAGES_COLLAPSED
 from hostsim.mm.zap import discard_range, exit_mm
 

@@ -14,13 +14,12 @@ from hostsim.mm.mm_types import (
     P_FREE_32M,
     P_UNMOVABLE_BLOCKS,
     ZONE_NORMAL,
-    restore_parts,
-    used_parts,
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.page_alloc import free_order
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.slab import alloc_boot_pages
+from hostsim.mm.state import restore_parts, used_parts
 from hostsim.mm.zap import exit_mm
 
 GIB = 1 << 18

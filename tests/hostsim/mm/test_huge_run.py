@@ -18,9 +18,9 @@ from hostsim.mm.mm_types import (
     P_WRITTEN_FREE,
     P_WRITTEN_USED,
     Memory,
-    used_parts,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, mm_alloc
+from hostsim.mm.state import used_parts
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import THP_FAULT_ALLOC
 from hostsim.mm.zap import discard_range, exit_mm

@@ -30,11 +30,11 @@ from hostsim.mm.mm_types import (
     P_KSM_SKIPPED,
     P_KSM_UNSHARED,
     P_KSM_ZERO,
-    used_parts,
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.pins import add_pin
 from hostsim.mm.settings import write_setting
+from hostsim.mm.state import used_parts
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import (
     COW_KSM,

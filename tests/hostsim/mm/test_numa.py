@@ -38,8 +38,6 @@ from hostsim.mm.mm_types import (
     Z_WMARK_MIN,
     ZONE_NAMES,
     ZONE_NORMAL,
-    restore_parts,
-    used_parts,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.numa import (
@@ -55,6 +53,7 @@ from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import first_zone, pfn_to_nid, zone_idx, zone_of, zone_to_nid
 from hostsim.mm.reclaim import run_kswapd, try_to_free_pages
 from hostsim.mm.slowpath import GFP_DIRECT, GFP_THISNODE, alloc_pages, alloc_pages_gfp
+from hostsim.mm.state import restore_parts, used_parts
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.vmstat import PGALLOC, PGSTEAL_KSWAPD
 from hostsim.mm.zap import discard_range, exit_mm
