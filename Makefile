@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint wheel-test docs clean
+.PHONY: demo test lint browser wheel-test docs clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -31,7 +31,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The tests of reports need a browser; as root, on Debian and Ubuntu, it is installed.
+browser:
+	@command -v chromium >/dev/null || \
+	    { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	    echo "no chromium here: tests that open a report are skipped"
+
+test: lint browser
 	$(BIN)/python -m pytest
 
 # The wheel alone, in an empty environment, outside of the checkout.
