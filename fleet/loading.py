@@ -12,20 +12,16 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from fleet.scenario import (
+from fleet.scenario import HostsSection, RunSection, Scenario, ScenarioFile, resolve
+from fleet.scenario_fleet import (
     FailuresSection,
-    GuestsSection,
-    HostsSection,
     MaintenanceSection,
     MigrationSection,
     MmuSection,
     PlacementSection,
-    RunSection,
-    Scenario,
-    ScenarioFile,
     VmsSection,
-    resolve,
 )
+from fleet.scenario_guests import GuestsSection
 from hostsim.core.errors import Problem, ScenarioError
 
 Step = str | int

@@ -11,8 +11,18 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from fleet.behaviours import behaviour, behaviour_names
+from fleet.behaviours import behaviour
 from fleet.kernel_files import KhugepagedSection, KsmSection, ThpSection, VmSection, settings_of
+from fleet.scenario_fleet import (
+    VMS_UNREAD,
+    FailuresSection,
+    MaintenanceSection,
+    MigrationSection,
+    MmuSection,
+    PlacementSection,
+    VmsSection,
+)
+from fleet.scenario_guests import GuestsSection
 from fleet.sections import (
     GIB_PAGES,
     MIB_PAGES,
@@ -20,7 +30,6 @@ from fleet.sections import (
     Duration,
     HugePages,
     Pages,
-    Positive,
     Ratio,
     Section,
     duration_text,
@@ -28,14 +37,10 @@ from fleet.sections import (
 )
 from guestsim.spec import GuestSpec
 from hostsim.core.units import (
-    HPAGE_PMD_NR,
     MAX_PAGE_ORDER,
     NS_PER_DAY,
     NS_PER_HOUR,
     NS_PER_MIN,
-    NS_PER_MS,
-    NS_PER_S,
-    PAGEBLOCK_ORDER,
 )
 from hostsim.mm.physmem import DMA32_END_PFN
 from hostsim.mm.state import max_swap_slots
@@ -46,11 +51,17 @@ class RunSection(Section):
     """``[run]``: how long, how fine, and what is written."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
+    """Seed of every random stream; runs that differ in nothing else are samples of one fleet."""
     duration: Duration = NS_PER_DAY
+    """Simulated time, a multiple of the tick."""
     tick: Duration = 5 * NS_PER_MIN
+    """Time between two rows of the table hosts; guests act at its grid."""
     epoch_ticks: Count = 12
+    """Ticks between two barriers, at which VMs are placed and moved."""
     vm_rows: Duration = NS_PER_HOUR
+    """Time between two rows of a VM in the table vms, a multiple of the tick."""
     hosts_per_part: Count = 256
+    """Hosts whose rows share a parquet file."""
 
     @model_validator(mode="after")
     def _whole_ticks(self) -> "RunSection":
@@ -68,35 +79,55 @@ class SlabSection(Section):
     """``[hosts.slab]``: unmovable kernel memory that comes and goes."""
 
     rate_pages_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Kernel pages allocated a second, in blocks of orders 0 to 3."""
     lifetime: Duration = NS_PER_MIN
+    """Mean life of most of them."""
     long_lived_ratio: Ratio = 0.2
+    """Share of them that lives longer."""
     long_lifetime: Duration = NS_PER_DAY
+    """Mean life of those."""
     base: Pages = GIB_PAGES
+    """Kernel memory allocated at boot, which stays; part of reserved."""
 
 
 class SwapSection(Section):
     """``[hosts.swap]``: a swap area on a solid-state disk."""
 
     size: Pages = 0
+    """Size of the swap area; 0 for none, at most four times the memory."""
 
 
 class HostsSection(Section):
     """``[[hosts]]``: a group of equal hosts."""
 
     name: str = "host"
+    """Name of the group, for people."""
     count: Count = 1
+    """Hosts in the group."""
     vcpus: Count = 96
+    """vCPUs that a host offers: its hardware threads."""
     memory: HugePages = 256 * GIB_PAGES
+    """Physical memory of a host, a multiple of 4MiB a NUMA node."""
     numa_nodes: Literal[1, 2, 4] = 1
+    """NUMA nodes, equal in memory and vCPUs."""
     reserved: Pages = 8 * GIB_PAGES
+    """Memory that is not rented to VMs: the kernel's, QEMU's, the agents'."""
     cpu: str = "ice-lake-sp"
+    """CPU whose TLBs and walk caches are sampled: a name that fleet cpus lists."""
     kernel: Literal["6.12", "6.1"] = "6.12"
+    """Kernel profile of the hosts."""
     thp: ThpSection = ThpSection()
+    """Files under /sys/kernel/mm/transparent_hugepage."""
     khugepaged: KhugepagedSection = KhugepagedSection()
+    """Files under /sys/kernel/mm/transparent_hugepage/khugepaged."""
     vm: VmSection = VmSection()
+    """Files under /proc/sys/vm."""
     ksm: KsmSection = KsmSection()
+    """Files under /sys/kernel/mm/ksm."""
     swap: SwapSection = SwapSection()
+    """The swap area."""
     slab: SlabSection = SlabSection()
+    """Unmovable kernel memory."""
 
     @field_validator("cpu")
     @classmethod
@@ -146,152 +177,27 @@ class HostsSection(Section):
         return self
 
 
-DEFAULT_MIX = {"build-server": 0.15, "hpc": 0.15, "idle": 0.3, "jvm": 0.2, "key-value": 0.2}
-
-
-class GuestThpSection(Section):
-    """``[guests.thp]``: transparent_hugepage inside the guests."""
-
-    enabled: Literal["always", "madvise", "never"] = "always"
-    defrag: Literal["always", "defer", "defer+madvise", "madvise", "never"] = "madvise"
-    use_zero_page: bool = True
-
-
-class GuestsSection(Section):
-    """``[guests]``: the kernels in the VMs, and how they touch, free and reuse memory."""
-
-    kernel: Literal["6.12", "6.1"] = "6.12"
-    thp: GuestThpSection = GuestThpSection()
-    khugepaged: KhugepagedSection = KhugepagedSection()
-    boot: Pages = 256 * MIB_PAGES
-    touched_share_mean: Annotated[float, Field(gt=0, le=1)] = 0.85
-    touched_share_concentration: Positive = 8.0
-    growth: Duration = 2 * NS_PER_HOUR
-    reuse_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
-    madvise_ratio: Ratio = 1.0
-    overhead: Pages = 32 * MIB_PAGES
-    ram_offset: Pages = 0
-    free_page_reporting_ratio: Ratio = 0.0
-    free_page_reporting_order: Annotated[int, Field(ge=0, le=MAX_PAGE_ORDER)] = PAGEBLOCK_ORDER
-    free_page_reporting_delay: Duration = 2 * NS_PER_S
-    balloon_ratio: Ratio = 0.0
-    balloon_below: Ratio = 0.1
-    used_ratio: Ratio = 0.65  # memory used within five minutes: Weiner et al., TMO, ASPLOS 2022
-    cold_reads_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1  # assumed
-    images: Count = 4  # systems that the VMs run (assumed)
-    mix: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = DEFAULT_MIX
-
-    @field_validator("mix")
-    @classmethod
-    def _known_classes(cls, mix: dict[str, float]) -> dict[str, float]:
-        for name in mix:
-            if name not in behaviour_names():
-                raise ValueError(f"{name!r} is not one of {', '.join(behaviour_names())}")
-        if not sum(mix.values()) > 0:
-            raise ValueError("no class of guests has a weight above 0")
-        return dict(sorted(mix.items()))
-
-    @model_validator(mode="after")
-    def _offset_within_a_window(self) -> "GuestsSection":
-        if self.ram_offset >= HPAGE_PMD_NR:
-            raise ValueError(f"ram_offset {pages_text(self.ram_offset)} is not less than 2MiB")
-        return self
-
-
-_VMS_UNREAD = {"azure-v1": {"path"}, "trace": {"scale", "standing"}}
-
-
-class VmsSection(Section):
-    """``[vms]``: where the VMs come from."""
-
-    source: Literal["azure-v1", "trace"] = "azure-v1"
-    scale: Positive = 0.01
-    standing: bool = True
-    path: str = ""
-
-    @model_validator(mode="after")
-    def _only_what_the_source_reads(self) -> "VmsSection":
-        for name in sorted(_VMS_UNREAD[self.source] & self.model_fields_set):
-            raise ValueError(f'{name} is not read when source is "{self.source}"')
-        return self
-
-
-class PlacementSection(Section):
-    """``[placement]``: which host takes a VM, and how far hosts are oversold."""
-
-    policy: Literal[
-        "first-fit",
-        "next-fit",
-        "best-fit",
-        "best-fit-l2",
-        "worst-fit",
-        "random",
-        "power-of-k",
-        "dot-product",
-        "cosine",
-        "lifetime-aligned",
-        "lifetime-predicted",
-        "hugepage-aware",
-        "drain-fragmented",
-        "numa-aware",
-    ] = "best-fit"  # the keys of fleet.policies.POLICIES
-    choices: Annotated[int, Field(ge=1, le=4)] = 2  # hosts that power-of-k looks at
-    lifetime_error: Annotated[float, Field(ge=0, le=10)] = 1.0  # of lifetime-predicted
-    vcpu_overcommit: Positive = 1.0
-    memory_overcommit: Positive = 1.0
-    reject_oversized: bool = False
-    restart: Literal["never", "anywhere", "elsewhere"] = "never"  # VMs that were killed
-
-
-class MigrationSection(Section):
-    """``[migration]``: how VMs move, and when the fleet moves them by itself.
-
-    Defaults of speed and downtime: a 10 Gbit/s network; QEMU 8.2 downtime-limit.
-    """
-
-    mode: Literal["precopy", "postcopy"] = "precopy"
-    mib_per_s: Positive = 1192.0
-    downtime_limit: Duration = 300 * NS_PER_MS
-    auto_converge: bool = True
-    rebalance_below: Ratio = 0.0  # share of free memory under which a host gives a VM away
-    defragment_above: Ratio = 1.0  # unusable index of order 9 above which it does
-
-
-class FailuresSection(Section):
-    """``[failures]``: hosts that break down."""
-
-    mtbf: Duration | None = None  # mean time between a host's failures; none: never
-    repair: Duration = 4 * NS_PER_HOUR
-
-
-class MaintenanceSection(Section):
-    """``[[maintenance]]``: hosts that are emptied, rebooted and taken back."""
-
-    first_host: Annotated[int, Field(ge=0)] = 0
-    hosts: Count = 1
-    start: Duration
-    duration: Duration = 2 * NS_PER_HOUR
-
-
-class MmuSection(Section):
-    """``[mmu]``: samples of what address translation costs the guests."""
-
-    enabled: bool = True
-    accesses: Annotated[int, Field(ge=8_000, le=10_000_000)] = 20_000
-
-
 class ScenarioFile(Section):
     """A whole scenario file."""
 
     run: RunSection = RunSection()
+    """How long, how fine, and what is written."""
     hosts: Annotated[tuple[HostsSection, ...], Field(min_length=1, strict=False)]
+    """Groups of equal hosts, at least one."""
     guests: GuestsSection = GuestsSection()
+    """What is in the VMs."""
     vms: VmsSection = VmsSection()
+    """Where the VMs come from."""
     placement: PlacementSection = PlacementSection()
+    """Which host takes a VM."""
     migration: MigrationSection = MigrationSection()
+    """How VMs move."""
     failures: FailuresSection = FailuresSection()
+    """Hosts that break down."""
     maintenance: Annotated[tuple[MaintenanceSection, ...], Field(strict=False)] = ()
+    """Hosts that are emptied and rebooted."""
     mmu: MmuSection = MmuSection()
+    """Samples of address translation."""
 
 
 class HostGroup(NamedTuple):
@@ -430,7 +336,7 @@ def resolve(file: ScenarioFile, name: str = "scenario", origin: str = "") -> Sce
         first_host_id += section.count
     run = file.run
     document = file.model_dump(mode="json")
-    for key in _VMS_UNREAD[file.vms.source]:
+    for key in VMS_UNREAD[file.vms.source]:
         del document["vms"][key]
     return Scenario(
         name=name,

@@ -93,4 +93,6 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """One table of a scenario file: frozen, no unknown keys, no silent conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )

@@ -5,7 +5,7 @@ import pytest
 from fleet.behaviours import behaviour, behaviour_names
 from fleet.policies import POLICIES
 from fleet.profiles import load_workload
-from fleet.scenario import PlacementSection
+from fleet.scenario_fleet import PlacementSection
 from fleet.sections import duration_text, pages_text
 from hostsim.core.errors import ScenarioError
 from hostsim.core.units import NS_PER_HOUR, parse_duration_ns, parse_pages
