@@ -52,6 +52,7 @@ wheel-test: $(VENV)/.test
 
 docs: $(VENV)/.run
 	$(BIN)/fleet columns --markdown > docs/columns.md
+	$(BIN)/python docs/reference.py
 
 clean:
 	rm -rf $(VENV) runs dist build

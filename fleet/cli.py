@@ -210,9 +210,9 @@ def check(
 ) -> None:
     """Find every problem of a scenario without running it."""
     if schema:
-        from fleet.scenario import ScenarioFile
+        from fleet.scenario import json_schema
 
-        typer.echo(json.dumps(ScenarioFile.model_json_schema(), indent=2))
+        typer.echo(json.dumps(json_schema(), indent=2))
         return
     if scenario is None:
         raise typer.BadParameter("name a scenario, or ask for --schema")

@@ -358,6 +358,11 @@ def resolve(file: ScenarioFile, name: str = "scenario", origin: str = "") -> Sce
     )
 
 
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of scenario files, with defaults in the file's own words."""
+    return ScenarioFile.model_json_schema(mode="serialization")
+
+
 def to_toml(document: dict[str, Any]) -> str:
     """Print a resolved scenario as TOML that reads back to the same scenario."""
     lines: list[str] = []

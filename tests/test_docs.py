@@ -1,5 +1,6 @@
 """What the documents say exists, and what exists is in the documents."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fleet.loading import builtin_names, builtin_text, question
+from fleet.scenario import json_schema
 from fleet.schema import markdown
 from hostsim.core.stats import TABLES
 
@@ -34,6 +36,33 @@ def test_every_column_has_a_unit_and_a_sentence(column):
 def test_columns_document_is_current():
     """Made by: make docs."""
     assert (ROOT / "docs" / "columns.md").read_text() == markdown()
+
+
+def reference_pages():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PAGES
+
+
+@pytest.mark.parametrize("page", reference_pages())
+def test_reference_made_from_the_code_is_current(page):
+    """Made by: make docs."""
+    assert (ROOT / "docs" / page).read_text() == reference_pages()[page]()
+
+
+def test_every_field_of_a_scenario_says_what_it_means():
+    for name, section in json_schema()["$defs"].items():
+        for field, schema in section["properties"].items():
+            text = schema.get("description", "")
+            assert len(text.split()) > 1, f"{name}.{field}"
+            assert text.endswith("."), f"{name}.{field}"
+
+
+def test_defaults_in_the_schema_are_in_the_words_of_the_file():
+    schema = json_schema()
+    assert schema["$defs"]["FailuresSection"]["properties"]["repair"]["default"] == "4h"
+    assert schema["$defs"]["HostsSection"]["properties"]["memory"]["default"] == "256GiB"
 
 
 def simplifications():
