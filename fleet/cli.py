@@ -304,6 +304,12 @@ def trace(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def snapshot(context: typer.Context) -> None:
+    """Read a real host, show its health, start simulated hosts from it."""
+    _forward(context, "fleet.cli_snapshot", "snapshot_app")
+
+
+@app.command(context_settings=_FORWARD)
 def replay(context: typer.Context) -> None:
     """Run op scripts on the simulated memory manager, printed as a real kernel recorded them."""
     _forward(context, "fleet.cli_replay", "replay")
