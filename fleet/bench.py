@@ -1,4 +1,4 @@
-"""Measurements that back the claims about memory and growth.
+"""Measurements that back the claims about memory and determinism.
 
 The budget is what ARCHITECTURE.md allows each mechanism; the truth is what the state of the
 hosts uses at the end of a run.
@@ -8,8 +8,10 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
+from fleet.claims import Found, at_most, same
+from fleet.loading import load
 from fleet.scenario import Scenario
 from fleet.scheduler import Options, run
 from fleet.shard import InlineBackend
@@ -19,6 +21,7 @@ from hostsim.mm.slab import BLOCK_DTYPE, S_USED
 from hostsim.mm.state import used_parts
 
 KIB: Final = 1024.0
+BUDGET: Final = "ARCHITECTURE.md"
 GIB_SHIFT: Final = 30 - PAGE_SHIFT
 ALLOCATOR_BUDGET_KIB: Final = 8.0  # a simulated GiB, bitmaps, free lists and per-CPU lists
 
@@ -97,6 +100,34 @@ def measure_memory(scenario: Scenario) -> dict[str, Any]:
     }
 
 
+def memory(
+    scenario: Annotated[str, "Scenario to run first."] = "churn",
+    /,
+    set_: Annotated[list[str] | None, "PATH=VALUE, any field of the scenario."] = None,
+) -> Found:
+    r"""Run a scenario in this process and print the bytes of state per simulated GiB.
+
+    \b
+    Examples:
+      fleet bench memory
+      fleet bench memory churn --set run.duration=2h
+    """
+    found = measure_memory(load(scenario, set_ or []))
+    total = {"part": "allocator (first three)", **found["allocator"]}
+    lines = [f"{found['scenario']}, {found['hosts']} hosts: KiB of state a simulated GiB"]
+    lines.append(f"  {'':<32}{'budget':>8}{'mean':>8}{'largest':>9}")
+    lines += [
+        f"  {row['part']:<32}{row['budget_kib']:>8.1f}{row['mean_kib']:>8.2f}"
+        f"{row['largest_kib']:>9.2f}"
+        for row in (*found["parts"], total)
+    ]
+    claims = [
+        at_most(f"allocator's state {which}", total[key], total["budget_kib"], "KiB/GiB", BUDGET)
+        for which, key in (("over the fleet", "mean_kib"), ("on the largest host", "largest_kib"))
+    ]
+    return Found(claims, found, lines)
+
+
 def _bytes_by_array(host: Any) -> dict[str, int]:
     sizes = {name: part.nbytes for name, part in used_parts(host.mem).items()}
     return sizes | {"slab": int(host.slab.state[S_USED]) * BLOCK_DTYPE.itemsize}
@@ -134,27 +165,24 @@ def measure_determinism(scenario: Scenario) -> dict[str, dict[str, str]]:
     return found
 
 
-def measure_growth(scenarios: Sequence[Scenario], options: Options) -> list[dict[str, Any]]:
-    """Run scenarios of growing size and return what a host costs in each.
+def determinism(
+    scenario: Annotated[str, "Scenario to run."] = "smoke",
+    /,
+    hosts: Annotated[int, "Hosts, one Ray actor each in one run."] = 8,
+    set_: Annotated[list[str] | None, "PATH=VALUE, any field of the scenario."] = None,
+) -> Found:
+    r"""Run a scenario inline, on 1, 2 and 4 workers and on an actor a host; compare all bytes.
 
-    Returns
-    -------
-    list of dict
-        ``hosts``, ``wall_s``, ``cpu_s``, ``cpu_ms_per_host_hour``, ``peak_mib_per_host`` (all
-        processes).
+    \b
+    Example:
+      fleet bench determinism smoke --set run.duration=1h
     """
-    rows = []
-    for scenario in scenarios:
-        with tempfile.TemporaryDirectory() as folder:
-            record = run(scenario, Path(folder) / "run", options)
-        cost = record["execution"]
-        rows.append(
-            {
-                "hosts": scenario.nr_hosts,
-                "wall_s": cost["wall_s"],
-                "cpu_s": cost["cpu_s"],
-                "cpu_ms_per_host_hour": 1000.0 * cost["cpu_s"] / cost["host_hours"],
-                "peak_mib_per_host": cost["peak_memory_bytes"] / KIB**2 / scenario.nr_hosts,
-            }
-        )
-    return rows
+    found = measure_determinism(load(scenario, [f"hosts.count={hosts}", *(set_ or [])]))
+    lines = [
+        f"  {name:<24}" + "  ".join(f"{table} {digest[:12]}" for table, digest in digests.items())
+        for name, digests in found.items()
+    ]
+    first = next(iter(found.values()))
+    alike = sum(digests == first for digests in found.values())
+    claim = same(f"runs with the bytes of {next(iter(found))}", alike, len(found), "")
+    return Found([claim], found, lines)

@@ -6,12 +6,14 @@ The same steps are a test (tests/chaos/test_nodes.py) and ``fleet bench cluster`
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fleet.bench import digest_tables
+from fleet.claims import Found, at_most, same
 from fleet.netns import Machines, why_not
 from fleet.rundir import MANIFEST_FILE, RUN_FILE
 from hostsim.core.errors import WorkerError
@@ -135,11 +137,6 @@ class Step(NamedTuple):
     same_bytes: bool
     recovered_s: float | None  # since the node was cut off
 
-    @property
-    def passes(self) -> bool:
-        """Whether bytes are the same, and what was lost came back in time."""
-        return self.same_bytes and (self.recovered_s is None or self.recovered_s <= RECOVERY_BAR_S)
-
 
 def measure_cluster(folder: Path) -> Iterator[Step]:
     """Go through all steps, in a folder of their own; one at a time.
@@ -165,3 +162,20 @@ def measure_cluster(folder: Path) -> Iterator[Step]:
         lost = machines.add()
         yield step("3 nodes", run_on(machines, folder / "three"))
         yield step("3 nodes, one cut off", *run_cut(machines, folder / "cut", lost))
+
+
+def cluster() -> Found:
+    """Compare three Ray nodes with one and with none, then cut one off; all bytes, and the time.
+
+    Each node has an address of its own, in a network namespace: as root, with iproute2.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        steps = list(measure_cluster(Path(folder)))
+    claims = [same(f"{s.step}: the bytes of inline", s.same_bytes, True, "") for s in steps[1:]]
+    claims += [
+        at_most(f"{s.step}: the run goes on after", s.recovered_s, RECOVERY_BAR_S, "s")
+        for s in steps
+        if s.recovered_s is not None
+    ]
+    lines = [f"  {s.step:<22}{s.wall_s:>7.1f} s  {', '.join(s.nodes)}" for s in steps]
+    return Found(claims, [step._asdict() for step in steps], lines)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.claims import Found
 from fleet.loading import load
 from fleet.node import START, Commands, Node
 from fleet.store import reported
@@ -80,6 +81,23 @@ def measure_guest() -> dict[str, Any]:
         full = resident_bytes(node.states[0])
         rows.append({"gib": gib, "booted_kib": booted / 1024, "grown_kib": full / 1024})
     return {"sizes": rows, **_measure_faults()}
+
+
+def guest() -> Found:
+    """Print what a guest costs: bytes of resident state by size, and time of its faults."""
+    found = measure_guest()
+    lines = [f"{'VM GiB':>8}{'booted KiB':>12}{'3/4 in use KiB':>16}{'KiB a GiB':>11}"]
+    lines += [
+        f"{row['gib']:>8}{row['booted_kib']:>12.0f}{row['grown_kib']:>16.0f}"
+        f"{row['grown_kib'] / row['gib']:>11.1f}"
+        for row in found["sizes"]
+    ]
+    lines += [
+        f"  huge fault, host alone       {found['host_huge_fault_ns']:8.0f} ns",
+        f"  huge fault, guest and host   {found['guest_and_host_huge_fault_ns']:8.0f} ns",
+        f"  page cache, 4 KiB, both      {found['guest_and_host_cache_page_ns']:8.1f} ns",
+    ]
+    return Found((), found, lines)
 
 
 def _apply(node: Node, ops: NDArray[np.int64]) -> None:

@@ -2,10 +2,12 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import polars as pl
 
+from fleet.claims import Found
+from fleet.loading import load
 from fleet.query import scan
 from fleet.rundir import open_run
 from fleet.scenario import Scenario
@@ -62,6 +64,40 @@ def measure_migration(scenario: Scenario) -> dict[str, Any]:
             **{f"after_{hours}h": ratio for hours, ratio in later.items()},
         },
     }
+
+
+def migration(
+    set_: Annotated[list[str] | None, "PATH=VALUE, any field of the scenario."] = None,
+) -> Found:
+    r"""Drain a host, by pre-copy and by post-copy, and print what its VMs go through.
+
+    \b
+    Examples:
+      fleet bench migration
+      fleet bench migration --set migration.mib_per_s=298 --set hosts.khugepaged.pages_to_scan=65536
+    """
+    found = [
+        measure_migration(load("drain", [*(set_ or []), f"migration.mode={mode}"]))
+        for mode in ("precopy", "postcopy")
+    ]
+    return Found((), found, [line for row in found for line in _lines(row)])
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    names = ("before", "on_arrival", *(f"after_{hours}h" for hours in AFTER_HOURS))
+    vm_s, down_ms = row["vm_s"], row["downtime_ms"]
+    cells = [
+        f"{name.replace('_', ' ')} {'-' if ratio is None else f'{100 * ratio:.1f} %'}"
+        for name, ratio in ((name, row["huge_ratio"][name]) for name in names)
+    ]
+    return [
+        f"{row['mode']}: {row['vms']} VMs, {row['sent_gib']:.1f} GiB in {row['total_s']:.1f} s,"
+        " one after the other",
+        f"  a VM         {vm_s['median']:.2f} s (median), {vm_s['max']:.2f} s (longest);"
+        f" downtime {down_ms['median']:.0f} ms (median), {down_ms['max']:.0f} ms (longest)",
+        f"  huge pages   {', '.join(cells)}",
+        f"               of the {row['stayed']} VMs that stay so long",
+    ]
 
 
 def _coverage(rows: pl.DataFrame) -> float | None:

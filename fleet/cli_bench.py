@@ -1,316 +1,254 @@
-"""``fleet bench``: what the simulator costs, measured and held against its budget."""
+"""``fleet bench``: every claim about speed and memory, run and judged.
 
+A bench is a function in a module of its own that takes options (``Annotated[int, "its help"]``;
+positional-only ones are arguments) and returns a `fleet.claims.Found`.  One line in `BENCHES`
+makes it a command and a section of the table of all.
+"""
+
+import inspect
 import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_args
 
 import typer
 
+from hostsim.core.errors import ResultsError, WorkerError
+
+if TYPE_CHECKING:
+    from fleet.claims import Found, Group
+
+
+class Bench(NamedTuple):
+    """Where a bench is, and what it measures in a line."""
+
+    place: str  # module:function
+    doc: str
+    in_all: bool = True
+
+
+BENCHES: Final = {
+    "memory": Bench("fleet.bench:memory", "Bytes of state a simulated GiB, beside the budget."),
+    "growth": Bench(
+        "fleet.bench_growth:growth", "What a host costs in fleets of 10, 100 and 1,000."
+    ),
+    "guest": Bench("fleet.bench_guest:guest", "What a guest costs: resident state, faults."),
+    "mmu": Bench("fleet.bench_mmu:mmu", "TLBs and nested walks, beside a C++ twin."),
+    "placement": Bench("fleet.bench_placement:placement", "VMs placed a second."),
+    "determinism": Bench("fleet.bench:determinism", "The same bytes for any number of workers."),
+    "cluster": Bench("fleet.bench_cluster:cluster", "The same bytes on three nodes, one cut off."),
+    "migration": Bench("fleet.bench_migration:migration", "A host drained: what VMs go through."),
+    "fragmentation": Bench(
+        "fleet.validate_mm_compaction:fragmentation",
+        "Fragmentation by order-0 churn; also in fleet validate mm.",
+        in_all=False,
+    ),
+}
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
+OutOption = Annotated[Path | None, typer.Option("-o", "--out", help="Write the JSON here.")]
+RepeatOption = Annotated[int, typer.Option(min=1, help="Measure so often; all samples are kept.")]
+
 bench_app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Measure memory and speed; tables on stdout.",
+    help="Measure speed and memory and judge every claim about them; without a name, all.",
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="PATH=VALUE, any field of the scenario.")
-]
-
-
-@bench_app.command()
-def memory(
-    scenario: Annotated[str, typer.Argument(help="Scenario to run first.")] = "churn",
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run a scenario in this process and print the bytes of state per simulated GiB.
-
-    \b
-    Examples:
-      fleet bench memory
-      fleet bench memory churn --set run.duration=2h
-    """
-    from fleet.bench import measure_memory
-    from fleet.loading import load
-
-    found = measure_memory(load(scenario, set_ or []))
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    typer.echo(f"{found['scenario']}, {found['hosts']} hosts: KiB of state a simulated GiB")
-    typer.echo(f"  {'':<32}{'budget':>8}{'mean':>8}{'largest':>9}")
-    total = {"part": "allocator (first three)", **found["allocator"]}
-    for row in (*found["parts"], total):
-        typer.echo(
-            f"  {row['part']:<32}{row['budget_kib']:>8.1f}{row['mean_kib']:>8.2f}"
-            f"{row['largest_kib']:>9.2f}"
-        )
-    for which, key in (("over the fleet", "mean_kib"), ("on the largest host", "largest_kib")):
-        verdict = "within" if total[key] <= total["budget_kib"] else "OVER"
-        typer.echo(f"  allocator {which}: {verdict} the budget")
+_FORWARD = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": [],
+}
 
 
-@bench_app.command()
-def growth(
-    hosts: Annotated[str, typer.Option(help="Fleet sizes.")] = "10,100,1000",
-    hours: Annotated[int, typer.Option(min=1, help="Simulated hours.")] = 6,
-    inline: Annotated[bool, typer.Option("--inline", help="One process, without Ray.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the churn scenario at several fleet sizes and print what a host costs.
+@bench_app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Measure speed and memory and judge every claim about them; without a name, all."""
+    if context.invoked_subcommand is None:
+        run_all()
+
+
+@bench_app.command("all")
+def run_all(as_json: JsonOption = False, out: OutOption = None, repeat: RepeatOption = 1) -> None:
+    """Run every bench, each in a process of its own, and print one table.
 
     \b
     Example:
-      fleet bench growth --hosts 10,100 --hours 2
+      fleet bench all -o today.json
     """
-    from fleet.bench import measure_growth
-    from fleet.loading import load
-    from fleet.scheduler import Options
+    from fleet import claims
 
-    base = load("churn")
-    scale = float(base.document["vms"]["scale"]) / base.nr_hosts
-    scenarios = [
-        load(
-            "churn",
-            [f"hosts.count={n}", f"vms.scale={scale * int(n):.6f}", f"run.duration={hours}h"],
-        )
-        for n in hosts.split(",")
-    ]
-    rows = measure_growth(scenarios, Options(inline=inline, checkpoint_epochs=0))
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    typer.echo(
-        f"{'hosts':>6}{'wall s':>9}{'CPU s':>9}{'CPU ms/host-hour':>18}{'MiB/host, all':>15}"
-    )
-    for row in rows:
-        typer.echo(
-            f"{row['hosts']:>6}{row['wall_s']:>9.1f}{row['cpu_s']:>9.1f}"
-            f"{row['cpu_ms_per_host_hour']:>18.2f}{row['peak_mib_per_host']:>15.2f}"
-        )
-
-
-@bench_app.command()
-def determinism(
-    scenario: Annotated[str, typer.Argument(help="Scenario to run.")] = "smoke",
-    hosts: Annotated[int, typer.Option(min=1, help="Hosts, one Ray actor each in one run.")] = 8,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run a scenario inline, on 1, 2 and 4 workers and on an actor a host; compare all bytes.
-
-    \b
-    Example:
-      fleet bench determinism smoke --set run.duration=1h
-    """
-    from fleet.bench import measure_determinism
-    from fleet.loading import load
-
-    found = measure_determinism(load(scenario, [f"hosts.count={hosts}", *(set_ or [])]))
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        for name, digests in found.items():
-            cells = "  ".join(f"{table} {digest[:12]}" for table, digest in digests.items())
-            typer.echo(f"  {name:<24}{cells}")
-    first = next(iter(found.values()))
-    same = all(digests == first for digests in found.values())
-    if not as_json:
-        typer.echo(f"  all {len(found)} runs: {'the same bytes' if same else 'DIFFERENT'}")
-    if not same:
-        raise typer.Exit(1)
-
-
-@bench_app.command()
-def fragmentation(
-    memory: Annotated[str, typer.Option(help="Memory of the host.")] = "128GiB",
-    kernel: Annotated[str, typer.Option(help="Kernel profile; 6.0 was measured.")] = "6.1",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 10 % churn.")] = 100,
-    as_json: JsonOption = False,
-) -> None:
-    """Fill memory with small pages, free half of them at random, churn, and judge what is left.
-
-    \b
-    Example:
-      fleet bench fragmentation --memory 8GiB --rounds 20
-    """
-    from fleet.validate_mm_compaction import judge, order0_churn
-    from hostsim.core.units import PAGE_SHIFT, parse_bytes
-
-    pages = parse_bytes(memory) >> PAGE_SHIFT
-    states = []
-    for state in order0_churn(pages, kernel, rounds):
-        states.append(state)
+    groups = []
+    console = claims.console()
+    for name, bench in BENCHES.items():
+        if not bench.in_all:
+            continue
+        if sys.stderr.isatty():
+            typer.echo(f"running {name}", err=True)
+        groups.append(_elsewhere(name, repeat))
         if not as_json:
-            typer.echo(
-                f"  after {state.rounds:>3} rounds: {state.free_huge:>7} free blocks of 2 MiB, "
-                f"{state.moves:>9} moves for a perfect compaction"
-            )
-    verdicts = judge(states, pages)
+            console.print(claims.table(groups[-1:], costs=True))
+    _finish(groups, as_json, out, details=False)
+
+
+@bench_app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="What --json wrote before.")],
+    b: Annotated[Path, typer.Argument(help="What it wrote afterwards.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell a change from noise between two documents of fleet bench; exit code 1 if B is slower.
+
+    Documents that fleet bench ab wrote were measured by turns and are compared pair by pair. All
+    others hold whatever the machine did meanwhile: their differences are shown, and not judged.
+
+    \b
+    Example:
+      fleet bench compare before.json after.json
+    """
+    from fleet.bench_compare import read_document
+
+    _print_compared(read_document(a), read_document(b), as_json)
+
+
+@bench_app.command()
+def ab(
+    other: Annotated[Path, typer.Argument(metavar="CHECKOUT", help="The other one, A; this is B.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A bench.")],
+    pairs: Annotated[int, typer.Option(min=2, help="Runs of each, by turns.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write PREFIX-a.json, PREFIX-b.json.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a bench in two checkouts by turns and compare: A first, then B first, and so on.
+
+    Both run on this Python with its packages; compiled kernels are loaded before the first pair.
+
+    \b
+    Example:
+      git worktree add ../before main && fleet bench ab ../before placement
+    """
+    from fleet.bench_ab import run_pairs
+
+    if name not in BENCHES:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(BENCHES)}")
+    documents = run_pairs(other, name, pairs)
+    if out:
+        for which, content in zip("ab", documents, strict=True):
+            _write(out.with_name(f"{out.name}-{which}.json"), json.dumps(content, indent=2))
+    _print_compared(*documents, as_json)
+
+
+def _print_compared(a: dict[str, Any], b: dict[str, Any], as_json: bool) -> None:
+    from fleet import bench_compare, claims
+
+    rows = bench_compare.compare(a, b)
+    paired = a["session"] == b["session"]
     if as_json:
-        found = {v.name: {**v._asdict(), "passes": v.passes} for v in verdicts}
+        found = {"paired": paired, "rows": [row._asdict() for row in rows]}
         typer.echo(json.dumps(found, indent=2))
     else:
-        for v in verdicts:
-            verdict = "ok" if v.passes else "OUT"
-            typer.echo(f"  {v.name:<32}{v.value:>14.4f}  {v.least:.4f} .. {v.most:.4f}  {verdict}")
-    if not all(v.passes for v in verdicts):
-        raise typer.Exit(1)
-
-
-@bench_app.command()
-def guest(as_json: JsonOption = False) -> None:
-    """Print what a guest costs: bytes of resident state by size, and time of its faults.
-
-    \b
-    Example:
-      fleet bench guest
-    """
-    from fleet.bench_guest import measure_guest
-
-    found = measure_guest()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    typer.echo(f"{'VM GiB':>8}{'booted KiB':>12}{'3/4 in use KiB':>16}{'KiB a GiB':>11}")
-    for row in found["sizes"]:
-        typer.echo(
-            f"{row['gib']:>8}{row['booted_kib']:>12.0f}{row['grown_kib']:>16.0f}"
-            f"{row['grown_kib'] / row['gib']:>11.1f}"
-        )
-    typer.echo(f"  huge fault, host alone       {found['host_huge_fault_ns']:8.0f} ns")
-    typer.echo(f"  huge fault, guest and host   {found['guest_and_host_huge_fault_ns']:8.0f} ns")
-    typer.echo(f"  page cache, 4 KiB, both      {found['guest_and_host_cache_page_ns']:8.1f} ns")
-
-
-@bench_app.command()
-def mmu(as_json: JsonOption = False) -> None:
-    """Time TLBs and nested walks over 3 GiB, beside a C++ twin that must count the same.
-
-    CPU time; the twin is compiled with g++ (or $CXX) and left out if there is none.
-
-    \b
-    Example:
-      fleet bench mmu
-    """
-    from fleet.bench_mmu import judge, measure_mmu
-
-    rows = measure_mmu()
-    wrong = [judge(row) for row in rows]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-    else:
-        for row, problems in zip(rows, wrong, strict=True):
-            tables = f"guest THP {row['guest_thp']}, host THP {row['host_thp']}"
-            typer.echo(f"{row['stream']}, {tables}: {', '.join(problems) or 'ok'}")
-            counts = "  ".join(f"{name} {count:,}" for name, count in row["counted"].items())
-            typer.echo(f"  kernel {row['rate'] / 1e6:8.1f} M/s  {counts}")
-            if "ratio" in row:
-                counts = "  ".join(f"{n} {count:,}" for n, count in row["twin_counted"].items())
-                typer.echo(f"  C++    {row['twin_rate'] / 1e6:8.1f} M/s  {counts}")
-                typer.echo(f"  kernel / C++ {row['ratio']:.2f}")
-            else:
-                typer.echo("  no C++ compiler: not compared")
-    if any(wrong):
-        raise typer.Exit(1)
-
-
-@bench_app.command()
-def placement(as_json: JsonOption = False) -> None:
-    """Print how many VMs a second are placed on 1,000 and 10,000 hosts, by CPU time.
-
-    \b
-    Example:
-      fleet bench placement
-    """
-    from fleet.bench_placement import measure_placement
-
-    rows = measure_placement()
-    if as_json:
-        typer.echo(json.dumps([row._asdict() for row in rows], indent=2))
-    else:
-        typer.echo(
-            f"{'policy':<12}{'hosts':>8}{'VMs':>11}{'rejected':>10}{'sum of hosts':>15}"
-            f"{'placements/s':>14}{'events/s':>12}  bar"
-        )
-        for row in rows:
-            verdict = "ok" if row.passes else "OUT"
-            unit = row.unit.removesuffix("_per_s")
+        claims.console().print(bench_compare.table(rows))
+        if not paired:
             typer.echo(
-                f"{row.policy:<12}{row.nr_hosts:>8,}{row.started:>11,}{row.rejected:>10,}"
-                f"{row.host_sum:>15,}{row.placements_per_s:>14,.0f}{row.events_per_s:>12,.0f}"
-                f"  {row.bar:,.0f} {unit}/s {verdict}"
+                "Measured in two sessions: the machine may have changed as well as the program."
+                " fleet bench ab CHECKOUT NAME measures by turns."
             )
-    if not all(row.passes for row in rows):
+    if any(row.verdict in bench_compare.WORSE for row in rows):
         raise typer.Exit(1)
 
 
-@bench_app.command()
-def cluster(as_json: JsonOption = False) -> None:
-    """Compare three Ray nodes with one and with none, then cut one off; all bytes, and the time.
+def _elsewhere(name: str, repeat: int) -> "Group":
+    """Run a bench in a process of its own; one that does not run is a claim that fails."""
+    from fleet import claims
+    from fleet.bench_ab import run_bench
 
-    Each node has an address of its own, in a network namespace: as root, with iproute2.
+    try:
+        return claims.groups_of(run_bench(None, name, repeat))[0]
+    except WorkerError as error:
+        failed = claims.Claim("runs", "yes", "", f"no: {error}", False)
+        return claims.Group(name, [claims.Found([failed])])
 
-    \b
-    Example:
-      fleet bench cluster
-    """
-    import tempfile
 
-    from fleet.bench_cluster import measure_cluster
+def _finish(groups: "list[Group]", as_json: bool, out: Path | None, details: bool) -> None:
+    """Print or write what was found; exit code 1 if a claim fails."""
+    from fleet import claims
 
-    steps = []
-    with tempfile.TemporaryDirectory() as folder:
-        for step in measure_cluster(Path(folder)):
-            steps.append(step)
-            if not as_json:
-                same = "the same bytes" if step.same_bytes else "DIFFERENT"
-                line = f"  {step.step:<22}{step.wall_s:>7.1f} s  {same:<16}{', '.join(step.nodes)}"
-                if step.recovered_s is not None:
-                    line += f"  went on after {step.recovered_s:.1f} s"
+    made = json.dumps(claims.document(groups), indent=2)
+    if out:
+        _write(out, made)
+    failed = sum(group.failed for group in groups)
+    if as_json:
+        typer.echo(made)
+    else:
+        if details:
+            for line in groups[0].runs[-1].lines:
                 typer.echo(line)
-    if as_json:
-        typer.echo(json.dumps([{**s._asdict(), "passes": s.passes} for s in steps], indent=2))
-    if not all(step.passes for step in steps):
+            claims.console().print(claims.table(groups, costs=True))
+        total = sum(len(group.claims) for group in groups)
+        if total:
+            typer.echo(f"{total - failed} of {total} claims hold")
+    if failed:
         raise typer.Exit(1)
 
 
-@bench_app.command()
-def migration(set_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Drain a host, by pre-copy and by post-copy, and print what its VMs go through.
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
 
-    \b
-    Examples:
-      fleet bench migration
-      fleet bench migration --set migration.mib_per_s=298 --set hosts.khugepaged.pages_to_scan=65536
-    """
-    from fleet.bench_migration import AFTER_HOURS, measure_migration
-    from fleet.loading import load
 
-    found = [
-        measure_migration(load("drain", [*(set_ or []), f"migration.mode={mode}"]))
-        for mode in ("precopy", "postcopy")
-    ]
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    names = ("before", "on_arrival", *(f"after_{hours}h" for hours in AFTER_HOURS))
-    for row in found:
-        vm_s, down_ms = row["vm_s"], row["downtime_ms"]
-        typer.echo(
-            f"{row['mode']}: {row['vms']} VMs, {row['sent_gib']:.1f} GiB in {row['total_s']:.1f} s,"
-            " one after the other"
+def _command(name: str, function: "Callable[..., Found]") -> Callable[..., None]:
+    """Return a bench as a command: its own options, and those that all have."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    plain = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
+
+    def command(as_json: bool, out: Path | None, repeat: int, **given: Any) -> None:
+        from fleet import claims
+        from fleet.usage import measured
+
+        arguments = [given.pop(n) for n in plain]
+        runs = []
+        for _ in range(repeat):
+            with measured() as cost:
+                found = function(*arguments, **given)
+            cpu_s = cost.cpu_s if found.cpu_s is None else found.cpu_s
+            peak = cost.memory_bytes if found.peak_bytes is None else found.peak_bytes
+            runs.append(found._replace(cpu_s=cpu_s, peak_bytes=peak))
+        _finish([claims.Group(name, runs)], as_json, out, details=True)
+
+    shared = inspect.signature(run_all, eval_str=True).parameters.values()
+    own = [_option(parameter) for parameter in parameters.values()]
+    both = sorted((*own, *shared), key=lambda p: p.default is not p.empty)
+    command.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+    command.__doc__ = (function.__doc__ or "").replace(r"\b", "\b")  # typer keeps those lines
+    return command
+
+
+def _option(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return a parameter as typer wants it."""
+    kind, text = get_args(parameter.annotation)
+    info: Any = typer.Argument(help=text)
+    if parameter.kind is not parameter.POSITIONAL_ONLY:
+        info = typer.Option("--" + parameter.name.strip("_").replace("_", "-"), help=text)
+    return parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, info])
+
+
+def _add(name: str, bench: Bench) -> None:
+    @bench_app.command(name, context_settings=_FORWARD, help=bench.doc)
+    def forward(context: typer.Context) -> None:
+        module, _, function = bench.place.partition(":")
+        app = typer.Typer(
+            add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
         )
-        typer.echo(
-            f"  a VM         {vm_s['median']:.2f} s (median), {vm_s['max']:.2f} s (longest);"
-            f" downtime {down_ms['median']:.0f} ms (median), {down_ms['max']:.0f} ms (longest)"
-        )
-        cells = [
-            f"{name.replace('_', ' ')} {'-' if ratio is None else f'{100 * ratio:.1f} %'}"
-            for name, ratio in ((name, row["huge_ratio"][name]) for name in names)
-        ]
-        typer.echo(f"  huge pages   {', '.join(cells)}")
-        typer.echo(f"               of the {row['stayed']} VMs that stay so long")
+        app.command()(_command(name, getattr(import_module(module), function)))
+        app(args=context.args, prog_name=f"fleet bench {name}")
+
+
+for _name, _bench in BENCHES.items():
+    _add(_name, _bench)

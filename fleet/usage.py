@@ -2,6 +2,10 @@
 
 import functools
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,14 +65,45 @@ def _memory_bytes(pid: int) -> int:
     return 0
 
 
+def _cpu_s(pid: int) -> float:
+    stat = _stat(pid)
+    return sum(map(int, stat[11:15])) / _TICKS_PER_S if stat else 0.0
+
+
 def usage_of_process(pid: int) -> Usage:
     """Return what one process uses, its ended children's CPU time included."""
-    stat = _stat(pid)
-    ticks = sum(map(int, stat[11:15])) if stat else 0
-    return Usage(ticks / _TICKS_PER_S, _memory_bytes(pid))
+    return Usage(_cpu_s(pid), _memory_bytes(pid))
+
+
+def cpu_of_tree() -> float:
+    """Return the CPU time of this process and everything it started; memory is slow to look at."""
+    return sum(map(_cpu_s, process_tree(os.getpid())))
 
 
 def usage_of_tree(root: int | None = None) -> Usage:
     """Return what this process (or another) and everything it started use."""
     parts = [usage_of_process(pid) for pid in process_tree(root or os.getpid())]
     return Usage(sum(part.cpu_s for part in parts), sum(part.memory_bytes for part in parts))
+
+
+@dataclass
+class Cost:
+    """What a block took."""
+
+    cpu_s: float = 0.0  # of this process and of children that ended
+    memory_bytes: int = 0  # largest resident set of one process so far
+
+
+def _rusage() -> tuple[float, int]:
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(r.ru_utime + r.ru_stime for r in both), max(r.ru_maxrss for r in both) * 1024
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Measure what a block takes; the result is filled in at its end."""
+    cost = Cost()
+    before_s, _ = _rusage()
+    yield cost
+    cpu_s, cost.memory_bytes = _rusage()
+    cost.cpu_s = cpu_s - before_s

@@ -1,10 +1,11 @@
 """Checks of the memory manager against its specification: each says what it expected and got."""
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
+from fleet.claims import Claim
 from hostsim.core.units import HPAGE_PMD_NR, NR_PAGE_ORDERS, NS_PER_S
 from hostsim.mm.daemons import run_daemons
 from hostsim.mm.fault import touch_range
@@ -14,16 +15,6 @@ from hostsim.mm.mmap import ADVICE_NONE, mm_alloc
 from hostsim.mm.pageblock import fragmentation_index, fragmentation_score, unusable_free_index
 from hostsim.mm.settings import write_setting
 from hostsim.mm.vmstat import KHUGEPAGED_WINDOWS
-
-
-class Check(NamedTuple):
-    """One claim about fidelity, run and judged."""
-
-    name: str
-    expected: str
-    source: str
-    printed: str
-    verdict: bool
 
 
 def _scanner(windows: int, pages_to_scan: int, sleep_ms: int) -> int:
@@ -50,12 +41,12 @@ def _scanner(windows: int, pages_to_scan: int, sleep_ms: int) -> int:
     return int(mem.vmstat[KHUGEPAGED_WINDOWS])
 
 
-def khugepaged_bound() -> Iterator[Check]:
+def khugepaged_bound() -> Iterator[Claim]:
     """Yield the rate bound: pages_to_scan / 512 windows every scan_sleep, whatever they hold."""
     for pages_to_scan, sleep_ms in ((4096, 10_000), (512, 10_000), (8192, 1_000)):
         bound = 3600 * 1000 // sleep_ms * -(-pages_to_scan // HPAGE_PMD_NR)
         looked_at = _scanner(120, pages_to_scan, sleep_ms)
-        yield Check(
+        yield Claim(
             f"khugepaged: windows an hour at pages_to_scan={pages_to_scan}, sleep {sleep_ms} ms",
             str(bound),
             "kernel.md 5.2: T_full = windows * 512 / pages_to_scan * scan_sleep",
@@ -95,7 +86,7 @@ EXTFRAG_VECTORS: Final = {
 }
 
 
-def indices() -> Iterator[Check]:
+def indices() -> Iterator[Claim]:
     """Yield the fragmentation indices of the specification's zones, to 1/1000."""
     for zone, counts, unusable, score in INDEX_VECTORS:
         free = np.array(counts, np.int64)
@@ -109,7 +100,7 @@ def indices() -> Iterator[Check]:
             ),
             ("score", (score,), [int(fragmentation_score(free))]),
         ):
-            yield Check(
+            yield Claim(
                 f"{name} of zone {zone}",
                 " ".join(map(str, expected)),
                 "kernel.md 2, mm/vmstat.c and mm/compaction.c",
@@ -118,7 +109,7 @@ def indices() -> Iterator[Check]:
             )
 
 
-CHECKS: Final[dict[str, Callable[[], Iterator[Check]]]] = {
+CHECKS: Final[dict[str, Callable[[], Iterator[Claim]]]] = {
     "khugepaged-bound": khugepaged_bound,
     "indices": indices,
 }

@@ -8,16 +8,24 @@ million pages, 3.3 % fewer after the hundred rounds.  The kernel was 6.0, whose 
 small; those of 6.12 take in what a round frees and give the same pages out again.
 """
 
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.claims import Claim, Found, number
 from hostsim.core.counter_rng import hash64
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
-from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.core.units import (
+    MAX_PAGE_ORDER,
+    NO_PFN,
+    PAGE_SHIFT,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+    parse_bytes,
+)
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -35,6 +43,7 @@ CHURN_RATIO: Final = 0.1
 ROUNDS: Final = 100
 NR_CPUS: Final = 8  # of the machine that was measured
 MOVES_128_GIB: Final = 6_861_000  # targets.md 2.3, LLFree's data
+SOURCE: Final = "LLFree, ATC 2023, artifact"
 
 
 class State(NamedTuple):
@@ -43,20 +52,6 @@ class State(NamedTuple):
     rounds: int
     free_huge: int  # free blocks of 2 MiB
     moves: int  # pages that a perfect compaction would move
-
-
-class Verdict(NamedTuple):
-    """One figure and the range it must lie in."""
-
-    name: str
-    value: float
-    least: float
-    most: float
-
-    @property
-    def passes(self) -> bool:
-        """Tell whether the figure lies in its range."""
-        return self.least <= self.value <= self.most
 
 
 @kernel
@@ -126,7 +121,7 @@ def order0_churn(
             nr += int(allocate(mem, held, nr, freed))
 
 
-def judge(states: list[State], memory_pages: int) -> list[Verdict]:
+def judge(states: list[State], memory_pages: int) -> list[Claim]:
     """Hold the states of a run against the published figures.
 
     The number of moves is published for 128 GiB and grows with memory.
@@ -134,10 +129,42 @@ def judge(states: list[State], memory_pages: int) -> list[Verdict]:
     first, last = states[0], states[-1]
     possible = first.moves / (PAGEBLOCK_NR_PAGES * KEEP_RATIO)
     moves = MOVES_128_GIB * memory_pages / (32 << 20)
+    gained = (last.free_huge - first.free_huge) / possible
+    fall = 1 - last.moves / first.moves
     return [
-        Verdict(
-            "huge pages gained / possible", (last.free_huge - first.free_huge) / possible, -1, 0.01
-        ),
-        Verdict("moves of a perfect compaction", first.moves, 0.95 * moves, 1.05 * moves),
-        Verdict("fall of moves over the rounds", 1 - last.moves / first.moves, 0.01, 0.06),
+        _in_range("huge pages gained, of possible", gained, -1, 0.01),
+        _in_range("moves of a perfect compaction", first.moves, 0.95 * moves, 1.05 * moves),
+        _in_range("fall of moves over the rounds", fall, 0.01, 0.06),
     ]
+
+
+def _in_range(name: str, value: float, least: float, most: float) -> Claim:
+    expected = f"{number(least)} to {number(most)}"
+    verdict = least <= value <= most
+    return Claim(f"order-0 churn: {name}", expected, SOURCE, number(value), verdict, value)
+
+
+def fragmentation(
+    memory: Annotated[str, "Memory of the host."] = "128GiB",
+    kernel: Annotated[str, "Kernel profile; 6.0 was measured."] = "6.1",
+    rounds: Annotated[int, "Rounds of 10 % churn."] = ROUNDS,
+) -> Found:
+    r"""Fill memory with small pages, free half of them at random, churn, and judge what is left.
+
+    \b
+    Example:
+      fleet bench fragmentation --memory 8GiB --rounds 20
+    """
+    pages = parse_bytes(memory) >> PAGE_SHIFT
+    states = list(order0_churn(pages, kernel, rounds))
+    lines = [
+        f"after {state.rounds:>3} rounds: {state.free_huge:>7} free blocks of 2 MiB, "
+        f"{state.moves:>9} moves for a perfect compaction"
+        for state in states
+    ]
+    return Found(judge(states, pages), [state._asdict() for state in states], lines)
+
+
+CHECKS: Final[dict[str, Callable[[], Iterator[Claim]]]] = {
+    "order-0 churn of 128 GiB": lambda: iter(fragmentation().claims)
+}

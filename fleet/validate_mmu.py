@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Final, NamedTuple
 
+from fleet.claims import Claim, Found
 from fleet.hardware import load_cpu
 from fleet.lru_cascade import STREAMS, compare
 from fleet.mmu import Outcome, Setup, memory_for, run
 from fleet.profiles import load_workload
-from fleet.validate_mm import Check
 from hostsim.mmu.coldwalk import PAGE, cold_tables, cold_walk, nr_references
 from hostsim.mmu.cpus import cold_mmu
 from hostsim.mmu.paging import PAGE_SIZES
@@ -91,16 +91,16 @@ PREDICTED: Final = (
 )
 
 
-def cold_walks() -> Iterator[Check]:
+def cold_walks() -> Iterator[Claim]:
     """Yield memory references of cold walks, and of walks with forced hits."""
     for guest, host, levels, expected in COLD:
         found = nr_references(cold_walk(guest, host, levels, levels))
         name = f"cold walk, {guest} on {host or 'no EPT'}, {levels} levels: references"
-        yield Check(name, str(expected), "targets.md 3; seed", str(found), found == expected)
+        yield Claim(name, str(expected), "targets.md 3; seed", str(found), found == expected)
     for size, rows in MATRICES.items():
         for host_found, expected_row in enumerate(rows):
             row = [_references(size, g, host_found) for g in range(len(expected_row))]
-            yield Check(
+            yield Claim(
                 f"walk of {size} on {size}, {host_found} EPT levels found, by guest levels found",
                 " ".join(map(str, expected_row)),
                 "Intel 814346, 4.3.9.2.1",
@@ -121,11 +121,11 @@ def _references(size: str, guest_found: int, host_found: int) -> int:
     return int(mmu.counts[C_READS:].sum())
 
 
-def oracle() -> Iterator[Check]:
+def oracle() -> Iterator[Claim]:
     """Yield hits, walks and reads at every level against an LRU cascade in NumPy."""
     for cpu, name, huge in STREAMS:
         expected, found = compare(cpu, name, huge, ACCESSES)
-        yield Check(
+        yield Claim(
             f"oracle, {cpu}, {name}, huge windows {huge}: L1 hits, L2 hits, walks, reads",
             " ".join(map(str, (*expected[:3], *expected.reads))),
             "LRU cascade in NumPy, 1 M accesses",
@@ -134,13 +134,13 @@ def oracle() -> Iterator[Check]:
         )
 
 
-def seed_table() -> Iterator[Check]:
+def seed_table() -> Iterator[Claim]:
     """Yield every figure of the seed's table."""
     from fleet.largepages import judge, run_all
 
     for cell in judge(run_all()):
         digits = 4 if " / " in cell.name else 0
-        yield Check(
+        yield Claim(
             f"largepages, {cell.name}",
             f"{cell.expected:.{digits}f} +- {cell.tolerance:g}",
             "seed's table",
@@ -161,16 +161,16 @@ def _native(profile: str, cpu: str, thp: str) -> Outcome:
     return measured(profile, cpu, False, thp, "never")
 
 
-def _share(cpu: str, profile: str, thp: str, percent: float, floor: float, source: str) -> Check:
+def _share(cpu: str, profile: str, thp: str, percent: float, floor: float, source: str) -> Claim:
     expected = percent / 100.0
     found = _native(profile, cpu, thp).share
     near = abs(found - expected) <= max(SHARE_TOLERANCE * expected, floor)
     allowed = f"+- {SHARE_TOLERANCE:.0%}" + (f" or {floor:.0%} of the run" if floor else "")
     name = f"native {cpu}, {profile}, THP {thp}: walk share"
-    return Check(name, f"{expected:.1%} {allowed}", source, f"{found:.1%}", near)
+    return Claim(name, f"{expected:.1%} {allowed}", source, f"{found:.1%}", near)
 
 
-def native() -> Iterator[Check]:
+def native() -> Iterator[Claim]:
     """Yield the native measurements that the workload profiles are calibrated on."""
     source = "targets.md 2, Gold 6252"
     for row in CASCADE_LAKE:
@@ -179,7 +179,7 @@ def native() -> Iterator[Check]:
             slow, fast = (
                 _native(row.profile, "cascade-lake", thp).run_cycles for thp in ("never", "always")
             )
-            yield Check(
+            yield Claim(
                 f"native cascade-lake, {row.profile}: run time THP off / on",
                 f"{row.time_ratio:.3f} +- {RATIO_TOLERANCE:.0%}",
                 source,
@@ -263,9 +263,36 @@ def _per_walk(found: Outcome) -> float:
     return _ratio(float(found.cost.reads.sum()), found.cost.walks)
 
 
-CHECKS: Final[dict[str, Callable[[], Iterator[Check]]]] = {
+CHECKS: Final[dict[str, Callable[[], Iterator[Claim]]]] = {
     "cold-walks": cold_walks,
     "oracle": oracle,
     "largepages": seed_table,
     "native": native,
 }
+
+
+def beside() -> Found:
+    """Return what is printed and not judged: Haswell's rows, and what follows for KVM."""
+    compared, predicted = list(haswell()), list(predictions())
+    lines = ["A check that nothing was fitted on (not judged):"]
+    lines += [f"  {c.name}: published {c.published}, printed {c.printed}" for c in compared]
+    lines += [
+        "What follows for KVM with EPT (4K: no huge pages; THP: in both kernels):",
+        f"  {'':<26}{'run KVM/native':>16}{'walks KVM/native':>18}{'EPT part':>16}"
+        f"{'reads a walk':>15}{'speed-up of THP in':>24}",
+        f"  {'':<26}{'4K':>8}{'THP':>8}{'4K':>9}{'THP':>9}{'4K':>8}{'THP':>8}"
+        f"{'native':>8}{'KVM':>7}{'host':>8}{'guest':>8}{'both':>8}",
+    ]
+    lines += [
+        f"  {row.profile + ', ' + row.cpu:<26}{row.time_ratio_4k:>8.3f}{row.time_ratio_thp:>8.3f}"
+        f"{row.walk_ratio_4k:>9.2f}{row.walk_ratio_thp:>9.2f}"
+        f"{row.ept_part_4k:>8.1%}{row.ept_part_thp:>8.1%}"
+        f"{row.references_native:>8.2f}{row.references_nested:>7.2f}"
+        f"{row.host_only:>8.3f}{row.guest_only:>8.3f}{row.both:>8.3f}"
+        for row in predicted
+    ]
+    details = {
+        "haswell": [row._asdict() for row in compared],
+        "kvm": [row._asdict() for row in predicted],
+    }
+    return Found((), details, lines)

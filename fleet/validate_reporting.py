@@ -27,10 +27,10 @@ from fleet.build_vm import (
     pass_wall,
     report_and_use,
 )
+from fleet.claims import Claim
 from fleet.hardware import load_cpu
 from fleet.mmu import Setup, memory_for, run
 from fleet.profiles import load_workload
-from fleet.validate_mm import Check
 from guestsim.behaviour import G_MM, G_PAGES, G_VM, NR_G_FIELDS
 from guestsim.guest import MM_CACHE, boot_memory, free_room, start_process
 from guestsim.reporting import NR_R_FIELDS, R_BATCHES, R_WALKED, REPORTING_CAPACITY
@@ -278,7 +278,7 @@ def built(lowest: int | None, delay_ns: int, slower_ratio: float, work_ns: int =
     )
 
 
-def reporting() -> Iterator[Check]:
+def reporting() -> Iterator[Claim]:
     """Yield memory over time, run time and what is left, by order and delay.
 
     Order 9 is simulated throughout, order 0 for the first minutes of the build.
@@ -292,7 +292,7 @@ def reporting() -> Iterator[Check]:
         work_ns = int(WORK_NS * share) // STEP_NS * STEP_NS
         part = built(order, delay_ns, ratio, work_ns)
         slower = part.run_min * NS_PER_MIN / work_ns - 1.0
-        yield Check(
+        yield Claim(
             f"{TITLE}, order {order}, {delay_ns / NS_PER_S:g} s, the first"
             f" {work_ns / NS_PER_MIN:.1f} min: longer run",
             f"{100 * low:g} to {100 * high:g} %, published {published} %",
@@ -302,10 +302,10 @@ def reporting() -> Iterator[Check]:
         )
 
 
-def _order_9(whole: Built) -> Iterator[Check]:
+def _order_9(whole: Built) -> Iterator[Claim]:
     """Yield what a whole build under the default order and delay is held to."""
     saved = whole.gib_min / (MEMORY_PAGES / GIB_PAGES * WORK_NS / NS_PER_MIN) - 1.0
-    yield Check(
+    yield Claim(
         f"{TITLE}, order 9, 2 s: memory over time beside a VM that gives nothing back",
         "-42 to -26 %, published -34 %",
         PAPER,
@@ -313,7 +313,7 @@ def _order_9(whole: Built) -> Iterator[Check]:
         -0.42 <= saved <= -0.26,
     )
     slower = whole.run_min * NS_PER_MIN / WORK_NS - 1.0
-    yield Check(
+    yield Claim(
         f"{TITLE}, order 9, 2 s: longer run",
         "less than 1 %, published 0.1 %",
         PAPER,
@@ -321,7 +321,7 @@ def _order_9(whole: Built) -> Iterator[Check]:
         slower < 0.01,
     )
     after = ", ".join(f"{gib:.1f}" for gib in whole.left_gib)
-    yield Check(
+    yield Claim(
         f"{TITLE}, order 9, 2 s: left at the end that the guest does not use",
         "more than 0; after build, make clean, drop caches, published 12.2, 11.6, 8.0 GiB in all",
         PAPER,

@@ -1,6 +1,5 @@
-from fleet.bench import PARTS, digest_tables, measure_growth, measure_memory
+from fleet.bench import PARTS, digest_tables, measure_memory
 from fleet.loading import load
-from fleet.scheduler import Options
 
 SMALL = ["hosts.count=2", "hosts.memory=64GiB", "run.duration=1h", "vms.scale=0.0002"]
 
@@ -14,13 +13,6 @@ def test_memory_counts_every_array_once_and_sums_the_allocator():
     assert 5.0 <= means["pageblocks, orders 9 and 10"] < 5.2
     names = [name for part in PARTS for name in part.arrays]
     assert len(names) == len(set(names))
-
-
-def test_growth_has_a_row_for_every_size():
-    scenarios = [load("churn", [*SMALL, f"hosts.count={n}"]) for n in (1, 2)]
-    rows = measure_growth(scenarios, Options(inline=True, checkpoint_epochs=0))
-    assert [row["hosts"] for row in rows] == [1, 2]
-    assert all(row["peak_mib_per_host"] > 0 for row in rows)
 
 
 def test_digest_notices_a_changed_byte_and_a_renamed_part(tmp_path):

@@ -1,18 +1,25 @@
 import numpy as np
 import pytest
 
-from fleet.bench_placement import CASES, churn_trace, measure
+from fleet.bench_placement import FIRST_FIT, judge, measure
+from fleet.bench_trace import churn_trace
 from hostsim.core.units import NS_PER_DAY
 
 
-def test_first_fit_places_as_other_programs_do_and_the_sum_is_judged():
-    case = next(case for case in CASES if case.policy == "first-fit")
-    found = measure(case._replace(bar=1))
+@pytest.mark.parametrize("case", FIRST_FIT)
+def test_first_fit_places_as_other_programs_do_and_the_sum_is_judged(case):
+    found = measure(case)
     # printed by a heap-and-scan first fit in Python, numpy and numba
-    assert (found.host_sum, found.started, found.rejected) == (19_656_369, 100_000, 0)
-    assert found.passes
-    assert not measure(case._replace(bar=1, host_sum=19_656_368)).passes
-    assert not measure(case._replace(bar=1e12)).passes
+    sums = {10_000: 791_467, 30_000: 3_909_797, 100_000: 19_656_369}
+    assert (found.host_sum, found.started) == (sums[case.nr_vms], case.nr_vms)
+    assert found.rejected == 0
+
+    def verdicts(case):
+        return [claim.verdict for claim in judge(case, found)]
+
+    assert verdicts(case._replace(bar=1)) == [True, True]
+    assert verdicts(case._replace(bar=1, host_sum=case.host_sum - 1)) == [True, False]
+    assert verdicts(case._replace(bar=1e12)) == [False, True]
 
 
 @pytest.mark.parametrize(("hosts", "days"), [(1_000, 0.4), (10_000, 0.04)])

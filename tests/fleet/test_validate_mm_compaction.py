@@ -39,7 +39,7 @@ def test_the_buddy_allocator_regains_no_huge_page(kernel):
     """The zone above 4 GiB of a 6 GiB host; per-CPU lists weigh more there than at 128 GiB."""
     states = list(order0_churn(6 * GIB, kernel, 30))
     gain, moves, fall = judge(states, 6 * GIB)
-    assert gain.passes
+    assert gain.verdict
     assert -0.02 < fall.value < 0.12
     assert moves.value > 0
 
@@ -47,8 +47,8 @@ def test_the_buddy_allocator_regains_no_huge_page(kernel):
 def test_figures_out_of_range_fail():
     full = 32 << 20
     good = [State(0, 5000, 6_900_000), State(100, 5000, 6_700_000)]
-    assert all(v.passes for v in judge(good, full))
-    assert [v.passes for v in judge([good[0], State(100, 6000, 5_000_000)], full)] == [
+    assert all(v.verdict for v in judge(good, full))
+    assert [v.verdict for v in judge([good[0], State(100, 6000, 5_000_000)], full)] == [
         False,
         True,
         False,

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fleet import cli_validate, validate_mmu
+from fleet.claims import Claim, Found
 from fleet.lru_cascade import STREAMS, compare, hits_by_cascade
-from fleet.validate_mm import Check
 from hostsim.core.errors import ScenarioError
 
 
@@ -53,20 +53,22 @@ def run(*arguments, claims, monkeypatch):
     import typer
 
     monkeypatch.setattr(validate_mmu, "CHECKS", {"one": lambda: iter(claims)})
-    monkeypatch.setattr(cli_validate, "_beside", dict)
+    monkeypatch.setattr(validate_mmu, "beside", lambda: Found((), {}))
     app = typer.Typer()
     app.command()(cli_validate.validate)
     return CliRunner().invoke(app, list(arguments))
 
 
-HOLDS = Check("references", "24", "the seed", "24", True)
-FAILS = Check("references", "24", "the seed", "23", False)
+HOLDS = Claim("steps", "24", "the seed", "24", True)
+FAILS = Claim("references", "24", "the seed", "23", False)
 
 
 def test_a_claim_that_fails_is_shown_and_exits_1(monkeypatch):
     done = run("mmu", claims=[HOLDS, FAILS], monkeypatch=monkeypatch)
     assert done.exit_code == 1
-    assert "FAIL references\n       expected 24  printed 23  [the seed]" in done.stdout
+    assert "[the seed]" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["references", "24", "23", "FAIL"] in rows
     assert "1 of 2 claims hold" in done.stdout
 
 
@@ -75,7 +77,8 @@ def test_json_has_every_claim(monkeypatch):
     assert done.exit_code == 0
     made = json.loads(done.stdout)
     assert made["failed"] == 0
-    assert made["claims"] == [{"group": "mmu", **HOLDS._asdict()}]
+    assert made["claims"] == [{"group": "mmu", **HOLDS._asdict(), "samples": [None]}]
+    assert made["machine"]["cores"] >= 1
 
 
 def test_an_unknown_group_is_named():
