@@ -58,7 +58,8 @@ def commands() -> Iterator[tuple[str, Any]]:
         command = _forwarded(callbacks[name]) or own
         yield f"fleet {name}", command
         for sub_name, sub_command in getattr(command, "commands", {}).items():
-            yield f"fleet {name} {sub_name}", sub_command
+            behind = getattr(sub_command.callback, "behind", None)
+            yield f"fleet {name} {sub_name}", get_command(behind()) if behind else sub_command
 
 
 def _prose(text: str) -> list[str]:

@@ -240,14 +240,19 @@ def _option(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _add(name: str, bench: Bench) -> None:
-    @bench_app.command(name, context_settings=_FORWARD, help=bench.doc)
-    def forward(context: typer.Context) -> None:
+    def behind() -> typer.Typer:
         module, _, function = bench.place.partition(":")
         app = typer.Typer(
             add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
         )
         app.command()(_command(name, getattr(import_module(module), function)))
-        app(args=context.args, prog_name=f"fleet bench {name}")
+        return app
+
+    def forward(context: typer.Context) -> None:
+        behind()(args=context.args, prog_name=f"fleet bench {name}")
+
+    forward.behind = behind  # type: ignore[attr-defined]  # docs/reference.py looks there
+    bench_app.command(name, context_settings=_FORWARD, help=bench.doc)(forward)
 
 
 for _name, _bench in BENCHES.items():
