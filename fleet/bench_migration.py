@@ -8,8 +8,8 @@ import polars as pl
 
 from fleet.claims import Found
 from fleet.loading import load
-from fleet.query import scan
 from fleet.rundir import open_run
+from fleet.scan import scan
 from fleet.scenario import Scenario
 from fleet.scheduler import Options, run
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_HOUR, NS_PER_MS, NS_PER_S, PAGE_SHIFT

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,6 +57,25 @@ def _load(name: str, overrides: list[str] | None, seed: int | None = None) -> "S
 @functools.cache
 def _say_compiling() -> None:
     typer.echo("compiling kernels, once per version and machine: about a minute", err=True)
+
+
+_FORWARD = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": [],
+}
+
+
+def _forward(context: typer.Context, module: str, attribute: str) -> None:
+    """Hand the rest of the command line to an app, or one function, imported only now."""
+    target = getattr(import_module(module), attribute)
+    sub_app = target
+    if not isinstance(target, typer.Typer):
+        sub_app = typer.Typer(
+            add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        )
+        sub_app.command()(target)
+    sub_app(args=context.args, prog_name=f"fleet {context.info_name}")
 
 
 def _print_version(wanted: bool) -> None:
@@ -152,41 +170,10 @@ def show_summary(run_directory: RunArgument, as_json: JsonOption = False) -> Non
     typer.echo(json.dumps(found, indent=2) if as_json else summary.as_text(found))
 
 
-@app.command("query")
-def ask(
-    run_directory: RunArgument,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One statement; see the examples.")],
-    rows: Annotated[int, typer.Option(min=1, help="Rows a table shows at most.")] = 50,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, all rows.")] = False,
-    as_json: JsonOption = False,
-    parquet: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
-) -> None:
-    """Ask the tables hosts, vms, events and fleet of a run with polars SQL.
-
-    \b
-    Examples:
-      fleet query runs/a 'SELECT event, COUNT(*) AS n FROM events GROUP BY event'
-      fleet query runs/a 'SELECT t_ns, AVG(unusable_index_order9) AS index
-                          FROM hosts GROUP BY t_ns ORDER BY t_ns' --csv
-    """
-    if as_csv + as_json + (parquet is not None) > 1:
-        raise typer.BadParameter("--csv, --json and --parquet exclude each other")
-    from fleet import query, rundir
-
-    frame = query.query(run_directory, sql)
-    status = rundir.open_run(run_directory).record["status"]
-    if status != "complete":
-        typer.echo(f'warning: the status of this run is "{status}"; its tables end early', err=True)
-    if parquet:
-        query.write_parquet(frame, parquet)
-    elif as_csv:
-        typer.echo(frame.write_csv(), nl=False)
-    elif as_json:
-        typer.echo(frame.write_json())
-    else:
-        typer.echo(query.as_text(frame, rows))
-        if len(frame) > rows:
-            typer.echo(f"{rows} of {len(frame)} rows; --rows N or --csv shows more", err=True)
+@app.command(context_settings=_FORWARD)
+def query(context: typer.Context) -> None:
+    """Ask the tables and views of a run with polars SQL."""
+    _forward(context, "fleet.cli_query", "query")
 
 
 @app.command()
@@ -233,32 +220,10 @@ def scenarios() -> None:
         typer.echo("\n".join([name, *(f"    {line}" for line in lines)]))
 
 
-@app.command()
-def columns(
-    table: Annotated[
-        str | None, typer.Argument(metavar="TABLE", help="hosts, vms or events; all if left out.")
-    ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/columns.md.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Print every result column with its unit and meaning."""
-    from hostsim.core.stats import TABLES
-
-    if table is not None and table not in TABLES:
-        raise typer.BadParameter(f"{table!r} is none of {', '.join(TABLES)}")
-    chosen = [table] if table else list(TABLES)
-    if markdown:
-        from fleet import schema
-
-        typer.echo(schema.markdown(chosen), nl=False)
-    elif as_json:
-        typer.echo(json.dumps({t: [c._asdict() for c in TABLES[t]] for t in chosen}, indent=2))
-    else:
-        for name in chosen:
-            typer.echo(name)
-            for column in TABLES[name]:
-                unit = column.unit or "-"
-                typer.echo(f"  {column.name:<30}{unit:<12}{column.doc}")
+@app.command(context_settings=_FORWARD)
+def columns(context: typer.Context) -> None:
+    """Print every column of the tables and views with its unit and meaning."""
+    _forward(context, "fleet.cli_query", "columns")
 
 
 @app.command("warmup")
@@ -276,25 +241,6 @@ def compile_kernels() -> None:
         f"kernels are ready: {time.perf_counter() - begin_s:.1f} s,"
         f" {sum(used) + sum(children):.1f} CPU-s"
     )
-
-
-_FORWARD = {
-    "ignore_unknown_options": True,
-    "allow_extra_args": True,
-    "help_option_names": [],
-}
-
-
-def _forward(context: typer.Context, module: str, attribute: str) -> None:
-    """Hand the rest of the command line to an app, or one function, imported only now."""
-    target = getattr(import_module(module), attribute)
-    sub_app = target
-    if not isinstance(target, typer.Typer):
-        sub_app = typer.Typer(
-            add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-        )
-        sub_app.command()(target)
-    sub_app(args=context.args, prog_name=f"fleet {context.info_name}")
 
 
 @app.command(context_settings=_FORWARD)

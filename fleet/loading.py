@@ -22,7 +22,7 @@ from fleet.scenario_fleet import (
     VmsSection,
 )
 from fleet.scenario_guests import GuestsSection
-from hostsim.core.errors import Problem, ScenarioError
+from hostsim.core.errors import Problem, ScenarioError, near
 
 Step = str | int
 _STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)((?:\[\d+\])*)|(\d+)")
@@ -217,13 +217,6 @@ def _fields_at(model: type[BaseModel], loc: Iterable[Step]) -> Iterable[str]:
         assert isinstance(annotation, type)
         model = annotation
     return model.model_fields
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """Return a hint that names the nearest known word, or all of them."""
-    words = list(known)
-    match = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {match[0]}?" if match else "known: " + ", ".join(words)
 
 
 def path_text(steps: Iterable[Step]) -> str:

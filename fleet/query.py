@@ -1,73 +1,136 @@
-"""Polars SQL over the tables of a run."""
+"""Polars SQL over the tables and views of a run; results are computed as they are written."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import polars as pl
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from fleet.loading import near
 from fleet.rundir import RunDirectory, open_run
-from fleet.schema import arrow_schema
+from fleet.scan import scan
+from fleet.schema import RELATIONS
 from fleet.store import Store, reported
-from hostsim.core.errors import Problem, ScenarioError
+from fleet.view_columns import VIEW_COLUMNS
+from hostsim.core.errors import Problem, ScenarioError, near
 from hostsim.core.stats import TABLES
 
 _TABLE_ERROR = re.compile(r"""relation ["'](\w+)["'] was not found""")
 _COLUMN_ERROR = re.compile(r"""column (?:named )?["']([\w.]+)["']""")
+_PARSER_PLACE = re.compile(r"^sql parser error: (.*?)(?: at Line: (\d+), Column: (\d+))?$")
+_FIRST_WORD = re.compile(r"^(?:\s+|--[^\n]*\n|/\*.*?\*/|\()*(\w+)", re.DOTALL)
+_CHANGES = re.compile(
+    "ALTER|CREATE|DELETE|DROP|INSERT|MERGE|REPLACE|TRUNCATE|UPDATE|SET|USE|COPY", re.IGNORECASE
+)
 
 
-def scan(run: RunDirectory, table: str) -> pl.LazyFrame:
-    """Return a table of a run, read when it is needed."""
-    parts, store = run.parts[table], run.store
-    if parts and store.folder is not None:
-        return pl.scan_parquet([store.folder / part for part in parts])
-    if parts:
-        files = [store.full(part) for part in parts]
-        return pl.scan_pyarrow_dataset(ds.dataset(files, arrow_schema(table), "parquet", store.fs))
-    empty = pl.from_arrow(arrow_schema(table).empty_table())
-    assert isinstance(empty, pl.DataFrame)
-    return empty.lazy()
+def ask(run: RunDirectory, sql: str, step_ns: int | None = None) -> pl.LazyFrame:
+    """Return the result of one SQL statement, or a table or view by its name, uncomputed.
 
-
-def query(place: str | Path | Store, sql: str) -> pl.DataFrame:
-    """Run one SQL statement over the tables of a run.
+    Parameters
+    ----------
+    step_ns
+        Time between two rows of the views over time; an epoch if left out.
 
     Raises
     ------
-    ResultsError
-        The place is no run.
     ScenarioError
-        The statement is wrong: syntax, or an unknown table or column.
+        The statement is wrong: syntax, an unknown table or column, or no query.
     """
-    run = open_run(place)
-    context = pl.SQLContext({table: scan(run, table) for table in TABLES})
+    statement = f"SELECT * FROM {sql.strip()}" if re.fullmatch(r"\s*\w+\s*", sql) else sql
+    word = _FIRST_WORD.match(statement)
+    if word and _CHANGES.fullmatch(word[1]):
+        message = f"{word[1].upper()} is no query; the tables of a run do not change"
+        raise ScenarioError([Problem("query", message, "SELECT ... FROM ...")])
+    used = {name for name in RELATIONS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)}
+    relations = {table: scan(run, table) for table in TABLES}
+    if used & VIEW_COLUMNS.keys():
+        from fleet.views import view  # reads scenarios: a third of a second that tables do not need
+
+        relations |= {name: view(run, name, step_ns) for name in used if name in VIEW_COLUMNS}
+    with _explained(sql, used):
+        found = pl.SQLContext(relations).execute(statement)
+        found.collect_schema()  # names are looked up here, not halfway through a file
+    return found
+
+
+def query(place: str | Path | Store, sql: str, step_ns: int | None = None) -> pl.DataFrame:
+    """Run one SQL statement over the tables and views of a run.
+
+    ``query("runs/a", "coverage")`` is the view of that name.
+
+    Raises
+    ------
+    ScenarioError
+        The place is no run, or the statement is wrong.
+    ResultsError
+        A file of the run cannot be read.
+    """
+    return computed(ask(open_run(place), sql, step_ns))
+
+
+def computed(frame: pl.LazyFrame) -> pl.DataFrame:
+    """Compute a result: rows pass through in batches, what is grouped or sorted is kept.
+
+    Raises
+    ------
+    ScenarioError
+        The statement cannot be computed.
+    """
+    with _explained("", set()):
+        return frame.collect(engine="streaming")
+
+
+@contextmanager
+def _explained(sql: str, used: set[str]) -> Iterator[None]:
+    """Turn what polars says of a statement into a problem of its author."""
     try:
-        return context.execute(sql, eager=True)
+        yield
     except (pl.exceptions.PolarsError, pl.exceptions.SQLInterfaceError) as error:
-        raise ScenarioError([_problem(sql, error)]) from None
+        raise ScenarioError([_problem(sql, used, error)]) from None
 
 
-def _problem(sql: str, error: Exception) -> Problem:
+def _problem(sql: str, used: set[str], error: Exception) -> Problem:
     message = str(error).strip().splitlines()[0]
+    unparsed = _PARSER_PLACE.match(message)
+    if unparsed:
+        return Problem("query", f"does not parse: {_unparsed(sql, *unparsed.groups())}")
     unknown_table = _TABLE_ERROR.search(message)
     if unknown_table:
         name = unknown_table[1]
-        return Problem("query", f"unknown table {name!r}", near(name, TABLES))
+        return Problem("query", f"unknown table {name!r}", near(name, RELATIONS))
     unknown_column = _COLUMN_ERROR.search(message)
     if unknown_column:
         name = unknown_column[1].rpartition(".")[2]
-        used = [table for table in TABLES if re.search(rf"\b{table}\b", sql)]
-        hint = near(name, [column.name for table in used for column in TABLES[table]])
+        columns = [column.name for relation in sorted(used) for column in RELATIONS[relation]]
+        hint = near(name, columns)
         if not hint.startswith("did you mean"):
-            hint = "fleet columns lists them"
+            hint = f"fleet columns {' or '.join(sorted(used)) or '...'} lists them"
         return Problem("query", f"unknown column {name!r}", hint)
+    if message.startswith("statement type is not supported"):
+        return Problem("query", "is no query", "SELECT ... FROM ...")
     return Problem("query", message)
 
 
-def write_parquet(frame: pl.DataFrame, path: Path) -> None:
-    """Write a result to a file that appears whole or not at all.
+def _unparsed(sql: str, what: str, line: str | None, column: str | None) -> str:
+    """Say where a statement stops to make sense, and show the place."""
+    what = what[:1].lower() + what[1:]
+    if line is None or column is None:
+        return f"{what.replace('found: EOF', 'but it ends')}\n    {sql.strip()}"
+    text = sql.splitlines()[int(line) - 1]
+    pointer = " " * (int(column) - 1) + "^"
+    return f"line {line}, column {column}: {what}\n    {text}\n    {pointer}"
+
+
+def write_csv(frame: pl.LazyFrame, file: IO[bytes]) -> None:
+    """Write a result as CSV, batch by batch."""
+    with _explained("", set()):
+        frame.sink_csv(file, engine="streaming")
+
+
+def write_parquet(frame: pl.LazyFrame, path: Path) -> None:
+    """Write a result, batch by batch, to a file that appears whole or not at all.
 
     Raises
     ------
@@ -76,23 +139,8 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
     """
     staged = path.with_name(f".{path.name}.new")
     try:
-        with reported(path, "write"):
-            with staged.open("wb") as file:
-                pq.write_table(frame.to_arrow(), file, compression="zstd")
+        with reported(path, "write"), _explained("", set()):
+            frame.sink_parquet(staged, engine="streaming")
             staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
-
-
-def as_text(frame: pl.DataFrame, rows: int) -> str:
-    """Print a result as a plain table, at most so many rows."""
-    with pl.Config(
-        tbl_rows=rows,
-        tbl_cols=-1,
-        tbl_width_chars=10_000,
-        tbl_formatting="ASCII_MARKDOWN",
-        tbl_hide_column_data_types=True,
-        tbl_hide_dataframe_shape=True,
-        fmt_str_lengths=200,
-    ):
-        return str(frame)

@@ -129,6 +129,11 @@ def part_path(table: str, epoch: int, group: int) -> str:
     return f"{table}/part-e{epoch:05d}-g{group:04d}.parquet"
 
 
+def epoch_of(path: str) -> int:
+    """Return the epoch of a part, from its path."""
+    return int(path.rpartition("/part-e")[2].partition("-")[0])
+
+
 def read_manifest(store: Store) -> list[dict[str, Any]]:
     """Return the parts of a run that are committed.
 
@@ -156,21 +161,36 @@ def open_run(place: str | Path | Store) -> RunDirectory:
 
     Raises
     ------
+    ScenarioError
+        It is no run, or one of another schema version.
     ResultsError
-        It is no run, a part is missing, or its schema version is not ours.
+        A file is missing or damaged.
     """
     store = Store.of(place)
     if not is_run(store):
-        raise ResultsError(f"{store}: is not a run directory (no {RUN_FILE} written by fleet run)")
+        message = f"is not a run directory: no {RUN_FILE} written by fleet run"
+        raise ScenarioError([Problem(str(store), message)])
     record = read_json(store, RUN_FILE)
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise ResultsError(
-            f"{store}: schema version {record.get('schema_version')},"
-            f" this program reads version {SCHEMA_VERSION}"
-        )
+    _check_schema(store, record)
     parts: dict[str, list[str]] = {table: [] for table in TABLES}
     for part in read_manifest(store):
         parts[part["table"]].append(part["path"])
     for path in store.missing([path for paths in parts.values() for path in paths])[:1]:
         raise ResultsError(f"{store.label(path)}: is in the manifest, but missing")
     return RunDirectory(store, record, parts)
+
+
+def _check_schema(store: Store, record: dict[str, Any]) -> None:
+    """Refuse a run whose columns may mean something else."""
+    found = record.get("schema_version")
+    if found == SCHEMA_VERSION:
+        return
+    newer = isinstance(found, int) and found > SCHEMA_VERSION
+    message = (
+        f"was written by {'a newer' if newer else 'an older'} hugefleet: schema {found},"
+        f" this one reads {SCHEMA_VERSION}"
+    )
+    commit = str(record.get("git_commit") or "")[:12]
+    origin = f"hugefleet {record.get('versions', {}).get('hugefleet', 'of unknown version')}"
+    hint = f"read it with {origin}{f', commit {commit}' if commit else ''}, or run it again"
+    raise ScenarioError([Problem(str(store), message, hint)])

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fleet.view_columns import VIEW_COLUMNS, VIEW_DOCS
 from hostsim.core.column import Column
 from hostsim.core.errors import InvariantError
 from hostsim.core.stats import SCHEMA_VERSION, TABLES
@@ -78,23 +79,31 @@ def _array(table: str, column: Column, values: NDArray[np.int64]) -> pa.Array:
     return pa.array(narrow)
 
 
-def markdown(tables: Iterable[str] = TABLES) -> str:
+RELATIONS = TABLES | VIEW_COLUMNS  # what a query can name
+RELATION_DOCS = TABLE_DOCS | VIEW_DOCS
+
+
+def markdown(relations: Iterable[str] = RELATIONS) -> str:
     """Print the documentation of the columns: ``docs/columns.md``."""
     lines = [
         "# Columns",
         "",
-        "Written by `fleet columns --markdown` from `hostsim/core/stats.py`;"
-        f" schema version {SCHEMA_VERSION}.",
+        "Written by `fleet columns --markdown` from `hostsim/core/stats.py` and"
+        f" `fleet/view_columns.py`; schema version {SCHEMA_VERSION}.",
         "",
         "A *key* places the row, a *gauge* holds at the row's time, a *counter* is cumulative and"
         " monotone within its host or VM, a *label* is a word. Pages are 4 KiB; ratios are"
         " computed when reading.",
+        "",
+        f"*Views* ({', '.join(VIEW_COLUMNS)}) are computed from the tables when they are asked"
+        " for; a *rate* is what was counted since the row before. A step is an epoch unless"
+        " `fleet query --every` says otherwise.",
     ]
-    for table in tables:
-        lines += ["", f"## {table}", "", TABLE_DOCS[table], ""]
+    for table in relations:
+        lines += ["", f"## {table}", "", RELATION_DOCS[table], ""]
         lines += ["| column | type | kind | unit | meaning | source |"]
         lines += ["| --- | --- | --- | --- | --- | --- |"]
-        for column in TABLES[table]:
+        for column in RELATIONS[table]:
             words = f" One of: {', '.join(filter(None, column.labels))}." if column.labels else ""
             lines.append(
                 f"| {column.name} | {column.dtype} | {column.kind} | {column.unit} |"

@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from fleet.loading import build
-from fleet.query import scan
 from fleet.rundir import RunDirectory, open_run
+from fleet.scan import scan
 from fleet.scenario import Scenario
 from fleet.store import Store
 from hostsim.core.errors import InvariantError

@@ -2,18 +2,19 @@
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["key", "gauge", "counter", "label"]
+Kind = Literal["key", "gauge", "counter", "label", "rate"]
 
 
 class Column(NamedTuple):
-    """One column of a result table.
+    """One column of a result table, or of a view.
 
     A ``key`` places the row, a ``gauge`` holds at the row's time, a ``counter`` is cumulative
-    and monotone within its host, a ``label`` is a code with the names in ``labels``.
+    and monotone within its host, a ``label`` is a code with the names in ``labels``.  Views have
+    ``rate`` in place of counters: what was counted since the row before.
     """
 
     name: str
-    dtype: str  # parquet type: int64, int32, int16, int8 or label
+    dtype: str  # parquet type: int64, int32, int16, int8 or label; of views float64, string, too
     kind: Kind
     unit: str
     doc: str

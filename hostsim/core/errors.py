@@ -12,6 +12,8 @@ Misuse by a caller is ``ValueError``.  Running out of simulated memory is an out
 error.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -25,6 +27,13 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         hint = f"\n    hint: {self.hint}" if self.hint else ""
         return f"{self.place}: {self.message}{hint}"
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """Return a hint that names the nearest known word, or all of them."""
+    words = list(known)
+    match = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {match[0]}?" if match else "known: " + ", ".join(words)
 
 
 class HugefleetError(Exception):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from fleet.view_columns import VIEW_COLUMNS
 from hostsim.core.stats import TABLES
 
 
@@ -112,14 +113,14 @@ def test_scenarios_lists_names_with_their_questions():
 def test_columns_prints_unit_and_meaning():
     assert "unusable_index_order9         1/1000" in fleet("columns", "hosts").stdout
     found = json.loads(fleet("columns", "--json").stdout)
-    assert list(found) == list(TABLES)
+    assert list(found) == [*TABLES, *VIEW_COLUMNS]
     assert fleet("columns", "host").returncode == 2
 
 
-def test_query_of_no_run_exits_1(tmp_path):
+def test_query_of_no_run_exits_2(tmp_path):
     done = fleet("query", str(tmp_path), "SELECT 1")
-    assert done.returncode == 1
-    assert done.stderr.startswith("ResultsError: ")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}: is not a run directory")
 
 
 def test_query_formats(run_small, tmp_path):

@@ -1,8 +1,13 @@
+import io
+import json
+
 import polars as pl
 import pytest
 
-from fleet.query import as_text, query, write_parquet
+from fleet.query import ask, query, write_csv, write_parquet
+from fleet.rundir import open_run
 from hostsim.core.errors import ResultsError, ScenarioError
+from hostsim.core.stats import SCHEMA_VERSION
 
 
 def test_tables_can_be_joined(run_small):
@@ -17,10 +22,27 @@ def test_tables_can_be_joined(run_small):
     ("sql", "message"),
     [
         ("SELECT t_nss FROM hosts", "unknown column 't_nss'\n    hint: did you mean t_ns"),
-        ("SELECT h.foo FROM hosts h", "unknown column 'foo'\n    hint: fleet columns lists them"),
+        (
+            "SELECT h.foo FROM hosts h",
+            "unknown column 'foo'\n    hint: fleet columns hosts lists them",
+        ),
         ("SELECT * FROM host", "unknown table 'host'\n    hint: did you mean hosts"),
-        ("SELEC 1", "sql parser error"),
+        ("SELECT * FROM covrage", "unknown table 'covrage'\n    hint: did you mean coverage"),
+        ("stall", "unknown table 'stall'\n    hint: did you mean stalls"),
+        ("SELECT t_hh FROM coverage", "unknown column 't_hh'\n    hint: did you mean t_h"),
+        ("SELEC 1", r"does not parse: line 1, column 1: .*, found: SELEC\n    SELEC 1\n    \^"),
+        (
+            "SELECT t_ns\n FROM hosts WHERE ))",
+            r"line 2, column 19: .*\n     FROM hosts WHERE \)\)\n {22}\^",
+        ),
+        ("SELECT t_ns FROM hosts WHERE", "does not parse: .* but it ends"),
         ("SELECT 1; SELECT 2", "one statement|only one"),
+        ("SELECT nothing(t_ns) FROM hosts", "unsupported function 'nothing'"),
+        ("SELECT t_ns FROM hosts WHERE event = 1", "unknown column 'event'"),
+        ("DROP TABLE hosts", "DROP is no query; the tables of a run do not change"),
+        ("-- all of it\n delete from hosts", "DELETE is no query"),
+        ("DESCRIBE hosts", "is no query"),
+        ("", "one statement|only one"),
     ],
 )
 def test_wrong_statement_is_explained(run_small, sql, message):
@@ -28,30 +50,65 @@ def test_wrong_statement_is_explained(run_small, sql, message):
         query(run_small(), sql)
 
 
-def test_path_that_is_no_run_is_a_results_error(tmp_path):
-    with pytest.raises(ResultsError, match="is not a run directory"):
+def test_path_that_is_no_run_is_bad_input(tmp_path):
+    with pytest.raises(ScenarioError, match="is not a run directory"):
         query(tmp_path, "SELECT 1")
 
 
-def test_text_shows_the_rows_asked_for(run_small):
-    frame = query(run_small(), "SELECT host_id FROM hosts ORDER BY host_id, t_ns")
-    assert as_text(frame.head(2), 10).splitlines() == [
-        "| host_id |",
-        "|---------|",
-        "| 0       |",
-        "| 0       |",
-    ]
+@pytest.mark.parametrize(
+    ("version", "age"), [(SCHEMA_VERSION + 1, "a newer"), (SCHEMA_VERSION - 1, "an older")]
+)
+def test_run_of_another_schema_is_refused(run_small, version, age):
+    out = run_small()
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"schema_version": version}))
+    message = f"was written by {age} hugefleet: schema {version}, this one reads {SCHEMA_VERSION}"
+    with pytest.raises(ScenarioError, match=message):
+        query(out, "SELECT 1")
+
+
+def test_name_alone_is_the_whole_table(run_small):
+    out = run_small()
+    assert query(out, " fleet ").equals(query(out, "SELECT * FROM fleet"))
+
+
+def test_csv_is_the_whole_result(run_small):
+    run = open_run(run_small())
+    sql = "SELECT host_id, t_ns, unusable_index_order9 / 2.0 AS half FROM hosts ORDER BY 1, 2"
+    file = io.BytesIO()
+    write_csv(ask(run, sql), file)
+    file.seek(0)
+    assert pl.read_csv(file).rows() == query(run.store, sql).rows()
 
 
 def test_result_file_appears_whole_or_not_at_all(run_small, tmp_path, monkeypatch):
-    frame = query(run_small(), "SELECT host_id FROM hosts")
-    write_parquet(frame, tmp_path / "a.parquet")
-    assert pl.read_parquet(tmp_path / "a.parquet").equals(frame)
+    run = open_run(run_small())
+    found = ask(run, "SELECT host_id FROM hosts")
+    write_parquet(found, tmp_path / "a.parquet")
+    assert pl.read_parquet(tmp_path / "a.parquet").equals(found.collect())
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fleet.query.pq.write_table", full)
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", full)
     with pytest.raises(ResultsError, match=r"b\.parquet: cannot write: No space left"):
-        write_parquet(frame, tmp_path / "b.parquet")
+        write_parquet(found, tmp_path / "b.parquet")
     assert sorted(path.name for path in tmp_path.glob("*.parquet*")) == ["a.parquet"]
+
+
+def test_one_host_is_read_from_the_parts_of_its_group_alone(run_small):
+    """The other parts are spoilt but for their footers, and nobody notices."""
+    out = run_small()
+    sql = "SELECT t_ns, nr_vms FROM hosts WHERE host_id = 3"
+    expected = query(out, sql)
+    spoilt = [path for path in out.glob("hosts/*.parquet") if "-g0001" not in path.name]
+    for path in spoilt:
+        content = bytearray(path.read_bytes())
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        content[4:footer] = bytes(footer - 4)
+        path.write_bytes(content)
+    assert len(spoilt) == 8
+    assert len(expected) == 12
+    assert query(out, sql).equals(expected)
+    with pytest.raises(ScenarioError):
+        query(out, "SELECT SUM(nr_vms) FROM hosts")

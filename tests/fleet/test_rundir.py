@@ -85,10 +85,10 @@ def test_out_that_cannot_be_made_is_a_results_error(tmp_path):
 
 def test_reader_names_the_version_it_cannot_read(tmp_path):
     make_run(tmp_path, schema_version=99)
-    with pytest.raises(ResultsError, match="schema version 99"):
+    with pytest.raises(ScenarioError, match="a newer hugefleet: schema 99"):
         rundir.open_run(tmp_path)
 
 
 def test_reader_refuses_a_directory_that_is_no_run(tmp_path):
-    with pytest.raises(ResultsError, match="is not a run directory"):
+    with pytest.raises(ScenarioError, match="is not a run directory"):
         rundir.open_run(tmp_path)
