@@ -1,13 +1,23 @@
 import io
 import json
+import tomllib
 
 import polars as pl
 import pytest
+from handmade import write_run
+from tiny import SMALL
 
+from fleet.loading import build
 from fleet.query import ask, query, write_csv, write_parquet
 from fleet.rundir import open_run
 from hostsim.core.errors import ResultsError, ScenarioError
 from hostsim.core.stats import SCHEMA_VERSION
+
+
+@pytest.fixture(scope="module")
+def empty_run(tmp_path_factory):
+    scenario = build(tomllib.loads(SMALL), "small", "small.toml")
+    return write_run(tmp_path_factory.mktemp("empty") / "run", scenario, {})
 
 
 def test_tables_can_be_joined(run_small):
@@ -45,9 +55,9 @@ def test_tables_can_be_joined(run_small):
         ("", "one statement|only one"),
     ],
 )
-def test_wrong_statement_is_explained(run_small, sql, message):
+def test_wrong_statement_is_explained(empty_run, sql, message):
     with pytest.raises(ScenarioError, match=message):
-        query(run_small(), sql)
+        query(empty_run, sql)
 
 
 def test_path_that_is_no_run_is_bad_input(tmp_path):
