@@ -107,7 +107,7 @@ def nr_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def start(workers: int, address: str | None) -> bool:
+def start(workers: int, address: str | None, metrics_port: int | None = None) -> bool:
     """Start or join Ray; return whether it is ours to shut down.
 
     Raises
@@ -126,6 +126,8 @@ def start(workers: int, address: str | None) -> bool:
             "object_store_memory": OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }
+        if metrics_port is not None:
+            options["_metrics_export_port"] = metrics_port
     else:
         options["address"] = address
     attempts_left = START_ATTEMPTS if address is None else 1
@@ -153,9 +155,10 @@ class RayBackend:
         workers: int | None = None,
         hosts_per_actor: int | None = None,
         address: str | None = None,
+        metrics_port: int | None = None,
     ) -> None:
         self.remote = address is not None
-        self.ours = start(workers or nr_cores(), address)
+        self.ours = start(workers or nr_cores(), address, metrics_port)
         self.actors: list[Any] = []
         try:
             self.room = cluster.make_room(scenario.nr_hosts, workers, hosts_per_actor)

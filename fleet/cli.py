@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -128,6 +129,10 @@ def run(
     checkpoint_epochs: Annotated[
         int, typer.Option(min=0, help="Epochs between checkpoints; 0 for none.")
     ] = 24,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port for Prometheus of the embedded Ray."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a scenario, write its tables and print a summary.
@@ -142,12 +147,21 @@ def run(
         raise typer.BadParameter("--inline excludes --workers, --hosts-per-actor and --address")
     if overwrite and resume:
         raise typer.BadParameter("--overwrite excludes --resume")
+    if metrics_port:
+        _check_metrics(inline, address)
     resolved = _load(scenario, set_, seed)
     target = out or f"runs/{resolved.name}-{resolved.seed}"
     from fleet import progress, scheduler, summary
 
     options = scheduler.Options(
-        inline, workers, hosts_per_actor, address, overwrite, resume, checkpoint_epochs
+        inline,
+        workers,
+        hosts_per_actor,
+        address,
+        overwrite,
+        resume,
+        checkpoint_epochs,
+        metrics_port,
     )
     try:
         with progress.shown(resolved.name) as on_epoch:
@@ -159,6 +173,20 @@ def run(
     typer.echo(json.dumps(found, indent=2) if as_json else summary.as_text(found))
     if not as_json:
         typer.echo(f"  {'tables':<18}{target}")
+
+
+def _check_metrics(inline: bool, address: str | None) -> None:
+    """Refuse to export metrics where nothing would serve them."""
+    if inline:
+        raise typer.BadParameter("--inline excludes --metrics-port: Ray exports the metrics")
+    if address:
+        raise typer.BadParameter(
+            "--metrics-port is of the embedded Ray; on a cluster: ray start --metrics-export-port"
+        )
+    if find_spec("prometheus_client") is None:
+        raise typer.BadParameter(
+            "--metrics-port needs Ray's metrics agent: pip install 'hugefleet[metrics]'"
+        )
 
 
 @app.command("summary")

@@ -7,7 +7,6 @@ Rows of one epoch are written while the shards compute the next.
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -16,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet import checkpoint, rundir
+from fleet.costs import Costs, cost_record, sampling_record
 from fleet.demand import arrivals, make_placer, open_demand
 from fleet.fleet_rows import fleet_row
+from fleet.live import Progress, Watch, live_figures
 from fleet.lock import Lock, held
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage
@@ -38,7 +39,6 @@ from fleet.shard import (
 from fleet.sink import Sink
 from fleet.store import STAGING, Store
 from fleet.trace import Trace, make_trace
-from fleet.usage import usage_of_tree
 from hostsim.core import jit_options
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, REASON_NAMES, SCHEMA_VERSION
@@ -53,8 +53,6 @@ _DOWN = EVENT_NAMES.index("host_down")
 _UP = EVENT_NAMES.index("host_up")
 _OOM = REASON_NAMES.index("oom")
 _EVENT = {column.name: index for index, column in enumerate(EVENT_COLUMNS)}
-MEASURE_EVERY_S = 2.0  # wall time between two looks at the memory of all processes, at least
-MEASURE_SHARE = 0.003  # of the wall time, at most, goes into them
 
 
 class Backend(Protocol):
@@ -105,47 +103,14 @@ class Options(NamedTuple):
     overwrite: bool = False
     resume: bool = False
     checkpoint_epochs: int = 24  # 0: none
-
-
-class Progress(NamedTuple):
-    """Where a run stands after an epoch."""
-
-    epoch: int  # epochs done
-    nr_epochs: int
-    t_ns: int
-    vm_events: int  # starts, rejects, ends and kills so far
-
-
-@dataclass
-class Costs:
-    """What the run has cost so far, over all processes."""
-
-    start_s: float = field(default_factory=time.perf_counter)
-    advance_s: float = 0.0  # wall time between the first submit and the last collect
-    cpu_s: float = 0.0
-    peak_memory_bytes: int = 0
-    base_cpu_s: float = field(default_factory=lambda: usage_of_tree().cpu_s)
-    next_look_s: float = 0.0
-    simulated_ns: int = 0  # by this attempt
-
-    def look(self, backend: Backend, force: bool = False) -> None:
-        """Note CPU time and memory, at most once in a while unless forced."""
-        now_s = time.perf_counter()
-        if not force and now_s < self.next_look_s:
-            return
-        here, elsewhere = usage_of_tree(), backend.remote_usage()
-        memory_bytes = here.memory_bytes + sum(memory for _, memory in elsewhere)
-        self.cpu_s = here.cpu_s - self.base_cpu_s + sum(cpu_s for cpu_s, _ in elsewhere)
-        self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes)
-        took_s = time.perf_counter() - now_s  # the kernel walks all page tables
-        self.next_look_s = now_s + max(MEASURE_EVERY_S, took_s / MEASURE_SHARE)
+    metrics_port: int | None = None  # where an embedded Ray exports metrics
 
 
 def run(
     scenario: Scenario,
     out: str | Path | Store,
     options: Options | None = None,
-    on_epoch: Callable[[Progress], None] | None = None,
+    on_epoch: Watch | None = None,
     make_backend: Callable[[Scenario], Backend] | None = None,
 ) -> dict[str, Any]:
     """Run a scenario into a run directory and return the content of its ``run.json``.
@@ -203,7 +168,7 @@ def _attempt(
     costs: Costs,
     options: Options,
     lock: Lock,
-    on_epoch: Callable[[Progress], None] | None,
+    on_epoch: Watch | None,
 ) -> None:
     """Run a scenario to its end, and write into ``run.json`` how it ended."""
     status = "failed"
@@ -214,9 +179,9 @@ def _attempt(
             record["execution"]["shards"] = len(backend.host_ids)
             record["execution"]["nodes"] = backend.nodes
             driver = _Driver(scenario, trace, backend, lock, record, costs, options)
-            record["tally"] = driver.run(on_epoch)
-            costs.look(backend, force=True)
-            record["execution"]["mmu"] = _sampling_record(backend.sampling())
+            record["tally"] = driver.run(_watches(scenario, backend, on_epoch))
+            costs.look(backend.remote_usage, force=True)
+            record["execution"]["mmu"] = sampling_record(backend.sampling())
             record["execution"]["recoveries"] = backend.recoveries()
         finally:
             backend.close()
@@ -226,8 +191,18 @@ def _attempt(
         raise
     finally:
         record["status"] = status
-        record["execution"] |= _cost_record(scenario, costs)
+        record["execution"] |= cost_record(costs, scenario.nr_hosts)
         _note_end(lock, record, status)
+
+
+def _watches(scenario: Scenario, backend: Backend, on_epoch: Watch | None) -> list[Watch]:
+    """Return all that is to be called after every epoch: where Ray computes, metrics too."""
+    watches = [on_epoch] if on_epoch else []
+    if backend.name == "ray":
+        from fleet.metrics import Exporter
+
+        watches.append(Exporter(scenario.name, scenario.seed))
+    return watches
 
 
 def _same_run(store: Store, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -279,7 +254,8 @@ def _backend(scenario: Scenario, options: Options) -> Backend:
     from fleet.actors import RayBackend
 
     jit_options.processes = 0  # a process with Ray's threads must not fork
-    return RayBackend(scenario, options.workers, options.hosts_per_actor, options.address)
+    workers, per_actor = options.workers, options.hosts_per_actor
+    return RayBackend(scenario, workers, per_actor, options.address, options.metrics_port)
 
 
 def _record(scenario: Scenario) -> dict[str, Any]:
@@ -299,22 +275,6 @@ def _record(scenario: Scenario) -> dict[str, Any]:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
-
-
-def _cost_record(scenario: Scenario, costs: Costs) -> dict[str, float]:
-    host_hours = scenario.nr_hosts * costs.simulated_ns / NS_PER_HOUR
-    return {
-        "wall_s": round(time.perf_counter() - costs.start_s, 3),
-        "advance_wall_s": round(costs.advance_s, 3),
-        "cpu_s": round(costs.cpu_s, 2),
-        "peak_memory_bytes": costs.peak_memory_bytes,
-        "host_hours": host_hours,
-    }
-
-
-def _sampling_record(parts: list[SampleUsage]) -> dict[str, float]:
-    samples, known, cpu_s = (sum(column) for column in zip(*parts, strict=True))
-    return {"samples": samples, "memo_hits": known, "cpu_s": round(cpu_s, 2)}
 
 
 def _by_host(events: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -346,7 +306,7 @@ class _Driver:
         nr_hosts, per_part = scenario.nr_hosts, scenario.hosts_per_part
         self.sink = Sink(self.store, nr_hosts, per_part, attempt, lock.check)
 
-    def run(self, on_epoch: Callable[[Progress], None] | None) -> dict[str, int]:
+    def run(self, watches: list[Watch]) -> dict[str, int]:
         """Run all epochs that are left; return how many VMs did what."""
         scenario = self.scenario
         first = self._resume()
@@ -381,16 +341,31 @@ class _Driver:
                 unwritten = None
                 self._checkpoint(epoch + 1)
             self.costs.simulated_ns += t1_ns - t0_ns
-            self.costs.look(self.backend)
+            self.costs.look(self.backend.remote_usage)
             self.costs.advance_s = time.perf_counter() - begin_s
-            if on_epoch:
-                done = sum(self.tally.values())
-                on_epoch(Progress(epoch + 1, scenario.nr_epochs, t1_ns, done))
+            if watches:
+                progress = self._progress(epoch, tables)
+                for watch in watches:
+                    watch(progress)
         if unwritten:
             self.sink.write(*unwritten)
         self.sink.finish()
         arrived = int(arrivals(self.trace, scenario.duration_ns).sum())
         return {"arrivals": arrived, **self.tally}
+
+    def _progress(self, epoch: int, tables: Tables) -> Progress:
+        """Say where the run stands after an epoch, whose rows are given."""
+        scenario, costs = self.scenario, self.costs
+        return Progress(
+            epoch + 1,
+            scenario.nr_epochs,
+            scenario.epoch_bounds_ns(epoch)[1],
+            sum(self.tally.values()),
+            live_figures(tables["hosts"], tables["fleet"]),
+            costs.host_hours_per_core_s(scenario.nr_hosts),
+            costs.peak_memory_bytes,
+            len(self.backend.recoveries()),
+        )
 
     def _state(self) -> dict[str, NDArray[Any]]:
         """Return all that placement and the operator remember."""

@@ -1,5 +1,6 @@
 """What is wrong with the files of deploy/: each by its schema, and with each other."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -8,7 +9,7 @@ import click
 import ray.scripts.scripts as ray_cli
 import typer.main
 import yaml
-from deploy_models import KINDS, Compose
+from deploy_models import KINDS, Compose, Datasources, Prometheus, Providers
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from fleet.cli import app
 from fleet.loading import load
+from fleet.metrics import METRICS
 from hostsim.core.errors import HugefleetError
 
 INSTRUCTIONS = {"ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
@@ -32,6 +34,7 @@ def problems(root):
         *kuberay_problems(root),
         *command_problems(root),
         *agreement_problems(root),
+        *metrics_problems(root),
     ]
 
 
@@ -99,8 +102,86 @@ def compose_problems(root):
         compose = Compose.model_validate(own)
     except ValidationError as error:
         return list(said_by(error, "compose.yaml"))
+    mounted = [v.split(":")[0] for s in compose.services.values() for v in s.volumes]
+    lost = [v for v in mounted if v.startswith(".") and not (root / "deploy" / v).exists()]
     dockerfiles = [s.build.dockerfile for s in compose.services.values() if s.build]
-    return [f"compose.yaml: no {d}" for d in dockerfiles if not (root / d).exists()]
+    lost += [d for d in dockerfiles if not (root / d).exists()]
+    return [f"compose.yaml: no {path}" for path in lost]
+
+
+MONITORING = {
+    "prometheus.yaml": Prometheus,
+    "grafana/provisioning/datasources/prometheus.yaml": Datasources,
+    "grafana/provisioning/dashboards/hugefleet.yaml": Providers,
+}
+
+
+def metrics_problems(root):
+    """Return what is wrong with what reads the metrics."""
+    found = []
+    for name, model in MONITORING.items():
+        try:
+            read = model.model_validate(yaml.safe_load((root / "deploy" / name).read_text()))
+        except ValidationError as error:
+            found += said_by(error, name)
+            continue
+        if name == "prometheus.yaml":
+            found += scrape_problems(root, read)
+    dashboard = json.loads((root / "deploy" / "grafana" / "hugefleet.json").read_text())
+    return [*found, *(f"hugefleet.json: {said}" for said in dashboard_problems(dashboard))]
+
+
+def scrape_problems(root, prometheus):
+    """Return the nodes that nobody scrapes, or that export elsewhere."""
+    services = yaml.safe_load((root / "deploy" / "compose.yaml").read_text())["services"]
+    for config in prometheus.scrape_configs:
+        for dns in config.dns_sd_configs:
+            for name, service in services.items():
+                words = " ".join(service.get("command", []))
+                if "ray start" not in words:
+                    continue
+                if name not in dns.names:
+                    yield f"prometheus.yaml: {name} is not scraped"
+                if f"--metrics-export-port={dns.port}" not in words:
+                    yield f"compose.yaml: {name} exports metrics elsewhere than at {dns.port}"
+
+
+def dashboard_problems(dashboard):
+    """Return what is wrong with a Grafana dashboard."""
+    if not isinstance(dashboard.get("schemaVersion"), int) or not dashboard.get("uid"):
+        yield "schemaVersion or uid is missing"
+    variables = {v["name"]: v["type"] for v in dashboard["templating"]["list"]}
+    if variables.get("datasource") != "datasource":
+        yield "there is no variable for the datasource"
+    charts = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    if len({panel["id"] for panel in dashboard["panels"]}) < len(dashboard["panels"]):
+        yield "two panels have one id"
+    known, used = {metric.exported for metric in METRICS}, set()
+    for panel in charts:
+        title = panel["title"]
+        if not panel["fieldConfig"]["defaults"].get("unit") or not panel.get("description"):
+            yield f"{title}: has no unit or description"
+        for one in (panel, *panel["targets"]):
+            if one["datasource"]["uid"] != "${datasource}":
+                yield f"{title}: reads from a fixed datasource"
+        for target in panel["targets"]:
+            names = set(re.findall(r"\bray_\w+", target["expr"]))
+            used |= names
+            if not names <= known:
+                yield f"{title}: nobody exports {sorted(names - known)}"
+            unknown = set(re.findall(r"\$(\w+)", target["expr"])) - set(variables)
+            if unknown:
+                yield f"{title}: there is no variable {sorted(unknown)}"
+    if known - used:
+        yield f"no panel shows {sorted(known - used)}"
+    places = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in dashboard["panels"]
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    if len(set(places)) < len(places) or max(x for x, _ in places) > 23:
+        yield "panels overlap, or are wider than the page"
 
 
 def launcher_problems(root):

@@ -59,11 +59,13 @@ class Service(Strict):
     hostname: str | None = None
     init: bool = False
     restart: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
-    shm_size: Bytes
-    environment: dict[str, str]
+    shm_size: Bytes | None = None
+    environment: dict[str, str] = {}
+    profiles: list[Name] = []
+    ports: list[str] = []
     cap_drop: list[str] = []
     security_opt: list[str] = []
-    command: list[str]
+    command: list[str] = []
     volumes: list[str] = []
     healthcheck: Healthcheck | None = None
     depends_on: dict[str, Condition] = {}
@@ -89,6 +91,56 @@ class Compose(Strict):
                 if not source.startswith((".", "/")) and source not in self.volumes:
                     raise ValueError(f"{name} mounts {source}, which is no volume")
         return self
+
+
+# Prometheus and Grafana: prometheus.io, Configuration; Grafana documentation, Provisioning
+
+
+class DnsConfig(Strict):
+    names: list[str]
+    type: Literal["A", "AAAA", "SRV"]
+    port: Annotated[int, Field(gt=0, lt=1 << 16)]
+
+
+class ScrapeConfig(Strict):
+    job_name: str
+    dns_sd_configs: list[DnsConfig]
+
+
+class PrometheusGlobal(Strict):
+    scrape_interval: Duration
+
+
+class Prometheus(Strict):
+    global_: PrometheusGlobal = Field(alias="global")
+    scrape_configs: list[ScrapeConfig]
+
+
+class Datasource(Strict):
+    name: str
+    type: Literal["prometheus"]
+    url: str
+    isDefault: bool
+
+
+class Datasources(Strict):
+    apiVersion: Literal[1]
+    datasources: list[Datasource]
+
+
+class ProviderOptions(Strict):
+    path: str
+
+
+class Provider(Strict):
+    name: str
+    type: Literal["file"]
+    options: ProviderOptions
+
+
+class Providers(Strict):
+    apiVersion: Literal[1]
+    providers: list[Provider]
 
 
 # Kubernetes

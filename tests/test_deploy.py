@@ -38,6 +38,7 @@ def test_copy_is_as_good(checkout):
     assert problems(checkout) == []
 
 
+GRAFANA = "deploy/grafana/hugefleet.json"
 MISTAKES = [
     ("deploy/Dockerfile", "python:3.11.13-slim", "python:latest-slim", "has no tag of three"),
     ("deploy/Dockerfile", "COPY scenarios scenarios", "COPY scenario scenario", "no such file"),
@@ -77,6 +78,21 @@ MISTAKES = [
     ("deploy/kuberay-job.yaml", 'requests: {cpu: "4"', 'requests: {cpu: "3"', "not limits"),
     ("deploy/kuberay-job.yaml", 'cpu: "4"', "cpu: 4500m", "takes a whole CPU"),
     ("deploy/kuberay-job.yaml", "--address auto", "--adress auto", "No such option"),
+    ("deploy/compose.yaml", "./prometheus.yaml", "./prometheus.yml", "no ./prometheus.yml"),
+    (
+        "deploy/compose.yaml",
+        "num-cpus=2, --metrics",
+        "num-cpus=2, --no-metrics",
+        "elsewhere",
+    ),
+    ("deploy/prometheus.yaml", "[head, worker", "[head, workers", "worker is not scraped"),
+    ("deploy/prometheus.yaml", "job_name", "job", "scrape_configs.0.job_name"),
+    (GRAFANA, "ray_hugefleet_oom_kills_total", "ray_hugefleet_oom_kill_total", "nobody exports"),
+    (GRAFANA, "ray_hugefleet_vms{", "ray_hugefleet_hosts{", "no panel shows ['ray_hugefleet_vms']"),
+    (GRAFANA, '"unit": "bytes"', '"units": "bytes"', "has no unit"),
+    (GRAFANA, '"name": "seed"', '"name": "seeds"', "no variable ['seed']"),
+    (GRAFANA, '"uid": "${datasource}"', '"uid": "prometheus"', "a fixed datasource"),
+    (GRAFANA, '"w": 8,', '"w": 9,', "panels overlap"),
     ("deploy/README.md", "fleet warmup", "fleet warm", "no such command"),
 ]
 

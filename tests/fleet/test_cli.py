@@ -165,19 +165,10 @@ def test_occupied_directory_is_refused_with_exit_2(tmp_path):
     assert "not a run directory" in done.stderr
 
 
-def test_progress_is_shown_on_a_terminal_only(capsys, monkeypatch):
-    from fleet.progress import shown
-    from fleet.scheduler import Progress
-
-    with shown("quiet") as on_epoch:
-        assert on_epoch is None
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with shown("demo") as on_epoch:
-        on_epoch(Progress(epoch=3, nr_epochs=4, t_ns=3 * 3600 * 10**9, vm_events=100))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "epoch 3/4" in captured.err
-    assert "3 h simulated" in captured.err
+def test_metrics_are_refused_where_nothing_would_serve_them():
+    inline = fleet("run", "smoke", "--inline", "--metrics-port", "8080")
+    assert inline.returncode == 2
+    assert "--inline excludes --metrics-port" in inline.stderr
+    cluster = fleet("run", "smoke", "--address", "auto", "--metrics-port", "8080")
+    assert cluster.returncode == 2
+    assert "ray start --metrics-export-port" in cluster.stderr
