@@ -1,6 +1,7 @@
 """``fleet snapshot``: a real host in, its health, and simulated hosts that start as it is."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -93,3 +94,59 @@ def show(files: FilesArgument, as_json: JsonOption = False) -> None:
             typer.echo("")
         for line in as_lines(path, host, advice(host)):
             typer.echo(line)
+
+
+@snapshot_app.command()
+def apply(
+    files: FilesArgument,
+    scenario: Annotated[
+        str, typer.Option(help="Scenario from which everything but the hosts is taken.")
+    ] = "churn",
+    count: Annotated[int, typer.Option(min=1, help="Hosts a snapshot.")] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Scenario to write.")
+    ] = Path("my-hosts.toml"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; compare captured and simulated counts.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a scenario whose hosts start as real ones were: a group of hosts a snapshot.
+
+    With --check, start one simulated host a snapshot and compare its buddyinfo and pagetypeinfo
+    with those captured; exit code 1 if a count differs.
+
+    \b
+    Examples:
+      fleet snapshot apply host.json -o my-hosts.toml
+      fleet snapshot apply a.json b.json --count 10 --scenario overcommit
+      fleet snapshot apply host.json --check
+    """
+    from fleet import snapshot_apply
+
+    snapshots = snapshot_apply.read_all(files)
+    if check:
+        found = [
+            (path, snapshot_apply.applied(snapshot, path))
+            for path, snapshot in zip(files, snapshots, strict=True)
+        ]
+        differing = sum(row.differing for _, rows in found for row in rows)
+        if as_json:
+            rows = [{"file": path, **row._asdict()} for path, part in found for row in part]
+            typer.echo(json.dumps({"compared": rows, "differing": differing}, indent=2))
+        else:
+            for path, part in found:
+                typer.echo("\n".join(snapshot_apply.check_lines(path, part)))
+            typer.echo("all counts are equal" if not differing else f"{differing} counts differ")
+        if differing:
+            raise typer.Exit(1)
+        return
+    snapshot_apply.check_out(out, overwrite)
+    text, resolved = snapshot_apply.scenario_text(files, scenario, count, out)
+    out.write_text(text, encoding="utf-8")
+    for line in snapshot_apply.describe(files, resolved):
+        typer.echo(line, err=True)
+    typer.echo(f"{out} is written; next: fleet run {out}", err=True)

@@ -5,7 +5,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -71,10 +71,49 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError([Problem(origin, f"is not TOML: {error}")]) from None
-    vms = raw.get("vms")
-    if path and isinstance(vms, dict) and isinstance(vms.get("path"), str) and vms["path"]:
-        vms["path"] = str(path.parent / vms["path"])  # a file speaks of its neighbours
+    if path:  # a file speaks of its neighbours
+        for table, key in _file_names(raw):
+            table[key] = str(path.parent / table[key])
     return build(raw, name, origin, overrides)
+
+
+def _file_names(raw: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the tables and keys that name files."""
+    groups = raw.get("hosts")
+    tables = [("path", raw.get("vms"))]
+    for host in groups if isinstance(groups, list) else ():
+        tables += [("snapshot", host), ("costs", host)]
+    for key, table in tables:
+        if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
+            yield table, key
+
+
+def _embed_files(
+    raw: dict[str, Any], problems: list[Problem], place: Callable[[tuple[Step, ...]], str]
+) -> None:
+    """Put what files say in the place of the names of files, of snapshots and costs."""
+    groups = raw.get("hosts")
+    for index, host in enumerate(groups if isinstance(groups, list) else ()):
+        for key in ("snapshot", "costs"):
+            if not isinstance(host, dict) or not isinstance(host.get(key), str):
+                continue
+            name = host.pop(key)
+            try:
+                if key == "snapshot":
+                    from fleet.snapshot_file import read_snapshot
+                    from fleet.snapshot_state import embed
+
+                    embed(host, read_snapshot(name), Path(name).name)
+                else:
+                    from fleet.cost_file import read_costs
+
+                    host[key] = read_costs(name)
+            except ScenarioError as error:
+                where = place(("hosts", index, key))
+                problems += [
+                    Problem(where, f"{found.place} {found.message}", found.hint)
+                    for found in error.problems
+                ]
 
 
 def _read(name_or_path: str) -> tuple[str, str, Path | None]:
@@ -116,6 +155,7 @@ def build(raw: dict[str, Any], name: str, origin: str, overrides: Sequence[str] 
                 return places[steps[:length]]
         return f"{origin}: {path_text(steps)}"
 
+    _embed_files(raw, problems, place)
     parts = _validate_sections(raw, problems, place)
     if problems:
         raise ScenarioError(list(dict.fromkeys(problems)))

@@ -9,9 +9,9 @@ import numpy as np
 
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.units import NR_PAGE_ORDERS, PAGE_SHIFT
+from hostsim.mm.layout import ZoneState
 from hostsim.mm.mm_types import NR_TYPES, TYPE_NAMES, ZONE_NAMES
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, ADVICE_NONE
-from hostsim.mm.snapshot import ZoneState
 
 KB_SHIFT: Final = PAGE_SHIFT - 10
 ADVICE: Final = {"none": ADVICE_NONE, "huge": ADVICE_HUGE, "nohuge": ADVICE_NOHUGE}

@@ -23,6 +23,7 @@ from fleet.scenario_fleet import (
     VmsSection,
 )
 from fleet.scenario_guests import GuestsSection
+from fleet.scenario_state import CostsSection, SnapshotSection
 from fleet.sections import (
     GIB_PAGES,
     MIB_PAGES,
@@ -43,6 +44,7 @@ from hostsim.core.units import (
     NS_PER_MIN,
 )
 from hostsim.mm.physmem import DMA32_END_PFN
+from hostsim.mm.snapshot import plan_state
 from hostsim.mm.state import max_swap_slots
 from hostsim.spec import HostSpec, SlabSpec
 
@@ -128,6 +130,10 @@ class HostsSection(Section):
     """The swap area."""
     slab: SlabSection = SlabSection()
     """Unmovable kernel memory."""
+    costs: CostsSection = CostsSection()
+    """What operations cost; in a file also the name of a file that fleet calibrate wrote."""
+    snapshot: SnapshotSection | None = None
+    """State to start from; in a file the name of a file that fleet snapshot capture wrote."""
 
     @field_validator("cpu")
     @classmethod
@@ -155,6 +161,32 @@ class HostsSection(Section):
                 f"memory {pages_text(self.memory)} is less than"
                 f" {pages_text(nodes * DMA32_END_PFN)}, 4GiB a node"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _as_the_snapshot(self) -> "HostsSection":
+        snapshot = self.snapshot
+        if snapshot is None:
+            return self
+        for name, own, captured in (
+            ("memory", pages_text(self.memory), pages_text(snapshot.memory_pages)),
+            ("numa_nodes", self.numa_nodes, snapshot.nr_nodes),
+            ("vcpus", self.vcpus, snapshot.vcpus),
+        ):
+            if own != captured:
+                raise ValueError(
+                    f"{name} {own} is not that of the snapshot {snapshot.source}, {captured};"
+                    " leave it out"
+                )
+        if self.reserved < snapshot.used_pages:
+            raise ValueError(
+                f"reserved {pages_text(self.reserved)} is less than what is in use in the snapshot"
+                f" {snapshot.source}, {pages_text(snapshot.used_pages)}"
+            )
+        try:
+            plan_state(snapshot.spec(), self.kernel)
+        except ValueError as error:
+            raise ValueError(f"snapshot {snapshot.source}: {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -296,6 +328,8 @@ def _host_spec(section: HostsSection, mmu: MmuSection) -> HostSpec:
         mmu_accesses=mmu.accesses if mmu.enabled else 0,
         nr_nodes=section.numa_nodes,
         swap_pages=section.swap.size,
+        state=section.snapshot.spec() if section.snapshot else None,
+        costs=section.costs.spec(),
     )
 
 

@@ -20,6 +20,7 @@ from hostsim.core.units import (
 )
 from hostsim.ept import guest_access
 from hostsim.home_node import choose_home
+from hostsim.mm.cost import NR_COSTS
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_slot import khugepaged_enter
@@ -53,7 +54,9 @@ from hostsim.mm.slab import (
     restore_slab,
     slab_tick,
 )
+from hostsim.mm.snapshot import memory_of_host, set_marks
 from hostsim.mm.state import max_swap_slots, restore_parts, used_parts
+from hostsim.mm.state_spec import StateSpec
 from hostsim.mm.swapfile import swapon
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.turn import TURN_WINDOWS
@@ -251,19 +254,25 @@ class Host:
     def __init__(self, spec: HostSpec, host_id: int, seed: int) -> None:
         self.spec = spec
         self.key = int(stream(seed, Stream.KERNEL_MEMORY, host_id).integers(1 << 62))
-        self._boot()
+        self._boot(spec.state)
 
-    def _boot(self) -> None:
-        """Begin with the memory of a machine that has just booted."""
+    def _boot(self, state: StateSpec | None) -> None:
+        """Begin with a state, or with the memory of a machine that has just booted."""
         spec = self.spec
-        self.mem = new_memory(
-            spec.memory_pages,
-            spec.kernel,
-            spec.vcpus,
-            memmap=True,
-            nr_nodes=spec.nr_nodes,
-            overcommit=KSM_OVERCOMMIT if ("ksm/run", "1") in spec.settings else 1,
-        )
+        overcommit = KSM_OVERCOMMIT if ("ksm/run", "1") in spec.settings else 1
+        if state is not None:
+            self.mem = memory_of_host(state, spec.kernel, spec.vcpus, overcommit)
+        else:
+            self.mem = new_memory(
+                spec.memory_pages,
+                spec.kernel,
+                spec.vcpus,
+                memmap=True,
+                nr_nodes=spec.nr_nodes,
+                overcommit=overcommit,
+            )
+        if spec.costs:
+            self.mem.cost[:NR_COSTS] = spec.costs
         set_thp(self.mem, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
         for name, value in (("enabled", spec.thp_enabled), *spec.settings):
             write_setting(self.mem, name, value)
@@ -271,18 +280,20 @@ class Host:
             most = max_swap_slots(spec.memory_pages)
             raise ValueError(f"swap of {spec.swap_pages} pages: the host takes at most {most}")
         self.slab: Slab = new_slab()
-        if not alloc_boot_pages(self.mem, spec.slab.base_pages):
+        if state is not None:  # which holds the kernel's memory already
+            set_marks(self.mem, state)
+        elif not alloc_boot_pages(self.mem, spec.slab.base_pages):
             raise ValueError(
                 f"slab.base_pages {spec.slab.base_pages}: the host's memory cannot hold them"
             )
 
     def reboot(self, now_ns: int) -> None:
-        """Boot anew; VMs must have ended.
+        """Boot anew, with all memory free; VMs must have ended.
 
         Simplified: counters go on through a reboot.
         """
         before, counters = self.mem, sorted(EVENTS)
-        self._boot()
+        self._boot(None)
         self.mem.vmstat[counters] += before.vmstat[counters]
         spent = [P_COST_NS, P_STALL_NS, P_SETTLED_NS, P_DAEMON_NS]
         self.mem.pool[spent] += before.pool[spent]

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from hostsim.mm.state_spec import StateSpec
+
 
 class SlabSpec(NamedTuple):
     """Slab-like churn of unmovable kernel pages.
@@ -33,3 +35,5 @@ class HostSpec(NamedTuple):
     mmu_accesses: int = 0  # accesses of a guest's program that a sample counts, 0: no samples
     nr_nodes: int = 1  # NUMA nodes, each with an equal part of vCPUs and memory
     swap_pages: int = 0  # swap area on a solid-state disk, 0: none
+    state: StateSpec | None = None  # what it starts with; none: all memory free
+    costs: tuple[int, ...] = ()  # in the order of hostsim.mm.cost; none: its defaults
