@@ -168,7 +168,8 @@ def _sections(path: str, schema: dict[str, Any], whole: dict[str, Any]) -> Itera
     required = schema.get("required", [])
     prefix = f"{path.strip('[]')}." if path else ""
     for name, field in schema["properties"].items():
-        reference = field.get("$ref") or field.get("items", {}).get("$ref")
+        parts = [field, field.get("items", {}), *field.get("anyOf", [])]
+        reference = next((part["$ref"] for part in parts if "$ref" in part), None)
         if reference:
             inner = f"[[{prefix}{name}]]" if "items" in field else f"[{prefix}{name}]"
             below.append((inner, whole["$defs"][reference.rpartition("/")[2]]))

@@ -16,6 +16,7 @@ GROUPS: Final = {
     "replay": ("fleet.validate_replay",),
     "mmu": ("fleet.validate_mmu",),
     "fleet": ("fleet.validate_fleet",),
+    "snapshot": ("fleet.validate_snapshot",),
 }
 
 
@@ -32,8 +33,9 @@ def validate(
     replay: op scripts beside recordings of Linux 6.1 and 6.12.
     mmu: cold walks, the LRU oracle, the seed's table, native measurements; and what follows for
     KVM.
-    fleet: the demand of a month, what KSM saves, what free page reporting saves and costs. Exit
-    code 1 if a claim fails.
+    fleet: the demand of a month, what KSM saves, what free page reporting saves and costs.
+    snapshot: simulated hosts that start from a real one's state have its counts.
+    Exit code 1 if a claim fails.
 
     \b
     Examples:

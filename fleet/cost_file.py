@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from fleet.loading import near
 from fleet.snapshot_file import read_json_file
-from hostsim.core.errors import Problem, ResultsError, ScenarioError
+from hostsim.core.errors import Problem, ResultsError, ScenarioError, near
 from hostsim.mm.cost import NAMES
 
 FORMAT: Final = "hugefleet costs"

@@ -98,11 +98,11 @@ class HostSnapshot(_Part):
     hugetlb: dict[str, int]  # pages by size and file: "1048576kB/nr_hugepages"
     ksm: dict[str, int]
     vm: dict[str, int]  # files of /proc/sys/vm
-    unusable_index: tuple[str, ...] = Field((), strict=False)
-    extfrag_index: tuple[str, ...] = Field((), strict=False)
+    unusable_index: tuple[str, ...] = Field(default=(), strict=False)
+    extfrag_index: tuple[str, ...] = Field(default=(), strict=False)
     kvm: dict[str, int] = {}
-    processes: tuple[VmProcess, ...] = Field((), strict=False)
-    unread: tuple[Unread, ...] = Field((), strict=False)
+    processes: tuple[VmProcess, ...] = Field(default=(), strict=False)
+    unread: tuple[Unread, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
     def _readable(self) -> "HostSnapshot":

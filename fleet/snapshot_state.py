@@ -88,7 +88,7 @@ def divided_zones(snapshot: HostSnapshot) -> dict[Place, ZoneState]:
     }
     top = found[max((place for place in found if place[0] == 0), key=_rank)]
     for migratetype, kb in kernel.items():
-        wanted = -(-kb >> KB_SHIFT) // PAGEBLOCK_NR_PAGES
+        wanted = -(-(kb >> KB_SHIFT) // PAGEBLOCK_NR_PAGES)
         top.pageblocks[migratetype] = _room(top, wanted)
         top.pageblocks[MIGRATE_MOVABLE] -= top.pageblocks[migratetype]
     return found
@@ -144,6 +144,24 @@ def _foreign(snapshot: HostSnapshot, place: str) -> Iterator[Problem]:
             yield Problem(place, f"{line}; the model has pageblocks of {PAGEBLOCK_ORDER}, 2 MiB")
 
 
+def _managed_pages(counts: dict[Place, ZoneState], memory_pages: int) -> dict[Place, int]:
+    """Divide MemTotal among zones by what is in use in them, where zoneinfo was not readable."""
+    free = {place: _pages(zone) for place, zone in counts.items()}
+    used = {place: _held(zone) - free[place] for place, zone in counts.items()}
+    left = min(max(memory_pages - sum(free.values()), 0), sum(used.values()))
+    return {
+        place: free[place] + left * used[place] // max(sum(used.values()), 1) for place in counts
+    }
+
+
+def _pages(zone: ZoneState) -> int:
+    return int((zone.free.sum(axis=0) << np.arange(NR_PAGE_ORDERS)).sum())
+
+
+def _held(zone: ZoneState) -> int:
+    return int(zone.pageblocks.sum()) << PAGEBLOCK_ORDER
+
+
 def section_of(snapshot: HostSnapshot, source: str) -> dict[str, Any]:
     """Return ``[hosts.snapshot]`` in the words of a scenario file.
 
@@ -154,13 +172,11 @@ def section_of(snapshot: HostSnapshot, source: str) -> dict[str, Any]:
     """
     known = {(zone.node, zone.name): zone for zone in snapshot.zones}
     counts = zone_counts(snapshot, source)
-    total = sum(int(zone.pageblocks.sum()) for zone in counts.values()) << PAGEBLOCK_ORDER
-    memory_pages = snapshot.meminfo_kb.get("MemTotal", 0) >> KB_SHIFT
+    shares = _managed_pages(counts, snapshot.meminfo_kb.get("MemTotal", 0) >> KB_SHIFT)
     rows = []
     for (node, name), zone in sorted(counts.items()):
-        held = int(zone.pageblocks.sum()) << PAGEBLOCK_ORDER
         read = known.get((node, name))
-        managed = read.managed_pages if read else held * min(memory_pages, total) // total
+        managed = read.managed_pages if read else shares[node, name]
         row: dict[str, Any] = {
             "node": node,
             "zone": name,
