@@ -132,7 +132,7 @@ def differing_cells(buddyinfo: Iterable[str], types: PageTypes) -> int:
         free = types.free.get(place, {})
         capped = types.capped.get(place, {})
         for order, count in enumerate(counts):
-            total = sum(row[order] for row in free.values())
-            is_least = any(row[order] for row in capped.values())
+            total = sum(sum(row[order : order + 1]) for row in free.values())
+            is_least = any(any(row[order : order + 1]) for row in capped.values())
             differing += total > count if is_least else total != count
     return differing
