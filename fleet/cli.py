@@ -320,6 +320,12 @@ def validate(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def report(context: typer.Context) -> None:
+    """Write one self-contained HTML page about a run, or its charts as files."""
+    _forward(context, "fleet.cli_report", "report")
+
+
+@app.command(context_settings=_FORWARD)
 def cpus(context: typer.Context) -> None:
     """List the CPUs whose translation hardware can be simulated."""
     _forward(context, "fleet.cli_mmu", "cpus")

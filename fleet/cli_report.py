@@ -1,0 +1,52 @@
+"""``fleet report``: one HTML page about runs, and its charts as files."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hostsim.core.units import format_bytes
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page.")] = Path("report.html"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace -o even if it is no report.")
+    ] = False,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write each chart into this folder instead of a page.")
+    ] = None,
+    format_: Annotated[
+        Literal["png", "svg", "both"], typer.Option("--format", help="Of the files of --plots.")
+    ] = "both",
+) -> None:
+    """Write one self-contained page about a run: words, charts, worst hosts, how to run it again.
+
+    \b
+    Examples:
+      fleet report runs/churn-1 -o report.html
+      fleet report runs/churn-1 --plots plots --format svg
+    """
+    from fleet import report as pages
+
+    begin_s = time.perf_counter()
+    found = [pages.read_run(place, f"r{index}") for index, place in enumerate(runs)]
+    for one in found:
+        status = one.run.record["status"]
+        if status != "complete":
+            typer.echo(
+                f'warning: the status of {one.run.store} is "{status}"; its tables end early',
+                err=True,
+            )
+    if plots is not None:
+        if len(found) > 1:
+            raise typer.BadParameter("--plots takes one run")
+        formats = ("png", "svg") if format_ == "both" else (format_,)
+        for path in pages.write_plots(found[0], plots, formats):
+            typer.echo(path)
+        return
+    nr_bytes = pages.write_report(found, out, overwrite)
+    seconds = time.perf_counter() - begin_s
+    typer.echo(f"{out}: {format_bytes(nr_bytes)} in {seconds:.1f} s")

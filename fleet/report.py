@@ -1,0 +1,327 @@
+"""One self-contained HTML page about runs: words, charts, worst hosts, and how to run it again.
+
+Nothing is loaded from elsewhere: the page carries the chart library, its style and its data, and
+its own rule (Content-Security-Policy) forbids every request.
+"""
+
+import html
+import json
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, Final, NamedTuple
+
+import vl_convert
+
+from fleet import charts, figures, report_words
+from fleet.figures import Figure
+from fleet.loading import build
+from fleet.report_data import Frames, frames_of, rounded
+from fleet.rundir import RunDirectory, open_run
+from fleet.scenario import Scenario, to_toml
+from fleet.store import reported
+from fleet.summary import summarise
+from hostsim.core.errors import Problem, ResultsError, ScenarioError
+from hostsim.core.units import format_duration
+
+GENERATOR: Final = "hugefleet report"
+HEAD_BYTES: Final = 1024  # of a page, in which its generator stands
+PLOT_WIDTH: Final = 760
+PLOT_PPI: Final = 144
+_LIBRARY: Final = "window.vegaEmbed = vegaEmbed;"
+_HOST_COLUMNS: Final = {
+    "host_id": "Host",
+    "vms": "VMs (mean)",
+    "coverage": "Huge on host (%)",
+    "effective": "Huge on both (%)",
+    "unusable": "Free memory unusable for 2 MiB (%)",
+    "stall_ms": "Stalls (ms)",
+    "lost": "Lost to walks and stalls (vCPUs)",
+    "killed": "VMs killed for memory",
+}
+_VM_COLUMNS: Final = {
+    "vm": "VM",
+    "class": "Class",
+    "vcpus": "vCPUs",
+    "memory": "Memory (GiB)",
+    "resident": "Resident (GiB)",
+    "huge": "Huge on host (%)",
+    "effective": "Huge on both (%)",
+    "walks": "Time in walks (%)",
+    "returned": "Huge pages would return (%)",
+}
+
+
+class Reported(NamedTuple):
+    """One run as the page shows it."""
+
+    key: str  # on the page
+    run: RunDirectory
+    scenario: Scenario
+    summary: dict[str, Any]
+    frames: Frames
+
+    @property
+    def title(self) -> str:
+        """What the run is called."""
+        return f"{self.run.record['name']}, seed {self.run.record['seed']}"
+
+
+def read_run(place: str, key: str = "r0") -> Reported:
+    """Read all that the page shows of a run.
+
+    Raises
+    ------
+    ResultsError
+        The place is no run, or has no rows yet.
+    """
+    run = open_run(place)
+    if not run.parts["hosts"]:
+        raise ResultsError(f"{run.store}: has no rows yet")
+    scenario = build(dict(run.record["scenario"]), run.record["name"], str(run.store))
+    return Reported(key, run, scenario, summarise(run.store), frames_of(run, scenario))
+
+
+def write_report(reports: list[Reported], out: Path, overwrite: bool = False) -> int:
+    """Write the page about runs; return its bytes.
+
+    Raises
+    ------
+    ScenarioError
+        The file exists and is not a report.
+    ResultsError
+        It cannot be written.
+    """
+    _may_write(out, overwrite)
+    page = _page(reports).encode()
+    write_file(out, page)
+    return len(page)
+
+
+def write_plots(report: Reported, folder: Path, formats: Iterable[str]) -> list[Path]:
+    """Write each chart of a run to a file of its own; return those that are written."""
+    written = []
+    for figure in figures.figures(report.frames, charts.LIGHT):
+        if figure.drawing is None:
+            continue
+        spec = json.dumps(charts.spec(figure.drawing, charts.LIGHT, PLOT_WIDTH))
+        for kind in formats:
+            path = folder / f"{figure.name}.{kind}"
+            if kind == "svg":
+                content = vl_convert.vegalite_to_svg(spec).encode()
+            else:
+                content = vl_convert.vegalite_to_png(spec, ppi=PLOT_PPI)
+            write_file(path, content)
+            written.append(path)
+    return written
+
+
+def _may_write(out: Path, overwrite: bool) -> None:
+    """Refuse to write over what is no report."""
+    if overwrite or not out.exists():
+        return
+    with reported(out, "read"):
+        head = out.open("rb").read(HEAD_BYTES) if out.is_file() else b""
+    if f'content="{GENERATOR}'.encode() not in head:
+        message = "exists and is not a report; it stays untouched"
+        raise ScenarioError([Problem(f"-o {out}", message, "--overwrite replaces it")])
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises
+    ------
+    ResultsError
+        It cannot be written.
+    """
+    staged = path.with_name(f".{path.name}.new")
+    try:
+        with reported(path, "write"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_bytes(content)
+            staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _page(reports: list[Reported]) -> str:
+    """Return the whole page."""
+    specs: dict[str, Any] = {}
+    bodies = [_run(report, specs, many=len(reports) > 1) for report in reports]
+    first = reports[0]
+    version = first.run.record["versions"].get("hugefleet", "")
+    title = " and ".join(report.title for report in reports)
+    parts = files("fleet").joinpath("page")
+    return Template(parts.joinpath("report.html").read_text(encoding="utf-8")).substitute(
+        generator=GENERATOR,
+        title=html.escape(f"Fleet report: {title}"),
+        subtitle=html.escape(_subtitle(first)),
+        style=parts.joinpath("report.css").read_text(encoding="utf-8"),
+        body="\n".join(bodies),
+        footer=html.escape(f"Made by hugefleet {version}. This page loads nothing from elsewhere."),
+        library=_in_script(vl_convert.javascript_bundle(_LIBRARY)),
+        charts=_json(specs),
+        hosts=_json({report.key: report.frames.details for report in reports}),
+        script=parts.joinpath("report.js").read_text(encoding="utf-8"),
+    )
+
+
+def _json(content: object) -> str:
+    """Return JSON that may stand inside a script element."""
+    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _in_script(code: str) -> str:
+    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _subtitle(report: Reported) -> str:
+    summary = report.summary
+    time = format_duration(summary["duration_ns"])
+    state = "" if report.run.complete else f" Unfinished: {report.run.record['status']}."
+    return f"{summary['hosts']:,} hosts, {time} of simulated time.{state}"
+
+
+def _run(report: Reported, specs: dict[str, Any], many: bool) -> str:
+    """Return the sections of one run, and put its charts among the specifications."""
+    drawn = figures.figures(report.frames, charts.PAGE)
+    said = report_words.sentences(report.summary, report.frames)
+    names = [("words", "Summary"), *((figure.name, figure.title) for figure in drawn)]
+    names += [("hosts", "Worst hosts"), ("origin", "How this was made")]
+    links = " ".join(
+        f'<a href="#{report.key}-{name}">{html.escape(title)}</a>' for name, title in names
+    )
+    parts = [
+        f"<nav>{links}</nav>",
+        _section(report.key, "words", "Summary", _words(report.key, said)),
+        *(_figure(report.key, figure, specs) for figure in drawn),
+        _section(report.key, "hosts", "Worst hosts", _hosts(report, specs)),
+        _section(report.key, "origin", "How this was made", _origin(report), "long"),
+    ]
+    if not many:
+        return "\n".join(parts)
+    heading = f"<h2>{html.escape(report.title)}</h2>"
+    return f'<section class="run long" id="{report.key}">{heading}{"".join(parts)}</section>'
+
+
+def _section(key: str, name: str, title: str, content: str, classes: str = "") -> str:
+    return (
+        f'<section id="{key}-{name}" class="{classes}"><h2>{html.escape(title)}</h2>'
+        f"{content}</section>"
+    )
+
+
+def _words(key: str, said: list[report_words.Sentence]) -> str:
+    """Return the summary in words."""
+    items = [
+        f'<li><span class="verdict {sentence.verdict}">{sentence.verdict}</span>'
+        f'<span>{html.escape(sentence.text)} <a href="#{key}-{sentence.topic}">show</a></span></li>'
+        for sentence in said
+    ]
+    rules = "".join(f"<li>{html.escape(str(rule))}</li>" for rule in report_words.YARDSTICKS)
+    return (
+        f'<ul class="words">{"".join(items)}</ul><details class="caption">'
+        "<summary>How this is judged: rules of thumb of this report, not of the model</summary>"
+        f"<ul>{rules}</ul></details>"
+    )
+
+
+def _figure(key: str, figure: Figure, specs: dict[str, Any]) -> str:
+    """Return the section of a chart."""
+    if figure.drawing is None:
+        content = f'<p class="empty">{html.escape(figure.empty)}</p>'
+    else:
+        place = f"{key}-{figure.name}-chart"
+        specs[place] = charts.spec(figure.drawing, charts.PAGE)
+        label = html.escape(figure.title, quote=True)
+        content = (
+            f'<p class="caption">{html.escape(figure.caption)}</p>'
+            f'<div class="chart" id="{place}" role="img" aria-label="{label}"></div>'
+        )
+    return _section(key, figure.name, figure.title, content)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"<td>{value:,.4g}</td>"
+    return f"<td>{'-' if value is None else html.escape(str(value))}</td>"
+
+
+def _hosts(report: Reported, specs: dict[str, Any]) -> str:
+    """Return the table of the worst hosts, and the place where the chosen one is shown."""
+    details = report.frames.details
+    if not details:
+        return '<p class="empty">No host ran a VM.</p>'
+    key = report.key
+    worst = rounded(report.frames.worst.head(len(details)))
+    heads = "".join(f"<th>{html.escape(title)}</th>" for title in _HOST_COLUMNS.values())
+    rows = "".join(
+        f'<tr data-host="{row["host_id"]}" tabindex="0" aria-selected="false">'
+        + "".join(_cell(row[name]) for name in _HOST_COLUMNS)
+        + "</tr>"
+        for row in worst.iter_rows(named=True)
+    )
+    drawn = figures.host_figures(report.frames, charts.PAGE)
+    for figure in drawn:
+        assert figure.drawing is not None
+        specs[f"host-{key}-{figure.name}"] = charts.spec(figure.drawing, charts.PAGE)
+    places = "".join(
+        f'<div class="chart" id="host-{key}-{figure.name}" role="img"'
+        f' aria-label="{html.escape(figure.title)} of the chosen host"></div>'
+        for figure in drawn
+    )
+    unit = report.frames.clock.unit
+    events = {"t": f"Time ({unit})", "kind": "What", "vm_id": "VM"}
+    return (
+        '<p class="caption">Hosts on which memory ran out come first, then those whose guests lose'
+        " most: work that huge pages everywhere would return, and stalls. Figures are of the whole"
+        " run. Choose a host to look into it.</p>"
+        f'<div class="scroll"><table class="worst" id="worst-{key}" data-run="{key}">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<div class="chosen long" id="chosen-{key}"><h3></h3>{places}'
+        f"<h3>VMs at the end</h3>{_table('vms', _VM_COLUMNS)}"
+        '<p class="empty no-vms" hidden>No VM runs there at the end.</p>'
+        f"<h3>Kills and moves</h3>{_table('events', events)}"
+        '<p class="empty no-events" hidden>No VM was killed there, and none was moved.</p></div>'
+    )
+
+
+def _table(name: str, columns: dict[str, str]) -> str:
+    """Return an empty table that the page fills."""
+    heads = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
+    return (
+        f'<div class="scroll"><table class="{name}" data-columns="{",".join(columns)}">'
+        f"<thead><tr>{heads}</tr></thead><tbody></tbody></table></div>"
+    )
+
+
+def _origin(report: Reported) -> str:
+    """Return where the numbers come from, and how to get them again."""
+    record = report.run.record
+    toml = to_toml(record["scenario"])
+    trace = record["scenario"]["vms"].get("path")
+    needs = f" It also needs the trace {trace}." if trace else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    facts = {
+        "Scenario": record["name"],
+        "Seed": record["seed"],
+        "Status": record["status"],
+        "Versions": versions,
+        "Commit": record["git_commit"] or "not run from a checkout",
+        "Schema of the tables": record["schema_version"],
+    }
+    listed = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"
+        for name, value in facts.items()
+    )
+    name = html.escape(f"{record['name']}.toml")
+    return (
+        f"<dl>{listed}</dl><h3>To run it again</h3>"
+        f"<p>Save the scenario below as {name}, and run:{html.escape(needs)} The same versions"
+        " give the same tables, byte for byte, with any number of workers.</p>"
+        f"<pre>fleet run {name} --out again\nfleet report again -o report.html</pre>"
+        f'<details class="long" open><summary>Scenario, every default filled in</summary>'
+        f"<pre>{html.escape(toml)}</pre></details>"
+    )
