@@ -4,6 +4,7 @@ Nothing is loaded from elsewhere: the page carries the chart library, its style 
 its own rule (Content-Security-Policy) forbids every request.
 """
 
+import functools
 import html
 import json
 from collections.abc import Iterable
@@ -121,8 +122,10 @@ def _may_write(out: Path, overwrite: bool) -> None:
     """Refuse to write over what is no report."""
     if overwrite or not out.exists():
         return
-    with reported(out, "read"):
-        head = out.open("rb").read(HEAD_BYTES) if out.is_file() else b""
+    head = b""
+    if out.is_file():
+        with reported(out, "read"), out.open("rb") as file:
+            head = file.read(HEAD_BYTES)
     if f'content="{GENERATOR}'.encode() not in head:
         message = "exists and is not a report; it stays untouched"
         raise ScenarioError([Problem(f"-o {out}", message, "--overwrite replaces it")])
@@ -161,7 +164,7 @@ def _page(reports: list[Reported]) -> str:
         style=parts.joinpath("report.css").read_text(encoding="utf-8"),
         body="\n".join(bodies),
         footer=html.escape(f"Made by hugefleet {version}. This page loads nothing from elsewhere."),
-        library=_in_script(vl_convert.javascript_bundle(_LIBRARY)),
+        library=_library(),
         charts=_json(specs),
         hosts=_json({report.key: report.frames.details for report in reports}),
         script=parts.joinpath("report.js").read_text(encoding="utf-8"),
@@ -173,7 +176,10 @@ def _json(content: object) -> str:
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _in_script(code: str) -> str:
+@functools.cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script that may stand in a script element."""
+    code: str = vl_convert.javascript_bundle(_LIBRARY)
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

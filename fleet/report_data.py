@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import polars as pl
 
-from fleet.query import scan
 from fleet.rundir import RunDirectory
+from fleet.scan import scan
 from fleet.scenario import Scenario
 from hostsim.core.units import (
     HPAGE_PMD_NR,
