@@ -1,24 +1,28 @@
 """Many hosts: scenarios, traces, placement, shards on Ray, results.
 
-``from fleet import load, run`` is the Python interface; both are imported on first use, so that
-the command line starts at once.
+``from fleet import load, run, compare, query`` is the Python interface; each is imported on first
+use, so that the command line starts at once.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fleet.comparison import compare
     from fleet.loading import load
     from fleet.scenario import Scenario
     from fleet.scheduler import Options, run
+    from fleet.sql import query
     from fleet.summary import summarise
 
-__all__ = ["Options", "Scenario", "load", "run", "summarise"]
+__all__ = ["Options", "Scenario", "compare", "load", "query", "run", "summarise"]
 
 _HOME = {
     "Options": "fleet.scheduler",
     "Scenario": "fleet.scenario",
+    "compare": "fleet.comparison",
     "load": "fleet.loading",
+    "query": "fleet.sql",
     "run": "fleet.scheduler",
     "summarise": "fleet.summary",
 }

@@ -249,6 +249,12 @@ def scenarios() -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def compare(context: typer.Context) -> None:
+    """Print differences between runs of the same arrivals, with intervals and verdicts."""
+    _forward(context, "fleet.cli_compare", "compare")
+
+
+@app.command(context_settings=_FORWARD)
 def columns(context: typer.Context) -> None:
     """Print every column of the tables and views with its unit and meaning."""
     _forward(context, "fleet.cli_query", "columns")

@@ -46,11 +46,11 @@ def query(
     """
     if as_csv + as_json + (parquet is not None) > 1:
         raise typer.BadParameter("--csv, --json and --parquet exclude each other")
-    from fleet import query as asking
     from fleet import rundir, text_table
+    from fleet import sql as asking
 
     run = rundir.open_run(run_directory)
-    found = asking.ask(run, sql, None if every is None else _step_ns(every))
+    found = asking.ask(run, sql, None if every is None else duration_option("every", every))
     if not run.complete:
         status = run.record["status"]
         typer.echo(f'warning: the status of this run is "{status}"; its tables end early', err=True)
@@ -67,16 +67,17 @@ def query(
             typer.echo(f"the first {rows} rows; --rows N or --csv shows more", err=True)
 
 
-def _step_ns(text: str) -> int:
+def duration_option(name: str, text: str) -> int:
+    """Read an option that is a duration above 0; in nanoseconds."""
     from hostsim.core.units import parse_duration_ns
 
     try:
-        step_ns = parse_duration_ns(text)
+        duration_ns = parse_duration_ns(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--every {text}: {error}") from None
-    if step_ns <= 0:
-        raise typer.BadParameter(f"--every {text}: is not more than 0")
-    return step_ns
+        raise typer.BadParameter(f"--{name} {text}: {error}") from None
+    if duration_ns <= 0:
+        raise typer.BadParameter(f"--{name} {text}: is not more than 0")
+    return duration_ns
 
 
 def screen_width() -> int:

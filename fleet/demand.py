@@ -1,5 +1,6 @@
 """The VMs a scenario asks for: read or generated, and whether the fleet could hold them."""
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,6 +58,16 @@ def arrivals(trace: Trace, duration_ns: int) -> NDArray[np.bool_]:
         trace.end_ns > np.maximum(trace.start_ns, 0)
     )
     return mask
+
+
+def arrivals_digest(trace: Trace, duration_ns: int) -> str:
+    """Return a digest of who asks for a host within a run: number, start, end and size."""
+    mask = arrivals(trace, duration_ns)
+    columns = (trace.vm_id, trace.start_ns, trace.end_ns, trace.vcpus, trace.memory_pages)
+    found = hashlib.sha256()
+    for column in columns:
+        found.update(column[mask].astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def offered(scenario: Scenario, group: HostGroup) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fleet import checkpoint, rundir
 from fleet.costs import Costs, cost_record, sampling_record
-from fleet.demand import arrivals, make_placer, open_demand
+from fleet.demand import arrivals, arrivals_digest, make_placer, open_demand
 from fleet.fleet_rows import fleet_row
 from fleet.live import Progress, Watch, live_figures
 from fleet.lock import Lock, held
@@ -143,7 +143,7 @@ def run(
     store = Store.of(out)
     rundir.claim(store, options.overwrite, options.resume)
     with held(store, _LOG.warning) as lock:
-        record = _record(scenario)
+        record = _record(scenario, trace)
         if options.overwrite:
             rundir.clear(store)
         if store.exists(rundir.RUN_FILE):
@@ -258,7 +258,7 @@ def _backend(scenario: Scenario, options: Options) -> Backend:
     return RayBackend(scenario, workers, per_actor, options.address, options.metrics_port)
 
 
-def _record(scenario: Scenario) -> dict[str, Any]:
+def _record(scenario: Scenario, trace: Trace) -> dict[str, Any]:
     """Return what ``run.json`` says of a run that has just begun."""
     return {
         "format": rundir.FORMAT,
@@ -267,6 +267,7 @@ def _record(scenario: Scenario) -> dict[str, Any]:
         "name": scenario.name,
         "seed": scenario.seed,
         "scenario": scenario.document,
+        "arrivals_sha256": arrivals_digest(trace, scenario.duration_ns),
         "versions": rundir.versions(),
         "git_commit": rundir.git_commit(),
         "tally": {},

@@ -6,6 +6,7 @@ from collections import defaultdict
 import numpy as np
 from fakenode import AT
 
+from fleet.demand import open_demand
 from fleet.rundir import RUN_FILE
 from fleet.scheduler import _record
 from fleet.sink import Sink
@@ -27,7 +28,7 @@ def write_run(out, scenario, tables, **record):
             epochs[epoch][table].append(row)
     for epoch in sorted(epochs):
         sink.write(epoch, {table: _array(table, rows) for table, rows in epochs[epoch].items()})
-    content = _record(scenario) | {"status": "complete"} | record
+    content = _record(scenario, open_demand(scenario)) | {"status": "complete"} | record
     (out / RUN_FILE).write_text(json.dumps(content))
     return out
 

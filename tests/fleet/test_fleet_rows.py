@@ -4,7 +4,7 @@ import numpy as np
 
 from fleet.fleet_rows import fleet_row
 from fleet.pool import make_pool
-from fleet.query import query
+from fleet.sql import query
 from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.stats import FLEET_COLUMNS
 

@@ -8,9 +8,9 @@ from fleet import scheduler
 from fleet.operations import Gauges, Operations, failures
 from fleet.placement import Placer
 from fleet.pool import NO_HOST
-from fleet.query import query
 from fleet.sections import GIB_PAGES
 from fleet.shard import InlineBackend
+from fleet.sql import query
 from fleet.summary import summarise
 from fleet.trace import NEVER, make_trace
 from hostsim.core.errors import ScenarioError

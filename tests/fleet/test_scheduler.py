@@ -11,9 +11,9 @@ from tiny import SMALL
 from fleet import scheduler
 from fleet.loading import build
 from fleet.policies import POLICIES
-from fleet.query import query
 from fleet.sections import GIB_PAGES
 from fleet.shard import InlineBackend, Shard, shard_plans
+from fleet.sql import query
 from fleet.trace import NEVER, make_trace, write_trace
 from hostsim.core.errors import InvariantError, ResultsError, ScenarioError
 

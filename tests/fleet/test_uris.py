@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fleet import scheduler
 from fleet.cli import app
-from fleet.query import query
 from fleet.scheduler import Options
 from fleet.shard import InlineBackend
+from fleet.sql import query
 from fleet.store import Store
 from fleet.summary import summarise
 from hostsim.core.errors import InvariantError, ResultsError, ScenarioError

@@ -7,8 +7,8 @@ import pytest
 from fakenode import AT
 from handmade import write_run
 
-from fleet.query import query
 from fleet.rundir import open_run
+from fleet.sql import query
 from fleet.view_columns import VIEW_COLUMNS, VIEW_DOCS
 from fleet.views import view
 from hostsim.core.stats import TABLES

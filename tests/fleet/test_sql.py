@@ -8,8 +8,8 @@ from handmade import write_run
 from tiny import SMALL
 
 from fleet.loading import build
-from fleet.query import ask, query, write_csv, write_parquet
 from fleet.rundir import open_run
+from fleet.sql import ask, query, write_csv, write_parquet
 from hostsim.core.errors import ResultsError, ScenarioError
 from hostsim.core.stats import SCHEMA_VERSION
 
