@@ -290,6 +290,12 @@ def snapshot(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def calibrate(context: typer.Context) -> None:
+    """Measure what page faults, clearing and copying cost on this machine."""
+    _forward(context, "fleet.cli_calibrate", "calibrate")
+
+
+@app.command(context_settings=_FORWARD)
 def replay(context: typer.Context) -> None:
     """Run op scripts on the simulated memory manager, printed as a real kernel recorded them."""
     _forward(context, "fleet.cli_replay", "replay")
