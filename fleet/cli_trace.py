@@ -94,7 +94,7 @@ def import_(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="azure-v1, azure-v2, azure-packing, azure-v1-arrivals or huawei.",
+            help="csv, azure-v1, azure-v2, azure-packing, azure-v1-arrivals or huawei.",
         ),
     ],
     path: Annotated[
@@ -113,10 +113,11 @@ def import_(
     memory: Annotated[str, typer.Option(help="azure-packing: memory of that machine.")] = "512GiB",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Turn a public VM trace into parquet; every bad row is reported with its line.
+    """Turn a VM trace into parquet; every bad row is reported with its line.
 
     \b
     Formats:
+      csv                your own: vm,start_s,end_s,vcpus,memory_gib; no end_s: it stays
       azure-v1           vmtable.csv.gz of AzurePublicDataset V1 (2017)
       azure-v2           vmtable.csv.gz of V2 (2019); ">24" cores count as 32, ">64" GB as 128
       azure-packing      packing_trace_zone_a_v1.sqlite (Protean, OSDI 2020)
@@ -125,6 +126,7 @@ def import_(
 
     \b
     Examples:
+      fleet trace import csv vms.csv -o mine.parquet
       fleet trace import azure-v1 vmtable.csv.gz -o v1.parquet
       fleet trace import azure-packing trace.sqlite --vcpus 96 --memory 768GiB -o packing.parquet
     """

@@ -1,4 +1,4 @@
-"""Importers of public VM traces, found by name.
+"""Importers of VM traces, the public ones and your own, found by name.
 
 Everywhere: 1 GB counts as 1 GiB, times become nanoseconds, and every bad row is reported with
 its line.
@@ -12,6 +12,7 @@ from fleet.trace_arrivals import import_azure_v1_arrivals
 from fleet.trace_azure import import_azure_v1, import_azure_v2
 from fleet.trace_csv import ImportOptions
 from fleet.trace_huawei import import_huawei
+from fleet.trace_own import import_own
 from fleet.trace_packing import import_azure_packing
 from hostsim.core.errors import Problem, ScenarioError
 
@@ -23,6 +24,7 @@ IMPORTERS: dict[str, Importer] = {
     "azure-packing": import_azure_packing,
     "azure-v1-arrivals": import_azure_v1_arrivals,
     "huawei": import_huawei,
+    "csv": import_own,
 }
 
 

@@ -242,6 +242,49 @@ def test_huawei_wants_its_header(tmp_path):
         import_trace("huawei", tmp_path / "h.csv")
 
 
+def own(path, rows):
+    path.write_text("vm,start_s,end_s,vcpus,memory_gib\n" + "".join(f"{row}\n" for row in rows))
+    return path
+
+
+def test_own_vms_may_run_at_the_beginning_and_stay(tmp_path):
+    rows = ["web-2,600,7200.5,4,16", "web-1,-86400,,4,16", "batch,1800,3000,2,0.5"]
+    trace = import_trace("csv", own(tmp_path / "vms.csv", rows))
+    s = NS_PER_S
+    assert trace.start_ns.tolist() == [-86400 * s, 600 * s, 1800 * s]
+    assert trace.end_ns.tolist() == [NEVER, 7200 * s + s // 2, 3000 * s]
+    assert trace.vcpus.tolist() == [4, 4, 2]
+    assert trace.memory_pages.tolist() == [16 * GIB, 16 * GIB, GIB // 2]
+    assert [trace.flavours[i] for i in trace.flavour] == ["4c-16GiB", "4c-16GiB", "2c-0.5GiB"]
+    assert trace.span_ns == 7200 * s + s // 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,x,9,1,1", "row 2: start_s 'x' is not a number"),
+        ("a,0,y,1,1", "row 2: end_s 'y' is not a number"),
+        ("a,5,5,1,1", "row 2: end_s 5 is not behind start_s 5"),
+        ("a,-9,-1,1,1", "row 2: end_s -1: the VM is gone before time 0"),
+        ("a,0,9,1.5,1", "row 2: vcpus 1.5 must be a positive whole number"),
+        ("a,0,9,1,0", "row 2: memory_gib 0 must be positive"),
+        ("a,0,9,1,0.0000001", "row 2: memory_gib 1e-07 is no whole number of 4096 B"),
+        ("a,0,9,1", "row 2: 4 fields, must be 5"),
+    ],
+)
+def test_own_rows_that_make_no_sense_are_reported(tmp_path, row, message):
+    with pytest.raises(ScenarioError, match=message):
+        import_trace("csv", own(tmp_path / "vms.csv", [row]))
+
+
+def test_own_file_wants_its_header_and_a_vm(tmp_path):
+    (tmp_path / "vms.csv").write_text("vm,start,end\n")
+    with pytest.raises(ScenarioError, match="row 1: header is 'vm,start,end', must be 'vm,start_s"):
+        import_trace("csv", tmp_path / "vms.csv")
+    with pytest.raises(ScenarioError, match="holds no VMs"):
+        import_trace("csv", own(tmp_path / "empty.csv", []))
+
+
 def arrivals_folder(tmp_path, arrivals, lifetimes):
     (tmp_path / "flav_map.txt").write_text("1,0.75 a\n2,3.5 g\n")
     seconds = [f"{300 * at} {at}" for at in range(13)]
