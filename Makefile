@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint browser wheel-test docs clean
+.PHONY: demo test lint browser wheel-test docs site clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -19,7 +19,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) install -e '.[test]'
+	$(PIP) install -e '.[test,docs]'
 	touch $@
 
 demo: $(VENV)/.run
@@ -53,6 +53,11 @@ wheel-test: $(VENV)/.test
 docs: $(VENV)/.run
 	$(BIN)/fleet columns --markdown > docs/columns.md
 	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/img/draw.py
+
+# The documentation as a site, in site/; it loads nothing from elsewhere.
+site: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) runs dist build
+	rm -rf $(VENV) runs dist build site

@@ -60,7 +60,7 @@ def _(mo):
 
 @app.cell
 def _(always):
-    from fleet.query import query
+    from fleet import query
 
     query(always, "SELECT event, reason, COUNT(*) AS n FROM events GROUP BY event, reason")
     return (query,)

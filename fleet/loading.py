@@ -60,10 +60,23 @@ def question(text: str) -> str:
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     """Read a built-in scenario or a file, apply overrides, and resolve it.
 
+    Parameters
+    ----------
+    name_or_path
+        As on the command line; `fleet scenarios` lists what is built in.
+    overrides
+        As of ``--set``: ``"hosts.thp.enabled=madvise"``.
+
     Raises
     ------
     ScenarioError
         With every problem found, each with its file or ``--set``, path, value and rule.
+
+    Examples
+    --------
+    >>> scenario = load("smoke", ["hosts.memory=32GiB", "run.duration=30min"])
+    >>> scenario.nr_hosts, scenario.nr_epochs, scenario.host_specs()[0].memory_pages
+    (4, 1, 8388608)
     """
     text, name, path = _read(name_or_path)
     origin = str(path) if path else name

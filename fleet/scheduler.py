@@ -94,7 +94,25 @@ class Backend(Protocol):
 
 
 class Options(NamedTuple):
-    """How a run is carried out; none of it changes a result."""
+    """How a run is carried out; none of it changes a result.
+
+    Attributes
+    ----------
+    inline
+        Compute in this process, without Ray.
+    workers
+        Worker processes; one a core if left out.
+    hosts_per_actor
+        Hosts that share a worker's actor; hosts / workers if left out.
+    address
+        ``HOST:PORT`` of a Ray cluster, or ``auto``; an embedded Ray if left out.
+    overwrite, resume
+        What to do with a run that is there: delete it, or continue it.
+    checkpoint_epochs
+        Epochs between checkpoints; 0 for none.
+    metrics_port
+        Where an embedded Ray serves metrics to Prometheus.
+    """
 
     inline: bool = False
     workers: int | None = None
@@ -102,8 +120,8 @@ class Options(NamedTuple):
     address: str | None = None
     overwrite: bool = False
     resume: bool = False
-    checkpoint_epochs: int = 24  # 0: none
-    metrics_port: int | None = None  # where an embedded Ray exports metrics
+    checkpoint_epochs: int = 24
+    metrics_port: int | None = None
 
 
 def run(
@@ -117,10 +135,16 @@ def run(
 
     Parameters
     ----------
+    scenario
+        As `fleet.load` returns it.
     out
         A path or a URI of `fleet.store`.
-    options, on_epoch, make_backend
-        How to run it, what to call after every epoch, and who computes.
+    options
+        How to run it; an embedded Ray with a worker a core if left out.
+    on_epoch
+        Called after every epoch with a `Progress`.
+    make_backend
+        Who computes, for tests.
 
     Raises
     ------
@@ -132,6 +156,14 @@ def run(
         The Ray cluster cannot be reached or used, or workers die again and again.
     InvariantError
         A host's state is inconsistent.
+
+    Examples
+    --------
+    >>> from fleet import Options, load, run
+    >>> few = ["hosts.count=1", "run.duration=1h", "vms.scale=0.0001", "mmu.enabled=false"]
+    >>> record = run(load("smoke", few), "runs/few", Options(inline=True))
+    >>> record["status"], record["tally"]["start"] > 0
+    ('complete', True)
     """
     options = options or Options()
     costs = Costs()

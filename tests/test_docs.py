@@ -2,9 +2,6 @@
 
 import importlib.util
 import re
-import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -81,41 +78,6 @@ def test_every_simplification_is_listed_in_the_model_document(module, number):
     assert (ROOT / "docs" / "model.md").read_text().count(module) >= number
 
 
-def fleet_lines(text):
-    """Return the fleet commands of a document, comments and continuations resolved."""
-    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
-    for block in blocks:
-        joined = re.sub(r"\n {4,}(?=[A-Z]{2,} |AVG)", " ", block)
-        for line in joined.splitlines():
-            if re.match(r" +fleet ", line):
-                yield line.split("#")[0].split(">")[0].strip()
-    yield from re.findall(r"`(fleet [^`]+)`", text)
-
-
-@pytest.fixture(scope="module")
-def help_of():
-    cache = {}
-
-    def get(command):
-        if command not in cache:
-            argv = [sys.executable, "-m", "fleet", *command, "--help"]
-            done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
-            cache[command] = done.stdout
-        return cache[command]
-
-    return get
-
-
-@pytest.mark.parametrize("line", sorted(set(fleet_lines(README))))
-def test_commands_of_the_readme_exist(line, help_of):
-    _, command, *arguments = shlex.split(line)
-    assert re.search(rf"^  {command} ", help_of(()), re.MULTILINE)
-    options = [word.split("=")[0] for word in arguments if word.startswith("--")]
-    sub_command = arguments[0] if command == "trace" else None
-    text = help_of(tuple(filter(None, (command, sub_command)))) if options else ""
-    assert [option for option in options if option not in text] == []
-
-
 def test_dependencies_of_the_readme_are_those_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split("[<>=]", name)[0] for name in project["dependencies"]}
@@ -134,4 +96,5 @@ def test_scenario_opens_with_its_question_and_how_long_it_runs(name):
 def test_links_of_the_documents_lead_somewhere():
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+            made = target == "tutorial.md"  # from tutorial.py, by docs/site_hooks.py
+            assert made or (document.parent / target).exists(), f"{document.name}: {target}"
