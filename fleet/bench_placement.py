@@ -1,4 +1,4 @@
-"""How fast hosts are chosen: the trace of `fleet.bench_trace`, placed without memory."""
+"""How fast hosts are chosen: the trace of `fleet.bench_workload`, placed without memory."""
 
 import time
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from fleet.bench_trace import HOST_PAGES, HOST_VCPUS, MAX_LIFE_DAYS, churn_trace, first_vms
+from fleet.bench_workload import HOST_PAGES, HOST_VCPUS, MAX_LIFE_DAYS, churn_trace, first_vms
 from fleet.claims import Claim, Found, at_least, same
 from fleet.pack import warm_up
 from fleet.placement import Kind, Placer

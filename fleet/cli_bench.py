@@ -37,6 +37,7 @@ BENCHES: Final = {
     "guest": Bench("fleet.bench_guest:guest", "What a guest costs: resident state, faults."),
     "mmu": Bench("fleet.bench_mmu:mmu", "TLBs and nested walks, beside a C++ twin."),
     "placement": Bench("fleet.bench_placement:placement", "VMs placed a second."),
+    "trace": Bench("fleet.bench_trace:trace", "The trace of 100,000 VMs that others replay."),
     "determinism": Bench("fleet.bench:determinism", "The same bytes for any number of workers."),
     "cluster": Bench("fleet.bench_cluster:cluster", "The same bytes on three nodes, one cut off."),
     "migration": Bench("fleet.bench_migration:migration", "A host drained: what VMs go through."),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fleet.bench_placement import FIRST_FIT, judge, measure
-from fleet.bench_trace import churn_trace
+from fleet.bench_workload import churn_trace
 from hostsim.core.units import NS_PER_DAY
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.placement import NEVER, ReferencePlacer
 
-from fleet.bench_trace import churn_trace
+from fleet.bench_workload import churn_trace
 from fleet.placement import DEFAULT_TUNING, Kind, Placer, Tuning, expected_ends
 from fleet.policies import POLICIES
 from fleet.pool import GROUP_HOSTS, NO_HOST, NO_VM, Gauges
