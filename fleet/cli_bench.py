@@ -38,6 +38,8 @@ BENCHES: Final = {
     "mmu": Bench("fleet.bench_mmu:mmu", "TLBs and nested walks, beside a C++ twin."),
     "placement": Bench("fleet.bench_placement:placement", "VMs placed a second."),
     "trace": Bench("fleet.bench_trace:trace", "The trace of 100,000 VMs that others replay."),
+    "buddy": Bench("fleet.bench_buddy:buddy", "Allocations and frees on a host 90 % full."),
+    "boot": Bench("fleet.bench_boot:boot", "A VM of 16 GiB boots and ends."),
     "determinism": Bench("fleet.bench:determinism", "The same bytes for any number of workers."),
     "cluster": Bench("fleet.bench_cluster:cluster", "The same bytes on three nodes, one cut off."),
     "migration": Bench("fleet.bench_migration:migration", "A host drained: what VMs go through."),
