@@ -78,7 +78,7 @@ class Measured(NamedTuple):
 
 
 def measure(case: Case, memory_pages: int, seed: int = 0) -> Measured:
-    """Fill a host, exchange blocks, give all back, and validate the state in between and at the end.
+    """Fill a host, exchange blocks, give all back, and validate the state.
 
     Raises
     ------

@@ -65,19 +65,20 @@ def _memory_bytes(pid: int) -> int:
     return 0
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_of_process(pid: int) -> float:
+    """Return the CPU time of a process."""
     stat = _stat(pid)
     return sum(map(int, stat[11:15])) / _TICKS_PER_S if stat else 0.0
 
 
 def usage_of_process(pid: int) -> Usage:
     """Return what one process uses, its ended children's CPU time included."""
-    return Usage(_cpu_s(pid), _memory_bytes(pid))
+    return Usage(cpu_of_process(pid), _memory_bytes(pid))
 
 
 def cpu_of_tree() -> float:
     """Return the CPU time of this process and everything it started; memory is slow to look at."""
-    return sum(map(_cpu_s, process_tree(os.getpid())))
+    return sum(map(cpu_of_process, process_tree(os.getpid())))
 
 
 def usage_of_tree(root: int | None = None) -> Usage:
