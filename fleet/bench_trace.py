@@ -10,8 +10,8 @@ from fleet.bench_placement import FIRST_FIT, placed
 from fleet.bench_workload import GIB_SHIFT, HOST_PAGES, HOST_VCPUS, churn_trace, first_vms
 from fleet.claims import Claim, Found, at_most, same
 from fleet.loading import build, load
-from fleet.query import scan
 from fleet.rundir import open_run
+from fleet.scan import scan
 from fleet.scheduler import Options, run
 from fleet.trace import write_trace
 from hostsim.core.units import NS_PER_HOUR, format_bytes
@@ -46,7 +46,9 @@ class Simulated(NamedTuple):
         return here and self.started == self.ended + self.running
 
 
-def simulate(nr_vms: int, nr_hosts: int, options: Options, drawn_vms: int) -> Simulated:
+def simulate(
+    nr_vms: int, nr_hosts: int, options: Options, drawn_vms: int, *overrides: str
+) -> Simulated:
     """Run the first VMs of the trace on hosts with all mechanisms, until the last has arrived.
 
     A host has 8 GiB more than it offers, for its kernel and QEMU.
@@ -69,6 +71,7 @@ def simulate(nr_vms: int, nr_hosts: int, options: Options, drawn_vms: int) -> Si
                 "placement.policy=first-fit",
                 "placement.vcpu_overcommit=1.0",
                 "placement.memory_overcommit=1.0",
+                *overrides,
             ],
         )
         out = Path(name) / "run"
