@@ -337,6 +337,12 @@ def report(context: typer.Context) -> None:
     _forward(context, "fleet.cli_report", "report")
 
 
+@app.command("map", context_settings=_FORWARD)
+def map_host(context: typer.Context) -> None:
+    """Draw what each 2 MiB of a host's physical memory holds, at one time or several."""
+    _forward(context, "fleet.cli_map", "map_host")
+
+
 @app.command(context_settings=_FORWARD)
 def cpus(context: typer.Context) -> None:
     """List the CPUs whose translation hardware can be simulated."""

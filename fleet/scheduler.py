@@ -6,7 +6,7 @@ Rows of one epoch are written while the shards compute the next.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -91,6 +91,19 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End."""
+
+
+class RowSink(Protocol):
+    """Who takes the rows."""
+
+    def rewind(self, nr_epochs: int) -> None:
+        """Keep the rows of the first epochs only."""
+
+    def write(self, epoch: int, tables: Tables) -> None:
+        """Take the rows of an epoch."""
+
+    def finish(self) -> None:
+        """End: there are no more."""
 
 
 class Options(NamedTuple):
@@ -210,7 +223,10 @@ def _attempt(
             record["execution"]["backend"] = backend.name
             record["execution"]["shards"] = len(backend.host_ids)
             record["execution"]["nodes"] = backend.nodes
-            driver = _Driver(scenario, trace, backend, lock, record, costs, options)
+            attempt = record["execution"]["attempt"]
+            per_part = scenario.hosts_per_part
+            sink = Sink(lock.store, scenario.nr_hosts, per_part, attempt, lock.check)
+            driver = Driver(scenario, trace, backend, sink, costs, options, lock)
             record["tally"] = driver.run(_watches(scenario, backend, on_epoch))
             costs.look(backend.remote_usage, force=True)
             record["execution"]["mmu"] = sampling_record(backend.sampling())
@@ -315,38 +331,42 @@ def _by_host(events: NDArray[np.int64]) -> NDArray[np.int64]:
     return events[np.argsort(events[:, _EVENT["host_id"]], kind="stable")]
 
 
-class _Driver:
-    """The epoch loop."""
+class Driver:
+    """The epoch loop.
+
+    Parameters
+    ----------
+    sink
+        Takes the rows.
+    lock
+        Of the place where checkpoints lie; without one there are none.
+    """
 
     def __init__(
         self,
         scenario: Scenario,
         trace: Trace,
         backend: Backend,
-        lock: Lock,
-        record: dict[str, Any],
+        sink: RowSink,
         costs: Costs,
         options: Options,
+        lock: Lock | None = None,
     ) -> None:
-        self.scenario, self.trace, self.backend, self.store = scenario, trace, backend, lock.store
-        self.costs, self.options = costs, options
+        self.scenario, self.trace, self.backend, self.sink = scenario, trace, backend, sink
+        self.costs, self.options, self.lock = costs, options, lock
         self.placer: Placer = make_placer(scenario, trace)
         self.operations = Operations(scenario, trace)
         self.placed = self._state()  # before the epoch planned last
         self.tally = dict.fromkeys(EVENT_NAMES, 0)
-        attempt = record["execution"]["attempt"]
-        self.lock = lock
-        nr_hosts, per_part = scenario.nr_hosts, scenario.hosts_per_part
-        self.sink = Sink(self.store, nr_hosts, per_part, attempt, lock.check)
 
-    def run(self, watches: list[Watch]) -> dict[str, int]:
-        """Run all epochs that are left; return how many VMs did what."""
+    def run(self, watches: Sequence[Watch], nr_epochs: int | None = None) -> dict[str, int]:
+        """Run all epochs that are left, or the first so many; return how many VMs did what."""
         scenario = self.scenario
-        first = self._resume()
+        first, last = self._resume(), nr_epochs or self.scenario.nr_epochs
         unwritten: tuple[int, Tables] | None = None
         begin_s = time.perf_counter()
         plan, orders = self._place(first)
-        for epoch in range(first, scenario.nr_epochs):
+        for epoch in range(first, last):
             t0_ns, t1_ns = scenario.epoch_bounds_ns(epoch)
             self._submit(epoch, plan, orders)
             if unwritten:
@@ -369,10 +389,10 @@ class _Driver:
             plan, orders = ahead
             unwritten = (epoch, tables)
             every = self.options.checkpoint_epochs
-            if every and (epoch + 1) % every == 0 and epoch + 1 < scenario.nr_epochs:
+            if self.lock and every and (epoch + 1) % every == 0 and epoch + 1 < scenario.nr_epochs:
                 self.sink.write(*unwritten)
                 unwritten = None
-                self._checkpoint(epoch + 1)
+                self._checkpoint(self.lock, epoch + 1)
             self.costs.simulated_ns += t1_ns - t0_ns
             self.costs.look(self.backend.remote_usage)
             self.costs.advance_s = time.perf_counter() - begin_s
@@ -486,17 +506,19 @@ class _Driver:
         vms = np.searchsorted(self.trace.vm_id, killed[:, _EVENT["vm_id"]])
         return cast(NDArray[np.int64], vms), killed[:, _EVENT["host_id"]]
 
-    def _checkpoint(self, epoch: int) -> None:
-        self.lock.check()
+    def _checkpoint(self, lock: Lock, epoch: int) -> None:
+        lock.check()
         states = self.backend.save()
         load = checkpoint.write(
-            self.store, self.scenario, epoch, self.placed, dict(self.tally), states
+            lock.store, self.scenario, epoch, self.placed, dict(self.tally), states
         )
         self.backend.begin_journal(epoch, load)
 
     def _resume(self) -> int:
         """Take up the last checkpoint if asked to; return the epoch to run next."""
-        found = checkpoint.latest(self.store, self.scenario) if self.options.resume else None
+        found = None
+        if self.lock and self.options.resume:
+            found = checkpoint.latest(self.lock.store, self.scenario)
         if found is None:
             self.sink.rewind(0)
             return 0

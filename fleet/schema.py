@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fleet.view_columns import VIEW_COLUMNS, VIEW_DOCS
@@ -77,6 +78,18 @@ def _array(table: str, column: Column, values: NDArray[np.int64]) -> pa.Array:
     if column.dtype == "label":
         return pa.DictionaryArray.from_arrays(pa.array(narrow), pa.array(column.labels))
     return pa.array(narrow)
+
+
+def rows_of(table: str, found: pa.Table) -> NDArray[np.int64]:
+    """Return rows in declared column order: what `arrow_table` was made from."""
+    columns = TABLES[table]
+    rows = np.empty((found.num_rows, len(columns)), np.int64)
+    for index, column in enumerate(columns):
+        values = found.column(column.name)
+        if column.dtype == "label":
+            values = pc.index_in(values.cast(pa.string()), pa.array(column.labels))
+        rows[:, index] = values.to_numpy()
+    return rows
 
 
 RELATIONS = TABLES | VIEW_COLUMNS  # what a query can name
