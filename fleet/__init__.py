@@ -1,7 +1,7 @@
 """Many hosts: scenarios, traces, placement, shards on Ray, results.
 
-``from fleet import load, run, compare, query`` is the Python interface; each is imported on first
-use, so that the command line starts at once.
+``from fleet import load, run, sweep, compare, query`` is the Python interface; each is imported
+on first use, so that the command line starts at once.
 """
 
 from importlib import import_module
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from fleet.scheduler import Options, run
     from fleet.sql import query
     from fleet.summary import summarise
+    from fleet.sweeping import sweep
 
-__all__ = ["Options", "Scenario", "compare", "load", "query", "run", "summarise"]
+__all__ = ["Options", "Scenario", "compare", "load", "query", "run", "summarise", "sweep"]
 
 _HOME = {
     "Options": "fleet.scheduler",
@@ -25,6 +26,7 @@ _HOME = {
     "query": "fleet.sql",
     "run": "fleet.scheduler",
     "summarise": "fleet.summary",
+    "sweep": "fleet.sweeping",
 }
 
 

@@ -45,6 +45,7 @@ _LOG = logging.getLogger(__name__)
 START_ATTEMPTS = 2  # starting a local Ray has a hard time-out that a loaded machine can miss
 OBJECT_STORE_BYTES = 256 << 20  # rows of an epoch pass through it: 45 MB for 10,000 hosts
 LOOK_EVERY_S = 0.2  # between two looks at whether the workers on this machine still live
+LOOK_AT_FILES_S = 1.0  # between two looks at how far runs are that report nothing
 HOSTS_PER_CALL = 16  # whose states are on the way at once, a shard
 RARE_COLLECTIONS = 50_000, 20, 20  # a worker makes next to no cycles, and has many objects
 MAX_LOSSES = 3  # of one shard in one epoch: what kills it will do so again
@@ -401,3 +402,45 @@ def _reason(error: Exception) -> str:
     lines = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
     in_creation = "creation task" in lines[0] and len(lines) > 1
     return f"{lines[0]} {lines[-1]}" if in_creation else lines[0]
+
+
+def run_each(
+    function: Callable[..., None], arguments: list[tuple[Any, ...]], workers: int | None
+) -> Iterator[None]:
+    """Call a function with each of some arguments, a worker process each; yields now and then.
+
+    A call whose worker died is made again: the function must be able to go on where it was.
+
+    Raises
+    ------
+    WorkerError
+        Workers die again and again, or Ray does not start.
+    """
+    ours = start(min(workers or nr_cores(), len(arguments)), None)
+    try:
+        call: Any = ray.remote(num_cpus=1, max_retries=0)(_one_call)
+        running = {call.remote(function, *args): index for index, args in enumerate(arguments)}
+        losses: Counter[int] = Counter()
+        while running:
+            yield
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_AT_FILES_S)
+            for reference in ready:
+                index = running.pop(reference)
+                try:
+                    _answer(reference)
+                except ray.exceptions.RayError as error:
+                    losses[index] += 1
+                    if losses[index] > MAX_LOSSES:
+                        text = f"a worker died {MAX_LOSSES + 1} times: {_reason(error)}"
+                        raise WorkerError(f"{text} (fewer --workers need less memory)") from None
+                    _LOG.warning("a worker died (%s): its run goes on", _reason(error))
+                    running[call.remote(function, *arguments[index])] = index
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _one_call(function: Callable[..., None], *args: Any) -> None:
+    gc.set_threshold(*RARE_COLLECTIONS)
+    function(*args)

@@ -249,6 +249,12 @@ def scenarios() -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def sweep(context: typer.Context) -> None:
+    """Run a scenario over a grid of fields and seeds, and compare the arms."""
+    _forward(context, "fleet.cli_compare", "sweep")
+
+
+@app.command(context_settings=_FORWARD)
 def compare(context: typer.Context) -> None:
     """Print differences between runs of the same arrivals, with intervals and verdicts."""
     _forward(context, "fleet.cli_compare", "compare")

@@ -52,6 +52,15 @@ class Progress(NamedTuple):
     recoveries: int  # workers that were lost and brought back
 
 
+class SweepProgress(NamedTuple):
+    """Where a sweep stands."""
+
+    runs: int  # done
+    nr_runs: int
+    epochs: int  # done, of all runs
+    nr_epochs: int
+
+
 Watch = Callable[[Progress], None]  # called after every epoch
 
 

@@ -5,10 +5,10 @@ Silent unless stderr is a terminal.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fleet.live import Live, Progress, Watch
+from fleet.live import Live, Progress, SweepProgress, Watch
 from hostsim.core.units import format_duration
 
 
@@ -61,3 +61,31 @@ def shown(title: str) -> Iterator[Watch | None]:
             line.plain = live_text(progress.live)
 
         yield on_epoch
+
+
+@contextmanager
+def sweep_shown(title: str) -> Iterator[Callable[[SweepProgress], None] | None]:
+    """Show a bar while a sweep advances; yields what it is to call, or None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[runs]} runs, epoch {task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(title, total=1, runs="0")
+
+        def watch(progress: SweepProgress) -> None:
+            runs = f"{progress.runs}/{progress.nr_runs}"
+            bar.update(task, total=progress.nr_epochs, completed=progress.epochs, runs=runs)
+
+        yield watch

@@ -16,7 +16,7 @@ RUN_FILE = "run.json"
 MANIFEST_FILE = "_manifest.json"
 CHECKPOINTS = "_checkpoints"
 FORMAT = "hugefleet run"
-_UNBORN = (LOCK_FILE, f".{RUN_FILE}.new", f".{LOCK_FILE}.new")  # what a run has before run.json
+UNBORN = (LOCK_FILE, f".{RUN_FILE}.new", f".{LOCK_FILE}.new")  # what a run has before run.json
 _PACKAGES = ("hugefleet", "numba", "numpy", "polars", "pyarrow", "ray")
 
 
@@ -62,7 +62,7 @@ def claim(store: Store, overwrite: bool, resume: bool) -> None:
     if store.exists(""):
         raise ScenarioError([Problem(place, "is a file; it stays untouched")])
     found = store.names()
-    if set(found) - set(_UNBORN) and not is_run(store):
+    if set(found) - set(UNBORN) and not is_run(store):
         message = "exists and is not a run directory; it stays untouched"
         raise ScenarioError([Problem(place, message, "choose another --out")])
     if not found and resume:
