@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.captured import captured_hosts, with_captured
 from fleet.placement import Placer, Tuning
 from fleet.pool import MAX_PAGES, MAX_VCPUS
 from fleet.scenario import HostGroup, Scenario
@@ -28,7 +29,7 @@ def open_demand(scenario: Scenario) -> Trace:
     problems = [*_oversold(scenario), *_beyond(scenario)]
     if problems:
         raise ScenarioError(problems)
-    trace = _trace(scenario)
+    trace = with_captured(scenario, _trace(scenario))
     problems = list(_misfits(scenario, trace))
     if problems:
         raise ScenarioError(problems)
@@ -126,7 +127,7 @@ def _misfits(scenario: Scenario, trace: Trace) -> Iterator[Problem]:
             "leave them out of the trace",
         )
     rooms = [offered(scenario, group) for group in scenario.groups]
-    fits = np.zeros(trace.nr_vms, np.bool_)
+    fits = np.arange(trace.nr_vms) < len(captured_hosts(scenario))
     for vcpus, pages in rooms:
         fits |= (trace.vcpus <= vcpus) & (trace.memory_pages <= pages)
     if not scenario.placement.reject_oversized or not fits[here].any():
@@ -169,4 +170,5 @@ def make_placer(scenario: Scenario, trace: Trace) -> Placer:
         section.memory_overcommit,
         Tuning(scenario.seed, section.choices, section.lifetime_error),
         np.array([spec.nr_nodes for spec in specs], np.int64),
+        captured_hosts(scenario),
     )

@@ -4,7 +4,7 @@ Here the two meet: a guest decides what it touches and releases, the host faults
 A node knows no Ray and no other node.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -44,8 +44,9 @@ from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, MIGRATION_COLUMNS, REASON_NAMES
 from hostsim.core.units import NS_PER_HOUR
 from hostsim.core.vm_columns import VM_COLUMNS
-from hostsim.host import PROCESS_TABLE_FULL, Host, births_per_tick
+from hostsim.host import PROCESS_TABLE_FULL, Host, adopt_vm, births_per_tick
 from hostsim.mm.mm_types import N_LRU_FIRST, NIL, NR_LRU_LISTS
+from hostsim.mm.state_spec import VmSpec
 from hostsim.spec import HostSpec
 
 STOP = 0  # kinds of commands; those of one time come in this order
@@ -54,6 +55,7 @@ RESTART = 2  # start of a VM that was killed
 REBOOT = 3  # the host has failed; nothing else happens on it in that epoch
 REBOOT_EMPTY = 4  # the host is empty and boots anew
 _NOTHING: NDArray[np.int64] = np.zeros(0, np.int64)
+NO_VMS: Mapping[int, VmSpec] = {}
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
 
@@ -91,6 +93,8 @@ class Node:
         Step of guest and kernel memory, and of the rows of ``hosts``.
     vm_rows_ns
         Step of the rows of ``vms``.
+    captured
+        VMs by number that run on the host at the start, with memory that is in use in its state.
     """
 
     def __init__(
@@ -101,7 +105,9 @@ class Node:
         seed: int,
         tick_ns: int,
         vm_rows_ns: int,
+        captured: Mapping[int, VmSpec] = NO_VMS,
     ) -> None:
+        self._captured = captured
         self.host = Host(spec, host_id, seed)
         self.guest_spec = guests
         self._guests_key = guests_key(seed)
@@ -281,6 +287,7 @@ class Node:
     ) -> None:
         """Start a VM and let it boot, and touch all that it has by now if it ran before."""
         spec, row, layout = self.guest_spec, self.new_row(), self.layout(pages, vcpus)
+        had = self._captured.get(vm_id) if event == "start" else None
         self.row_of[vm_id] = row
         self.states[row] = Guest.boot(layout)
         fill_guest(self.guests[row], vm_id, pages, vcpus, self.states[row].address, t_ns, age_ns)
@@ -294,7 +301,7 @@ class Node:
             row,
             self._profiles,
             self._shares,
-            touched_share(spec, self._guests_key, vm_id),
+            had.rss_pages / pages if had else touched_share(spec, self._guests_key, vm_id),
             boot_footprint(spec, pages),
             layout.touched,
             self._guests_key,
@@ -308,6 +315,8 @@ class Node:
             if self.guests[row, G_MM] == NIL:
                 raise InvariantError(PROCESS_TABLE_FULL)
             self.kill(t_ns)
+        elif had:
+            adopt_vm(self.host.mem, int(self.guests[row, G_MM]), had, spec.overhead_pages)
         if age_ns == 0:
             self.finish_starts(t_ns)
 

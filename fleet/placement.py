@@ -78,6 +78,7 @@ class Tuning(NamedTuple):
 
 
 DEFAULT_TUNING = Tuning()
+NOT_PINNED: I64 = np.zeros(0, np.int64)
 
 
 class EpochPlan(NamedTuple):
@@ -248,6 +249,8 @@ class Placer:
         What some policies take besides.
     host_nodes : array
         NUMA nodes of every host; None: one each.
+    pinned : array
+        Hosts of the first VMs, which run there at the start whatever the host offers.
 
     Raises
     ------
@@ -265,6 +268,7 @@ class Placer:
         memory_overcommit: float = 1.0,
         tuning: Tuning = DEFAULT_TUNING,
         host_nodes: I64 | None = None,
+        pinned: I64 = NOT_PINNED,
     ) -> None:
         self._policy = find_policy(policy)
         if host_vcpus.size == 0 or host_vcpus.size != host_pages.size:
@@ -275,7 +279,7 @@ class Placer:
         check_overcommit(vcpu_overcommit, memory_overcommit)
         check_tuning(tuning)
         self.trace = trace
-        self._choices = tuning.choices
+        self._choices, self._pinned = tuning.choices, pinned
         self.pool = make_pool(
             _offered(host_vcpus, vcpu_overcommit, MAX_VCPUS),
             _offered(host_pages, memory_overcommit, MAX_PAGES),
@@ -333,7 +337,10 @@ class Placer:
             raise ValueError(f"epoch [{t0_ns}, {t1_ns}) ns is empty")
         if self._next[2] and t0_ns != self._t_ns:
             raise ValueError(f"epoch starts at {t0_ns} ns, the last one ended at {self._t_ns} ns")
-        first_vm, next_departure = int(self._next[0]), int(self._next[1])
+        pinned = NOT_PINNED if self._next[2] else self._pinned
+        for vm, host in enumerate(pinned):
+            self.put(vm, int(host))
+        first_vm, next_departure = max(int(self._next[0]), len(pinned)), int(self._next[1])
         last_vm = int(np.searchsorted(self._req.start_ns, t1_ns, "left"))
         last_departure = int(np.searchsorted(self._departure_ns, t1_ns, "left"))
         out = _plan_buffer(last_vm - first_vm, last_departure - next_departure)
@@ -354,7 +361,8 @@ class Placer:
         self._next[0] = last_vm
         self._next[2] = 1
         self._t_ns = t1_ns
-        return _plan_of(out, int(counts[0]), int(counts[1]))
+        plan = _plan_of(out, int(counts[0]), int(counts[1]))
+        return plan if not len(pinned) else _with_starts(plan, pinned, t0_ns)
 
     def kill(self, vms: I64) -> None:
         """Free the room of VMs that died and drop their departures.
@@ -464,6 +472,19 @@ def _plan_of(out: PlanBuffer, nr_commands: int, nr_rejected: int) -> EpochPlan:
             out.rejected[:nr_rejected].copy(),
             out.rejected_t_ns[:nr_rejected].copy(),
             out.reject_reason[:nr_rejected].copy(),
+        )
+    )
+
+
+def _with_starts(plan: EpochPlan, hosts: I64, t_ns: int) -> EpochPlan:
+    """Return a plan in which the first VMs start on their hosts."""
+    nr = len(hosts)
+    return sorted_plan(
+        plan._replace(
+            t_ns=np.concatenate([np.full(nr, t_ns, np.int64), plan.t_ns]),
+            host_id=np.concatenate([hosts.astype(np.int32), plan.host_id]),
+            kind=np.concatenate([np.full(nr, _START, np.int8), plan.kind]),
+            vm=np.concatenate([np.arange(nr), plan.vm]),
         )
     )
 

@@ -27,9 +27,9 @@ from hostsim.mm.cost import (
     DEFAULT_NS,
     NAMES,
 )
-from hostsim.mm.mm_types import MAX_NUMNODES, NR_TYPES, ZONE_NAMES, ZONE_NORMAL
+from hostsim.mm.mm_types import MAX_NUMNODES, MIGRATE_MOVABLE, NR_TYPES, ZONE_NAMES, ZONE_NORMAL
 from hostsim.mm.snapshot import pages_of
-from hostsim.mm.state_spec import StateSpec, ZoneSpec
+from hostsim.mm.state_spec import StateSpec, VmSpec, ZoneSpec
 
 BY_TYPE: Final = ("unmovable", "movable", "reclaimable", "high_atomic")  # by migratetype
 NO_BLOCKS: Final = " ".join(["0"] * NR_PAGE_ORDERS)
@@ -96,6 +96,12 @@ class ZoneSection(Section):
         return sum(_numbers(self.pageblocks))
 
     @property
+    def full_pageblocks(self) -> int:
+        """Movable pageblocks that can hold huge pages in use: wholly used ones, at most."""
+        free = sum(nr << order for order, nr in enumerate(_numbers(self.movable)))
+        return max(_numbers(self.pageblocks)[MIGRATE_MOVABLE] - -(-free >> PAGEBLOCK_ORDER), 0)
+
+    @property
     def free_pages(self) -> int:
         """Pages in free blocks of all types."""
         rows = [_numbers(getattr(self, name)) for name in BY_TYPE]
@@ -130,6 +136,32 @@ class ZoneSection(Section):
         )
 
 
+class CapturedVmSection(Section):
+    """``[[hosts.snapshot.vms]]``: a VM that ran on the host, and runs there at the start."""
+
+    vcpus: Count
+    """vCPUs that it was given."""
+    memory: Pages
+    """Memory that it was given."""
+    rss: Pages
+    """Memory that its process had, QEMU's own included."""
+    huge: Pages
+    """Of that, in huge pages."""
+
+    @model_validator(mode="after")
+    def _huge_is_part_of_it(self) -> "CapturedVmSection":
+        if self.huge > self.rss:
+            raise ValueError(
+                f"huge {pages_text(self.huge)} is more than rss {pages_text(self.rss)}"
+            )
+        return self
+
+    def spec(self) -> VmSpec:
+        """Return the VM as plain numbers."""
+        rss, huge = (min(pages, self.memory) for pages in (self.rss, self.huge))
+        return VmSpec(self.vcpus, self.memory, rss, huge)
+
+
 class SnapshotSection(Section):
     """``[hosts.snapshot]``: the memory that hosts start with, as it was on a real host.
 
@@ -145,6 +177,8 @@ class SnapshotSection(Section):
     """Whether free memory by migratetype was known, or a rule divided it."""
     zones: Annotated[tuple[ZoneSection, ...], Field(min_length=1, strict=False)]
     """Zones with memory."""
+    vms: Annotated[tuple[CapturedVmSection, ...], Field(strict=False)] = ()
+    """VMs whose size was known; memory of others is in use until the host reboots."""
 
     @model_validator(mode="after")
     def _whole_nodes(self) -> "SnapshotSection":
@@ -168,13 +202,21 @@ class SnapshotSection(Section):
 
     @property
     def used_pages(self) -> int:
-        """Memory that is neither free nor on per-CPU lists."""
-        return self.memory_pages - sum(zone.free_pages + zone.per_cpu for zone in self.zones)
+        """Memory that is neither free, nor on per-CPU lists, nor a known VM's."""
+        free = sum(zone.free_pages + zone.per_cpu for zone in self.zones)
+        of_vms = sum(vm.spec().rss_pages for vm in self.vms)
+        return max(self.memory_pages - free - of_vms, 0)
 
     def spec(self) -> StateSpec:
         """Return the state as plain numbers."""
         zones = sorted(self.zones, key=lambda zone: zone.row)
-        return StateSpec(self.nr_nodes, tuple(zone.spec() for zone in zones))
+        room = [zone.full_pageblocks for zone in zones]
+        huge = sum(vm.huge for vm in self.vms) >> PAGEBLOCK_ORDER
+        specs = [
+            zone.spec()._replace(keep_full=min(-(-huge * here // max(sum(room), 1)), here))
+            for zone, here in zip(zones, room, strict=True)
+        ]
+        return StateSpec(self.nr_nodes, tuple(specs), tuple(vm.spec() for vm in self.vms))
 
 
 Cost = Annotated[int, Field(ge=1, le=1_000_000_000)]  # nanoseconds

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.captured import captured_on
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage, usage_of_samplers
 from fleet.node import START, Commands, Node
@@ -121,6 +122,7 @@ class Shard:
         self._sampled = usage_of_samplers()
         scenario = plan.scenario
         specs = scenario.host_specs()
+        captured = captured_on(scenario, plan.host_ids)
         self.nodes = [
             make_node(
                 specs[host_id],
@@ -129,8 +131,9 @@ class Shard:
                 scenario.seed,
                 scenario.tick_ns,
                 scenario.vm_rows_ns,
+                vms,
             )
-            for host_id in plan.host_ids
+            for host_id, vms in zip(plan.host_ids, captured, strict=True)
         ]
         gc.freeze()  # what is there by now stays: no collection need look at it
 

@@ -16,6 +16,7 @@ from fleet.scenario_state import BY_TYPE, SnapshotSection
 from fleet.sections import GIB_PAGES, MIB_PAGES, pages_text
 from fleet.snapshot_file import HostSnapshot
 from fleet.snapshot_text import PageTypes, Place, parse_buddyinfo, parse_pagetypeinfo
+from guestsim.guest import MIN_PAGES
 from hostsim.core.errors import Problem, ScenarioError
 from hostsim.core.units import (
     HPAGE_PMD_NR,
@@ -193,7 +194,22 @@ def section_of(snapshot: HostSnapshot, source: str) -> dict[str, Any]:
         "vcpus": snapshot.nr_cpus,
         "types_known": bool(snapshot.pagetypeinfo),
         "zones": rows,
+        "vms": list(_vms(snapshot)),
     }
+
+
+def _vms(snapshot: HostSnapshot) -> Iterator[dict[str, Any]]:
+    """Yield the VMs whose size is known and that a guest's kernel can run in."""
+    for process in snapshot.processes:
+        pages = (process.memory_mib or 0) * MIB_PAGES
+        if process.vcpus and pages >= MIN_PAGES:
+            huge_kb = min(process.anon_huge_kb or 0, process.rss_kb)
+            yield {
+                "vcpus": process.vcpus,
+                "memory": pages_text(pages),
+                "rss": pages_text(process.rss_kb >> KB_SHIFT),
+                "huge": pages_text(huge_kb >> KB_SHIFT),
+            }
 
 
 def embed(host: dict[str, Any], snapshot: HostSnapshot, source: str) -> None:

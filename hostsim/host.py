@@ -20,12 +20,14 @@ from hostsim.core.units import (
 )
 from hostsim.ept import guest_access
 from hostsim.home_node import choose_home
+from hostsim.mm.adopt import adopt, begin_adoption
 from hostsim.mm.cost import NR_COSTS
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_slot import khugepaged_enter
 from hostsim.mm.mm_types import (
     MM_EPT_FLAGS,
+    MM_RAM_PAGES,
     MM_VCPUS,
     MM_VM,
     MM_WINDOWS,
@@ -56,7 +58,7 @@ from hostsim.mm.slab import (
 )
 from hostsim.mm.snapshot import memory_of_host, set_marks
 from hostsim.mm.state import max_swap_slots, restore_parts, used_parts
-from hostsim.mm.state_spec import StateSpec
+from hostsim.mm.state_spec import StateSpec, VmSpec
 from hostsim.mm.swapfile import swapon
 from hostsim.mm.tunables import T_PCP_6_12
 from hostsim.mm.turn import TURN_WINDOWS
@@ -370,6 +372,14 @@ class Host:
     def windows_of(self, mm: int) -> int:
         """Return the 2 MiB windows of a process's address space."""
         return int(self.mem.mm[mm, MM_WINDOWS])
+
+
+def adopt_vm(mem: Memory, mm: int, vm: VmSpec, own_pages: int) -> None:
+    """Give a VM's process what it had of the memory in use, small pages of QEMU's own first."""
+    begin_adoption(mem)
+    own = min(own_pages, vm.rss_pages - vm.huge_pages)
+    adopt(mem, mm, int(own_first_page(int(mem.mm[mm, MM_RAM_PAGES]))), own, 0)
+    adopt(mem, mm, 0, vm.rss_pages - own, vm.huge_pages)
 
 
 def births_per_tick(spec: HostSpec, tick_ns: int) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ class FakeNode:
 
     kill_every = 50
 
-    def __init__(self, spec, guests, host_id, seed, tick_ns, vm_rows_ns):
+    def __init__(self, spec, guests, host_id, seed, tick_ns, vm_rows_ns, captured=()):
         self.spec, self.host_id, self.tick_ns, self.vm_rows_ns = spec, host_id, tick_ns, vm_rows_ns
         self.vms = {}
         self.starts = self.ends = 0

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     BENCH = 11
     LIFETIME_ERROR = 12  # of the lifetimes a scheduler predicts
     FAILURE = 13  # when a host breaks down
+    CAPTURED = 14  # how long VMs of a snapshot still run
 
 
 def stream(seed: int, consumer: Stream, host_id: int = 0, vm_id: int = 0) -> np.random.Generator:

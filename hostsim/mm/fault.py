@@ -128,7 +128,7 @@ def thp_eligible(mem: Memory, mm: int, window: int) -> bool:
 
 
 @hot_kernel
-def _map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
+def map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
     """Map a fresh huge page by the window's PMD."""
     set_window(mem, mm, window, huge_word(pb))
     mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
@@ -200,7 +200,7 @@ def _fault_empty_window(
                     charge(mem, C_FAULT, 1)
                     charge(mem, C_CLEAR_PAGE, 1)
                     return FAULT_OK
-                _map_huge(mem, mm, window, pb)
+                map_huge(mem, mm, window, pb)
                 if not whole:
                     clear_huge(mem, pb)
                 mem.vmstat[PGFAULT] += 1

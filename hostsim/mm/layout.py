@@ -8,8 +8,9 @@ a run of order k, the others become two runs of order k each.  A state of a real
 The rule: pageblocks of a zone from its start, the types Unmovable, Reclaimable, Movable, HighAtomic
 in turn; of a type's pageblocks first those without free memory, then those with small free blocks,
 then whole free ones.  Small blocks are spread thinly, one of an order a pageblock until every
-pageblock has one.  If the types do not fit one after the other, whole free pageblocks of all types
-stand beside pageblocks that are not free, and order-10 blocks last.
+pageblock has one; pageblocks known to hold huge pages get none while the others suffice.  If the
+types do not fit one after the other, whole free pageblocks of all types stand beside pageblocks
+that are not free, and order-10 blocks last.
 """
 
 import functools
@@ -67,6 +68,7 @@ class ZoneState(NamedTuple):
 
     free: NDArray[np.int64]  # (types, 11) free blocks
     pageblocks: NDArray[np.int64]  # (types,)
+    keep_full: int = 0  # movable pageblocks that hold huge pages
 
 
 class Plan(NamedTuple):
@@ -100,11 +102,17 @@ def pageblocks_needed(blocks: NDArray[np.int64]) -> int:
     return least
 
 
-def spread(blocks: NDArray[np.int64], nr: int) -> NDArray[np.int64]:
+def spread(blocks: NDArray[np.int64], nr: int, keep_full: int = 0) -> NDArray[np.int64]:
     """Return how many small blocks of each order each of ``nr`` pageblocks gets, thinly.
 
-    The blocks fit in (`fits_in`).
+    The blocks fit in (`fits_in`); the last ``keep_full`` pageblocks get none, or as many of them as
+    is possible.
     """
+    if keep_full:
+        some = max(nr - keep_full, min(pageblocks_needed(blocks), nr))
+        return np.concatenate(
+            [spread(blocks, some), np.zeros((nr - some, NR_SMALL_ORDERS), np.int64)]
+        )
     out = np.zeros((nr, NR_SMALL_ORDERS), np.int64)
     runs: NDArray[np.int64] = np.ones(nr, np.int64)
     for order in range(NR_SMALL_ORDERS - 1, -1, -1):
@@ -144,7 +152,8 @@ def _type_after_type(state: ZoneState) -> Plan | None:
         rest = rest[plan.holds[rest] == USED]
         if not fits_in(free, len(rest)):
             return None
-        plan.blocks[rest] = spread(free, len(rest))
+        keep_full = state.keep_full if migratetype == MIGRATE_MOVABLE else 0
+        plan.blocks[rest] = spread(free, len(rest), keep_full)
         at = end
     return plan
 
@@ -209,7 +218,8 @@ def _side_by_side(state: ZoneState, borrow: bool) -> Plan:
         used_places, used_at = used_at[:nr_used], used_at[nr_used:]
         plan.holds[ten_places] = np.tile([TEN, TEN_TAIL], tens)
         plan.holds[nine_places] = NINE
-        plan.blocks[used_places] = spread(state.free[t], nr_used)
+        keep_full = state.keep_full if t == MIGRATE_MOVABLE else 0
+        plan.blocks[used_places] = spread(state.free[t], nr_used, keep_full)
         places = np.concatenate([ten_places, nine_places, used_places])
         plan.on_type[places] = t
         plan.label[places] = labels[t]
@@ -230,15 +240,14 @@ def plan_zone(state: ZoneState, borrow: bool) -> Plan:
     ValueError
         No arrangement of pageblocks has these counts.
     """
-    key = (state.free.tobytes(), state.pageblocks.tobytes())
-    return _plan_zone(*key, borrow)
+    return _plan_zone(state.free.tobytes(), state.pageblocks.tobytes(), state.keep_full, borrow)
 
 
 @functools.lru_cache(maxsize=16)
-def _plan_zone(free: bytes, pageblocks: bytes, borrow: bool) -> Plan:
+def _plan_zone(free: bytes, pageblocks: bytes, keep_full: int, borrow: bool) -> Plan:
     """Return the same plan for every host of a group."""
     by_type = np.frombuffer(free, np.int64).reshape(NR_TYPES, NR_PAGE_ORDERS)
-    state = ZoneState(by_type, np.frombuffer(pageblocks, np.int64))
+    state = ZoneState(by_type, np.frombuffer(pageblocks, np.int64), keep_full)
     return _type_after_type(state) or _side_by_side(state, borrow)
 
 

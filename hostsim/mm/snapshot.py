@@ -200,7 +200,9 @@ def _plans(zones: dict[int, ZoneState], borrow: bool) -> Iterator[tuple[int, Pla
 
 def _zone_states(state: StateSpec) -> dict[int, ZoneState]:
     return {
-        zone.zone: ZoneState(np.array(zone.free, np.int64), np.array(zone.pageblocks, np.int64))
+        zone.zone: ZoneState(
+            np.array(zone.free, np.int64), np.array(zone.pageblocks, np.int64), zone.keep_full
+        )
         for zone in state.zones
     }
 

@@ -12,10 +12,21 @@ class ZoneSpec(NamedTuple):
     managed_pages: int
     pcp_pages: int  # on the per-CPU lists
     marks: tuple[int, ...] = ()  # min, low, high; none: unknown
+    keep_full: int = 0  # movable pageblocks that hold huge pages: no free block lies in them
+
+
+class VmSpec(NamedTuple):
+    """A VM that ran; what it had is in use in the zones."""
+
+    vcpus: int
+    memory_pages: int
+    rss_pages: int
+    huge_pages: int  # of these, in huge pages
 
 
 class StateSpec(NamedTuple):
-    """All zones of a host."""
+    """All zones of a host, and the VMs on it."""
 
     nr_nodes: int
     zones: tuple[ZoneSpec, ...]
+    vms: tuple[VmSpec, ...] = ()

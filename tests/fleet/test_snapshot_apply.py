@@ -6,7 +6,7 @@ from test_snapshot_state import host  # noqa: F401  (a fixture)
 
 from fleet import scheduler
 from fleet.loading import load
-from fleet.query import query
+from fleet.sql import query
 from fleet.recordings import KERNELS
 from fleet.snapshot_apply import applied, compare, scenario_text, spec_of
 from fleet.snapshot_capture import capture

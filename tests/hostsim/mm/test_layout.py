@@ -181,6 +181,14 @@ def test_small_blocks_are_spread_thinly():
     assert plan.blocks[:, 3].tolist() == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(("keep_full", "used"), [(0, 4), (3, 2), (9, 2)])
+def test_pageblocks_of_huge_pages_stay_full_while_others_suffice(keep_full, used):
+    """Two of order 8 need two pageblocks; spread thinly, four single pages take four."""
+    wanted = state({"M": 5}, M8=2, M0=4)._replace(keep_full=keep_full)
+    plan = plan_zone(wanted, borrow=False)
+    assert int((plan.blocks.sum(axis=1) > 0).sum()) == used
+
+
 def test_free_pages_are_counted():
     mem = lay_memory({2: state({"M": 5, "U": 1}, M10=1, M9=1, M0=2, U4=1)}, "6.12", 1)
     assert mem.zone[2, Z_FREE] == 1024 + 512 + 2 + 16
