@@ -135,7 +135,7 @@ def _type_after_type(state: ZoneState) -> Plan | None:
         plan.label[at:end] = plan.on_type[at:end] = migratetype
         tens, nines = int(free[MAX_PAGE_ORDER]), int(free[PAGEBLOCK_ORDER])
         ten_at = (end & ~1) - 2 * tens
-        if ten_at < at:
+        if tens and ten_at < at:
             return None
         plan.holds[ten_at : ten_at + 2 * tens : 2] = TEN
         plan.holds[ten_at + 1 : ten_at + 2 * tens : 2] = TEN_TAIL
@@ -215,7 +215,7 @@ def _side_by_side(state: ZoneState, borrow: bool) -> Plan:
         ten_at += 2 * tens
         nine_places, nine_at = nine_at[:nines], nine_at[nines:]
         nr_used = len(labels[t]) - 2 * tens - nines
-        used_places, used_at = used_at[:nr_used], used_at[nr_used:]
+        used_places, used_at = used_at[:nr_used][::-1], used_at[nr_used:]
         plan.holds[ten_places] = np.tile([TEN, TEN_TAIL], tens)
         plan.holds[nine_places] = NINE
         keep_full = state.keep_full if t == MIGRATE_MOVABLE else 0

@@ -255,7 +255,8 @@ def _share_out_pcp(mem: Memory, zone: int, pages: int) -> None:
     for migratetype, share in PCP_SHARES[int(mem.tunables[T_PCP_6_12])].items():
         here = left if migratetype == MIGRATE_MOVABLE else pages * share // 16
         left -= here
-        fill_pcp(mem, zone, 0, migratetype, *_span(mem, zone), here)
+        if here > 0:
+            fill_pcp(mem, zone, 0, migratetype, *_span(mem, zone), here)
 
 
 def _reserve_unmanaged(mem: Memory, zone: int, types: tuple[int, ...]) -> None:

@@ -26,7 +26,7 @@ def scenario_of(*vms, **more):
     """Return a host without a snapshot, then two with these VMs."""
     snapshot = {"source": "h", "vcpus": 8, "types_known": True, "zones": [ZONE], "vms": list(vms)}
     host = {"vcpus": 8, "memory": "16GiB", "count": 2, "snapshot": snapshot}
-    host |= {"reserved": "8GiB"}
+    host |= {"reserved": "9GiB"}
     empty = {"vcpus": 8, "memory": "16GiB"}
     raw = {"hosts": [empty, host], "placement": {"reject_oversized": True}, **more}
     return build({"vms": {"scale": 0.0005}, **raw}, "x", "x")

@@ -6,11 +6,11 @@ from test_snapshot_state import host  # noqa: F401  (a fixture)
 
 from fleet import scheduler
 from fleet.loading import load
-from fleet.sql import query
 from fleet.recordings import KERNELS
 from fleet.snapshot_apply import applied, compare, scenario_text, spec_of
 from fleet.snapshot_capture import capture
 from fleet.snapshot_file import write_snapshot
+from fleet.sql import query
 from fleet.validate_snapshot import recorded_snapshots
 from hostsim.core.units import NS_PER_HOUR
 from hostsim.host import Host
@@ -111,5 +111,7 @@ def test_resumed_run_has_the_same_bytes(scenario_path, tmp_path, monkeypatch):
         scheduler.run(scenario, tmp_path / "b", scheduler.Options(**options), stop)
     (scenario_path.parent.parent / "host.json").unlink()
     scheduler.run(scenario, tmp_path / "b", scheduler.Options(**options, resume=True))
+    started = query(tmp_path / "a", "SELECT host_id, vm_id, t_ns FROM events WHERE vm_id < 2")
+    assert sorted(started.rows())[:2] == [(0, 0, 0), (1, 1, 0)]  # the VM of each snapshot
     columns = "SELECT * FROM hosts ORDER BY host_id, t_ns"
     assert query(tmp_path / "a", columns).equals(query(tmp_path / "b", columns))
