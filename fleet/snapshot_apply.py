@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from fleet.captured import captured_hosts
 from fleet.loading import build, builtin_names, builtin_text, load
 from fleet.scenario import Scenario, to_toml
 from fleet.snapshot_file import HostSnapshot, read_snapshot
@@ -135,6 +136,8 @@ def scenario_text(paths: Sequence[str], base: str, count: int, out: Path) -> tup
     raw.setdefault("placement", {})["reject_oversized"] = True
     resolved = _resolve(raw, paths, base)
     if before.vms.source == "azure-v1":
+        if len(captured_hosts(resolved)):
+            vms["standing"] = False  # who runs at the start is known
         share = min(a / b for a, b in zip(_offered(resolved), _offered(before), strict=True))
         vms["scale"] = float(f"{max(before.vms.scale * share, 1e-6):.3g}")
         resolved = _resolve(raw, paths, base)
@@ -175,10 +178,11 @@ def describe(paths: Sequence[str], scenario: Scenario) -> Iterator[str]:
     for path, group in zip(paths, scenario.groups, strict=True):
         spec = group.spec
         left = (spec.memory_pages - spec.reserved_pages) << PAGE_SHIFT
+        nr_vms = len(spec.state.vms) if spec.state else 0
         yield (
             f"{group.name}: {group.nr_hosts} hosts of {spec.vcpus} vCPUs and"
             f" {format_bytes(spec.memory_pages << PAGE_SHIFT)}, {format_bytes(left)} of it for VMs,"
-            f" kernel {spec.kernel} ({path})"
+            f" {nr_vms} of them running, kernel {spec.kernel} ({path})"
         )
 
 

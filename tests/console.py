@@ -79,7 +79,8 @@ def make_small(monkeypatch):
         few = [f"hosts[{group}].count=1" for group in range(groups)] if groups > 1 else [FEW_HOSTS]
         of_trace = 'source = "trace"' in text
         vms = ["hosts.memory=32GiB"] if of_trace else [FEW_VMS]
-        kept = [o for o in SMALL if not ("[[hosts.snapshot" in text and o.startswith("hosts."))]
+        as_captured = re.search(r"^snapshot = |^\[\[hosts.snapshot", text, re.MULTILINE)
+        kept = [o for o in SMALL if not (as_captured and o.startswith("hosts."))]
         stops = [] if "[[maintenance]]" not in text else ["maintenance[0].start=30min"]
         stops += [] if not stops else ["maintenance[0].duration=10min"]
         return load(name, [*overrides, *kept, *few, *vms, *stops])

@@ -15,6 +15,8 @@ NOT_RUN = {
     r"fleet .*--metrics-port": "needs ray[default]: seen by hand, deploy/README.md",
     r"fleet bench": "takes minutes: the table of docs/results.md",
     r"fleet validate": "takes minutes: tests/fleet/test_validate_*.py",
+    r"fleet run my-hosts": "depends on what the machine has free: test_snapshot_apply.py",
+    r"fleet compare runs/as-is": "of the runs that are not made here",
     r"fleet warmup": "compiles for a minute: tests/fleet/test_warmup.py",
     r"fleet largepages": "takes half a minute: tests/fleet/test_largepages.py",
     r"fleet trace import (azure|huawei)": "needs a download",
