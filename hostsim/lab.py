@@ -183,6 +183,8 @@ class Host(host.Host):
         done = self.apply(ops, len(ops))
         while done < len(ops):
             killed = self._kill()
+            if killed == NIL:
+                break  # nobody is left who could touch anything
             ops[ops[:, host.OP_MM] == killed, host.OP_MM] = NIL
             done = self.apply(ops, len(ops), done)
         settle(self.mem)

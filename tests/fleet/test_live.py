@@ -40,6 +40,8 @@ def test_last_figures_of_a_run_are_those_of_its_summary(small, tmp_path):
     found, live = summarise(tmp_path / "r"), seen[-1].live
     now = found["at_end"]
     assert [p.epoch for p in seen] == list(range(1, seen[-1].nr_epochs + 1))
+    assert seen[0].host_hours_per_core_s > 0  # the first epoch is looked at
+    assert seen[0].peak_memory_bytes > 0
     assert live.vms == found["vms"]["running"]
     assert live.empty_hosts == found["fleet"]["empty_hosts"]
     assert live.huge_coverage_ratio == pytest.approx(now["huge_coverage_ratio"], abs=1e-6)

@@ -65,6 +65,15 @@ def test_a_host_too_small_kills_the_largest_vm():
     host.check()
 
 
+def test_one_page_every_so_far_is_touched_and_given_back():
+    host = Host("256MiB", enabled="never")
+    vm = host.boot_vm("64MiB")
+    vm.touch("1MiB", at="8MiB", every="64KiB")
+    assert vm.rss_bytes == 16 * PAGE_BYTES
+    vm.discard("512KiB", at="8MiB", every="128KiB")
+    assert vm.rss_bytes == 12 * PAGE_BYTES
+
+
 def test_time_passes_by_waiting_and_by_work():
     host = Host("256MiB")
     begin_ns = host.now_ns
