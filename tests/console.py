@@ -15,7 +15,7 @@ from typing import NamedTuple
 import typer
 from typer.main import get_command
 
-from fleet import cli, loading, scheduler
+from fleet import cli, grid, loading, scheduler
 
 ROOT = Path(__file__).resolve().parents[1]
 # What makes any scenario cheap: small hosts, few VMs, an hour, no samples of translation.
@@ -90,7 +90,8 @@ def make_small(monkeypatch):
         small = scheduler.Options(inline=True, overwrite=wanted.overwrite, resume=wanted.resume)
         return run(scenario, out, small, *rest)
 
-    monkeypatch.setattr(loading, "load", load_small)
+    for module in (loading, grid):
+        monkeypatch.setattr(module, "load", load_small)
     monkeypatch.setattr(scheduler, "run", run_small)
 
 
