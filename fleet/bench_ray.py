@@ -35,6 +35,7 @@ class Measured(NamedTuple):
     between_s: float  # the driver between two epochs
     own_s: float  # processes of Ray itself
     all_s: float
+    samples_s: float  # of the whole run, samples of translation: each worker makes its own
 
     @property
     def idle_ratio(self) -> float:
@@ -60,7 +61,7 @@ class _Timer:
         self.whole.append((all_s, own_s))
         self._collected_s = time.thread_time()
 
-    def measured(self, begin_ratio: float = 0.25) -> Measured:
+    def measured(self, samples_s: float, begin_ratio: float = 0.25) -> Measured:
         first = max(1, int(len(self.epochs) * begin_ratio))
         shards = np.array(self.epochs)[first:]
         (all0_s, own0_s), (all1_s, own1_s) = self.whole[first - 1], self.whole[-1]
@@ -70,6 +71,7 @@ class _Timer:
             float(sum(self.between_s[first:])),
             own1_s - own0_s,
             all1_s - all0_s,
+            samples_s,
         )
 
 
@@ -121,9 +123,9 @@ def measure(scenario: Scenario, make: Callable[[Scenario], Any]) -> Measured:
         kept.append(make(scenario))
         return kept[0]
 
-    measured_run(scenario, Options(checkpoint_epochs=0), make_backend=made)
+    found = measured_run(scenario, Options(checkpoint_epochs=0), make_backend=made)
     timer: _Timer = kept[0].timer
-    return timer.measured()
+    return timer.measured(float(found.record["execution"]["mmu"]["cpu_s"]))
 
 
 def judge(inline: Sequence[Measured], ray: Sequence[Measured]) -> list[Claim]:
@@ -151,16 +153,17 @@ def ray(
       fleet bench ray --hosts 10 --hours 4 --pairs 1
     """
     scale = float(load("churn").document["vms"]["scale"]) / load("churn").nr_hosts * hosts
-    scenario = load(
-        "churn", [f"hosts.count={hosts}", f"run.duration={hours}h", f"vms.scale={scale:.6f}"]
-    )
+    fixed = [f"hosts.count={hosts}", f"run.duration={hours}h", f"vms.scale={scale:.6f}"]
     warm_up()
     jit_options.processes = 0  # a process with Ray's threads must not fork
     found: dict[str, list[Measured]] = {"inline": [], "ray": []}
-    for _ in range(pairs):
+    for pair in range(pairs):
+        scenario = load("churn", [*fixed, f"run.seed={pair}"])  # samples of a seed are remembered
         found["inline"].append(measure(scenario, _Inline))
         found["ray"].append(measure(scenario, _Ray))
-    lines = [f"{'':<8}{'shards':>9}{'slowest':>9}{'driver':>9}{'Ray':>9}{'all':>9}  CPU s"]
+    lines = [
+        f"{'':<8}{'shards':>9}{'slowest':>9}{'driver':>9}{'Ray':>9}{'all':>9}{'samples':>9}  CPU s"
+    ]
     lines += [
         f"{name:<8}" + "".join(f"{value:>9.2f}" for value in run)
         for name, runs in found.items()

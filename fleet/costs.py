@@ -19,6 +19,7 @@ class Costs:
 
     start_s: float = field(default_factory=time.perf_counter)
     advance_s: float = 0.0  # wall time between the first submit and the last collect
+    barrier_cpu_s: float = 0.0  # of the driver, while no shard computes
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     base_cpu_s: float = field(default_factory=lambda: usage_of_tree().cpu_s)
@@ -50,6 +51,7 @@ def cost_record(costs: Costs, nr_hosts: int) -> dict[str, float]:
     return {
         "wall_s": round(time.perf_counter() - costs.start_s, 3),
         "advance_wall_s": round(costs.advance_s, 3),
+        "barrier_cpu_s": round(costs.barrier_cpu_s, 3),
         "cpu_s": round(costs.cpu_s, 2),
         "peak_memory_bytes": costs.peak_memory_bytes,
         "host_hours": host_hours,

@@ -366,13 +366,17 @@ class Driver:
         unwritten: tuple[int, Tables] | None = None
         begin_s = time.perf_counter()
         plan, orders = self._place(first)
+        collected_s = time.thread_time()
         for epoch in range(first, last):
             t0_ns, t1_ns = scenario.epoch_bounds_ns(epoch)
             self._submit(epoch, plan, orders)
+            self.costs.barrier_cpu_s += time.thread_time() - collected_s
             if unwritten:
                 self.sink.write(*unwritten)
             ahead = self._place(epoch + 1)  # while the hosts run, as if they told nothing new
-            tables = in_host_order(self.backend.collect())
+            parts = self.backend.collect()
+            collected_s = time.thread_time()
+            tables = in_host_order(parts)
             own = [self._host_events(t0_ns, orders), self._rejects(plan), tables["events"]]
             tables["events"] = _by_host(np.concatenate(own))
             tables["fleet"] = fleet_row(tables["hosts"], self.placer.pool)

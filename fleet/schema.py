@@ -1,5 +1,6 @@
 """Result columns as Arrow schemas, Arrow tables and documentation."""
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,6 +30,7 @@ TABLE_DOCS = {
 }
 
 
+@functools.cache
 def arrow_schema(table: str) -> pa.Schema:
     """Return the schema of a table, with unit and sentence of every column."""
     fields = [

@@ -105,7 +105,7 @@ def test_waiting_is_what_the_slowest_shard_and_the_driver_leave():
         timer.submitted()
         timer.collected([1.0, 2.0], 4.0 * epoch, 0.1 * epoch)
     timer.between_s = [0.5] * 4
-    found = timer.measured()
+    found = timer.measured(0.0)
     assert found.shards_s == 9.0  # the first epoch is the beginning
     assert found.slowest_s == 6.0
     assert found.own_s == pytest.approx(0.3)
