@@ -280,13 +280,13 @@ def lines(
         f" {CHECKPOINT_EPOCHS} epochs) are written at {number(STORE_BYTES_PER_S, 'B')}/s;",
         "  cores as fast as these, as many VMs a GiB; no machine is lost",
         f"{hosts:,} hosts for {hours:,} h:",
-        f"  {'machines x cores':<18}{'wall':>9}{'start':>9}{'workers':>9}{'driver':>9}"
-        f"{'barriers':>10}{'checkp.':>9}{'CPU-h':>8}{'GiB each':>10}  bound by",
+        f"  {'machines x cores':<17}{'wall':>8}{'start':>8}{'workers':>9}{'driver':>8}"
+        f"{'barriers':>10}{'checkp.':>8}{'CPU-h':>8}{'GiB each':>10}  bound by",
     ]
     text += [
-        f"  {f'{row.machines} x {row.cores // row.machines}':<18}"
-        + "".join(f"{v:>8,.0f}s" for v in row[2:6])
-        + f"{row.barrier_s:>9,.0f}s{row.checkpoint_s:>8,.0f}s{row.cpu_hours:>8,.1f}"
+        f"  {f'{row.machines} x {row.cores // row.machines}':<17}"
+        f"{row.wall_s:>7,.0f}s{row.start_s:>7,.0f}s{row.compute_s:>8,.0f}s{row.driver_s:>7,.0f}s"
+        f"{row.barrier_s:>9,.0f}s{row.checkpoint_s:>7,.0f}s{row.cpu_hours:>8,.1f}"
         f"{row.gib_a_machine:>10,.1f}  {row.bound_by}"
         for row in rows
     ]
