@@ -368,3 +368,59 @@ def events(frame: pl.DataFrame, clock: Clock, palette: Palette) -> Drawing:
         .properties(height=200)
     )
     return Drawing(chart, frame)
+
+
+def by_arm(frame: pl.DataFrame, clock: Clock, title: str, unit: str, palette: Palette) -> Drawing:
+    """Draw a figure of several arms over time: rows of t, arm and value."""
+    arms = frame["arm"].unique(maintain_order=True).to_list()
+    colours = [palette.series[i % len(palette.series)] for i in range(len(arms))]
+    value = alt.Y("value:Q").title(title).scale(zero=True)
+    shown = [
+        alt.Tooltip("t:Q").title(TIMES[clock.unit]),
+        alt.Tooltip("arm:N").title("Arm"),
+        alt.Tooltip("value:Q").title(f"{title.partition(' (')[0]} ({unit})"),
+    ]
+    colour = alt.Color("arm:N").title(None).scale(domain=arms, range=colours)
+    colour = colour.legend(symbolType="stroke", symbolStrokeWidth=4, columns=1)
+    line = alt.Chart(_DATA).mark_line().encode(x=_time_axis(clock), y=value, color=colour)
+    points = (
+        alt.Chart(_DATA)
+        .mark_point(size=60, opacity=0.001)
+        .encode(x=_time_axis(clock), y=value, tooltip=shown)
+    )
+    return Drawing(alt.layer(line, points).properties(height=HEIGHT), frame)
+
+
+def differences(frame: pl.DataFrame, palette: Palette) -> Drawing:
+    """Draw differences with their intervals, in multiples of their margins; right is better.
+
+    Parameters
+    ----------
+    frame
+        Rows of figure, verdict, difference, low and high (null without an interval), as text.
+    """
+    verdicts = ["better", "worse", "no difference", "cannot tell"]
+    colours = [palette.series[i] for i in (2, 1, 6, 4)]
+    scale = alt.Scale(type="symlog", constant=1, nice=False)
+    title = "Worse < difference in margins > better"
+    colour = alt.Color("verdict:N").title(None).scale(domain=verdicts, range=colours)
+    base = alt.Chart(_DATA).encode(
+        y=alt.Y("figure:N").sort(frame["figure"].to_list()).title(None).axis(labelLimit=260),
+        color=colour,
+        tooltip=[
+            alt.Tooltip("figure:N").title("Figure"),
+            alt.Tooltip("as text:N").title("Difference"),
+            alt.Tooltip("verdict:N").title("Verdict"),
+        ],
+    )
+    x = alt.X("difference:Q").scale(scale).title(title).axis(values=[-100, -10, -1, 0, 1, 10, 100])
+    span = base.mark_rule(strokeWidth=5, opacity=0.45).encode(x=alt.X("low:Q"), x2="high:Q")
+    point = base.mark_point(filled=True, size=90, opacity=1).encode(x=x)
+    marks = [
+        alt.Chart(_DATA)
+        .mark_rule(strokeDash=[4, 3] if at else [1, 0], color=palette.muted)
+        .encode(x=alt.datum(at))
+        for at in (-1, 0, 1)
+    ]
+    height = max(ROW_HEIGHT // 2 * len(frame), 2 * ROW_HEIGHT)
+    return Drawing(alt.layer(*marks, span, point).properties(height=height), frame)

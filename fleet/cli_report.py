@@ -10,7 +10,9 @@ from hostsim.core.units import format_bytes
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="A run, several runs, or a sweep.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The page.")] = Path("report.html"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace -o even if it is no report.")
@@ -24,27 +26,29 @@ def report(
 ) -> None:
     """Write one self-contained page about a run: words, charts, worst hosts, how to run it again.
 
+    Several runs, or the directory of a sweep, are held against each other: differences with
+    intervals and verdicts, as fleet compare computes them.
+
     \b
     Examples:
       fleet report runs/churn-1 -o report.html
+      fleet report runs/always runs/never -o ab.html
       fleet report runs/churn-1 --plots plots --format svg
     """
     from fleet import report as pages
 
     begin_s = time.perf_counter()
-    found = [pages.read_run(place, f"r{index}") for index, place in enumerate(runs)]
-    for one in found:
+    found = pages.read_runs(runs)
+    for one in found.runs:
         status = one.run.record["status"]
         if status != "complete":
-            typer.echo(
-                f'warning: the status of {one.run.store} is "{status}"; its tables end early',
-                err=True,
-            )
+            message = f'the status of {one.run.store} is "{status}"; its tables end early'
+            typer.echo(f"warning: {message}", err=True)
     if plots is not None:
-        if len(found) > 1:
+        if len(found.runs) > 1:
             raise typer.BadParameter("--plots takes one run")
         formats = ("png", "svg") if format_ == "both" else (format_,)
-        for path in pages.write_plots(found[0], plots, formats):
+        for path in pages.write_plots(found.runs[0], plots, formats):
             typer.echo(path)
         return
     nr_bytes = pages.write_report(found, out, overwrite)

@@ -36,7 +36,7 @@ def as_text(found: Comparison, width: int) -> str:
         rows = [row for row in found.differences if row.arm == arm]
         if rows:
             lines += ["", f"{arm} against {found.baseline}"]
-            lines += [*_table(rows, width), *_words(found, rows)]
+            lines += [*_table(rows, width), *words(found, rows)]
     notes = [f"note: {note}" for note in found.notes]
     if found.pairing != "none" and any(r.verdict != "identical" for r in found.differences):
         more = f"~N more: so many more {found.pairing} would probably tell."
@@ -61,40 +61,41 @@ def _table(rows: list[Difference], width: int) -> list[str]:
     rows = [row for row in rows if row.verdict != "identical"]
     columns = {
         "figure": [f"{BY_NAME[row.effect].title}, {row.unit}" for row in rows],
-        "baseline": [_number(row.baseline_mean) for row in rows],
-        "arm": [_number(row.mean) for row in rows],
-        "difference": [_with_interval(row) for row in rows],
+        "baseline": [number(row.baseline_mean) for row in rows],
+        "arm": [number(row.mean) for row in rows],
+        "difference": [with_interval(row) for row in rows],
         "verdict": [verdict_text(row) for row in rows],
     }
     return [table_text(pl.DataFrame(columns), width)] if rows else []
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Return three digits: what is compared is seldom known better."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _with_interval(row: Difference) -> str:
+def with_interval(row: Difference) -> str:
+    """Return a difference with half its interval."""
     if row.difference is None:
         return "-"
     sign = "+" if row.difference > 0 else ""
-    half = "" if row.high is None else f" +- {_number(row.high - row.difference)}"
-    return f"{sign}{_number(row.difference)}{half}"
+    half = "" if row.high is None else f" +- {number(row.high - row.difference)}"
+    return f"{sign}{number(row.difference)}{half}"
 
 
 def verdict_text(row: Difference) -> str:
     """Return a verdict in a few words."""
     if row.verdict == "no_difference":
-        return f"none of {_number(row.margin)} or more"
+        return f"none of {number(row.margin)} or more"
     if row.verdict == "cannot_tell" and row.low is not None:
         more = "over 1000" if row.more_pairs is None else f"~{row.more_pairs}"
         return f"cannot tell ({more} more)"
     return _VERDICTS[row.verdict]
 
 
-def _words(found: Comparison, rows: list[Difference]) -> list[str]:
+def words(found: Comparison, rows: list[Difference]) -> list[str]:
     """Say what an arm gains and costs."""
     lines = []
     for verdict in ("better", "worse"):
@@ -111,10 +112,10 @@ def _words(found: Comparison, rows: list[Difference]) -> list[str]:
 def _said(found: Comparison, row: Difference) -> str:
     """Say one difference in units that people act on."""
     assert row.difference is not None
-    size = _number(abs(row.difference))
+    size = number(abs(row.difference))
     sign = "more" if row.difference > 0 else "less"
     if row.effect == "memory_used":
-        fleet = _number(abs(row.difference) * found.nr_hosts)
+        fleet = number(abs(row.difference) * found.nr_hosts)
         return f"{size} GiB of memory {sign} a host, {fleet} GiB over the fleet"
     if row.effect == "cycles_lost":
         return f"{size} % of run time {'lost' if row.difference > 0 else 'returned'}"

@@ -15,19 +15,22 @@ from typing import Any, Final, NamedTuple
 
 import vl_convert
 
-from fleet import charts, figures, report_words
+from fleet import charts, figures, report_ab, report_words
+from fleet.arms import Arm, is_sweep, open_arms
+from fleet.comparison import Comparison, compare
 from fleet.figures import Figure
 from fleet.loading import build
 from fleet.report_data import Frames, frames_of, rounded
 from fleet.rundir import RunDirectory, open_run
 from fleet.scenario import Scenario, to_toml
-from fleet.store import reported
+from fleet.store import Store, reported
 from fleet.summary import summarise
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.units import format_duration
 
 GENERATOR: Final = "hugefleet report"
 HEAD_BYTES: Final = 1024  # of a page, in which its generator stands
+MAX_WHOLE_RUNS: Final = 4  # with more, a page shows the comparison alone
 PLOT_WIDTH: Final = 760
 PLOT_PPI: Final = 144
 _LIBRARY: Final = "window.vegaEmbed = vegaEmbed;"
@@ -84,8 +87,34 @@ def read_run(place: str, key: str = "r0") -> Reported:
     return Reported(key, run, scenario, summarise(run.store), frames_of(run, scenario))
 
 
-def write_report(reports: list[Reported], out: Path, overwrite: bool = False) -> int:
-    """Write the page about runs; return its bytes.
+class Report(NamedTuple):
+    """All that a page is about."""
+
+    runs: list[Reported]
+    arms: list[Arm]  # where there is more than one run
+    comparison: Comparison | None
+
+
+def read_runs(places: list[str]) -> Report:
+    """Read a run, or several (or a sweep) and hold them against each other.
+
+    Raises
+    ------
+    ScenarioError
+        A place is no run, or the runs are not comparable.
+    ResultsError
+        A run has no rows yet, or a file is damaged.
+    """
+    if len(places) == 1 and not is_sweep(Store.of(places[0])):
+        return Report([read_run(places[0])], [], None)
+    arms = open_arms(places)
+    members = [member.place for arm in arms for member in arm.members.values()]
+    found = compare(places)
+    return Report([read_run(p, f"r{i}") for i, p in enumerate(members)], arms, found)
+
+
+def write_report(report: Report, out: Path, overwrite: bool = False) -> int:
+    """Write a page; return its bytes.
 
     Raises
     ------
@@ -95,7 +124,7 @@ def write_report(reports: list[Reported], out: Path, overwrite: bool = False) ->
         It cannot be written.
     """
     _may_write(out, overwrite)
-    page = _page(reports).encode()
+    page = _page(report).encode()
     write_file(out, page)
     return len(page)
 
@@ -149,13 +178,17 @@ def write_file(path: Path, content: bytes) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _page(reports: list[Reported]) -> str:
+def _page(report: Report) -> str:
     """Return the whole page."""
     specs: dict[str, Any] = {}
-    bodies = [_run(report, specs, many=len(reports) > 1) for report in reports]
-    first = reports[0]
+    many = len(report.runs) > 1
+    shown = report.runs if len(report.runs) <= MAX_WHOLE_RUNS else []
+    bodies = [_run(one, specs, many) for one in shown]
+    if report.comparison:
+        bodies.insert(0, _comparison(report, report.comparison, specs, bool(shown)))
+    first = report.runs[0]
     version = first.run.record["versions"].get("hugefleet", "")
-    title = " and ".join(report.title for report in reports)
+    title = _comparison_title(report.comparison) if report.comparison else first.title
     parts = files("fleet").joinpath("page")
     return Template(parts.joinpath("report.html").read_text(encoding="utf-8")).substitute(
         generator=GENERATOR,
@@ -166,9 +199,28 @@ def _page(reports: list[Reported]) -> str:
         footer=html.escape(f"Made by hugefleet {version}. This page loads nothing from elsewhere."),
         library=_library(),
         charts=_json(specs),
-        hosts=_json({report.key: report.frames.details for report in reports}),
+        hosts=_json({one.key: one.frames.details for one in shown}),
         script=parts.joinpath("report.js").read_text(encoding="utf-8"),
     )
+
+
+def _comparison_title(found: Comparison) -> str:
+    others = [arm for arm in found.arms if arm != found.baseline]
+    what = others[0] if len(others) == 1 else f"{len(others)} arms"
+    return f"{what} against {found.baseline}"
+
+
+def _comparison(report: Report, found: Comparison, specs: dict[str, Any], with_runs: bool) -> str:
+    """Return the section that holds runs against each other."""
+    runs = iter(report.runs)
+    frames = {arm.name: [next(runs).frames for _ in arm.members] for arm in report.arms}
+    body = report_ab.comparison_body(found, frames, specs)
+    if not with_runs:
+        body += (
+            f'<p class="caption">{len(report.runs)} runs: too many to show each of them here;'
+            " fleet report RUN shows one.</p>"
+        )
+    return _section("ab", "comparison", "Comparison", body, "long")
 
 
 def _json(content: object) -> str:

@@ -28,13 +28,24 @@ MORE = (
 )
 
 
+def run_eventful(place, *overrides):
+    overrides = (*TINY, *MORE, *overrides)
+    scenario = build(tomllib.loads(SMALL + EVENTS), "eventful", "eventful.toml", overrides)
+    scheduler.run(scenario, place, scheduler.Options(inline=True))
+    return place
+
+
 @pytest.fixture(scope="session")
 def eventful(tmp_path_factory):
     """Run real nodes on which VMs are rejected, killed and moved, and a host fails."""
-    place = tmp_path_factory.mktemp("runs") / "eventful"
-    scenario = build(tomllib.loads(SMALL + EVENTS), "eventful", "eventful.toml", (*TINY, *MORE))
-    scheduler.run(scenario, place, scheduler.Options(inline=True))
-    return place
+    return run_eventful(tmp_path_factory.mktemp("runs") / "eventful")
+
+
+@pytest.fixture(scope="session")
+def small_pages(tmp_path_factory):
+    """Run the same without huge pages on the hosts."""
+    place = tmp_path_factory.mktemp("runs") / "small-pages"
+    return run_eventful(place, "hosts.thp.enabled=never")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fleet import report, report_words
+from fleet.arms import Arm
 from fleet.cli import app
+from fleet.effects import BY_NAME
 from fleet.rundir import open_run
 from fleet.scan import scan
 from hostsim.core.errors import ResultsError, ScenarioError
@@ -36,8 +38,12 @@ def eventful_report(eventful):
 @pytest.fixture(scope="module")
 def page(eventful_report, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write_report([eventful_report], path)
+    report.write_report(alone(eventful_report), path)
     return path
+
+
+def alone(run):
+    return report.Report([run], [], None)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +211,7 @@ def test_page_prints_in_light_colours(browser, page):
 @needs_chromium
 def test_run_without_events_says_so_in_words(browser, eventless, tmp_path):
     path = tmp_path / "r.html"
-    report.write_report([report.read_run(str(eventless))], path)
+    report.write_report(report.read_runs([str(eventless)]), path)
     tab = Tab(browser, path)
     text = tab.evaluate("() => document.body.innerText")
     for words in (
@@ -360,7 +366,7 @@ def test_names_of_a_run_cannot_break_out_of_the_page(eventful_report, tmp_path):
     record = dict(eventful_report.run.record, name="</script><b>x</b>")
     run = eventful_report.run._replace(record=record)
     path = tmp_path / "r.html"
-    report.write_report([eventful_report._replace(run=run)], path)
+    report.write_report(alone(eventful_report._replace(run=run)), path)
     assert "</script><b>" not in path.read_text()
 
 
@@ -368,10 +374,10 @@ def test_only_a_report_is_written_over(eventful_report, tmp_path):
     path = tmp_path / "notes.html"
     path.write_text("my notes")
     with pytest.raises(ScenarioError, match="exists and is not a report; it stays untouched"):
-        report.write_report([eventful_report], path)
+        report.write_report(alone(eventful_report), path)
     assert path.read_text() == "my notes"
-    report.write_report([eventful_report], path, overwrite=True)
-    report.write_report([eventful_report], path)
+    report.write_report(alone(eventful_report), path, overwrite=True)
+    report.write_report(alone(eventful_report), path)
     assert "hugefleet report" in path.read_text()[:200]
 
 
@@ -381,7 +387,7 @@ def test_page_appears_whole_or_not_at_all(eventful_report, tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ResultsError, match=r"r\.html: cannot write: No space left"):
-        report.write_report([eventful_report], tmp_path / "r.html")
+        report.write_report(alone(eventful_report), tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -404,3 +410,87 @@ def test_run_without_rows_is_refused(eventful, tmp_path):
 def test_place_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ScenarioError, match="is not a run directory"):
         report.read_run(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def both(eventful, small_pages, tmp_path_factory):
+    """A page about two runs, and the comparison that it shows."""
+    path = tmp_path_factory.mktemp("both") / "both.html"
+    read = report.read_runs([str(eventful), str(small_pages)])
+    report.write_report(read, path)
+    return path, read.comparison
+
+
+@needs_chromium
+def test_two_runs_are_drawn_beside_each_other(browser, both):
+    tab = Tab(browser, both[0], width=390)
+    assert tab.said == []
+    assert tab.requests == [tab.url]
+    empty = tab.evaluate(
+        "() => [...document.querySelectorAll('.chart')].filter("
+        "c => !c.querySelector('svg .role-mark path, svg .role-mark line')).map(c => c.id)"
+    )
+    assert empty == []
+    assert tab.count(".chart[id^=ab-]") == 5  # differences, four curves
+    assert tab.count("section.run") == 2
+    assert tab.evaluate("() => document.documentElement.scrollWidth") == 390
+    tab.context.close()
+
+
+@needs_chromium
+def test_table_of_differences_is_that_of_compare(browser, both):
+    tab = Tab(browser, both[0])
+    rows = tab.evaluate(
+        "() => [...document.querySelectorAll('table.differences tbody tr')]"
+        ".map(r => [...r.cells].map(c => c.textContent))"
+    )
+    found = both[1].differences
+    assert [row[0] for row in rows] == [f"{BY_NAME[d.effect].title}, {d.unit}" for d in found]
+    coverage = rows[0]
+    assert coverage[1] == f"{found[0].baseline_mean:.3g}"
+    assert coverage[2] == "0"
+    assert (found[0].verdict, coverage[-1]) == ("worse", "worse")
+    tab.context.close()
+
+
+def test_differences_are_drawn_in_margins_with_better_to_the_right(both):
+    rows = embedded(both[0], "charts")["ab-differences-1"]["datasets"]["rows"]
+    drawn = {row["figure"]: row for row in rows}
+    by_effect = {d.effect: d for d in both[1].differences}
+    coverage, lost = by_effect["huge_coverage"], by_effect["cycles_lost"]
+    shown = drawn["huge coverage"]["difference"]
+    assert shown == pytest.approx(coverage.difference / coverage.margin, rel=1e-3)
+    assert drawn["run time lost"]["difference"] == pytest.approx(
+        -lost.difference / lost.margin, rel=1e-3
+    )
+    assert shown < 0
+    assert drawn["run time lost"]["difference"] < 0
+    for row in rows:
+        if row["low"] is not None:
+            assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_runs_that_are_not_comparable_are_refused_before_anything_is_written(
+    eventful, eventless, tmp_path
+):
+    out = tmp_path / "r.html"
+    with pytest.raises(ScenarioError, match=r"eventless: lasts 2h, .*eventful 3h"):
+        report.read_runs([str(eventful), str(eventless)])
+    done = CliRunner().invoke(app, ["report", str(eventful), str(eventless), "-o", str(out)])
+    assert done.exit_code != 0
+    assert not out.exists()
+
+
+def test_page_about_many_runs_shows_the_comparison_alone(both, eventful_report, tmp_path):
+    comparison = both[1]
+    run = eventful_report
+    runs = [run._replace(key=f"r{i}") for i in range(report.MAX_WHOLE_RUNS + 1)]
+    arms = [
+        Arm(name, dict.fromkeys(seeds))
+        for name, seeds in zip(comparison.arms, ((1, 2), (3, 4, 5)), strict=True)
+    ]
+    path = tmp_path / "r.html"
+    report.write_report(report.Report(runs, arms, comparison), path)
+    assert 'class="run' not in path.read_text()
+    assert "5 runs: too many to show each of them here" in path.read_text()
+    assert embedded(path, "hosts") == {}
