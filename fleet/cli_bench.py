@@ -45,6 +45,7 @@ BENCHES: Final = {
     "start": Bench("fleet.bench_start:start", "Time to the first simulated event."),
     "results": Bench("fleet.bench_results:results", "Values written, bytes a value."),
     "project": Bench("fleet.bench_project:project", "10,000 hosts for a week on larger clusters."),
+    "report": Bench("fleet.bench_report:report", "A report of 100 hosts, opened in Chromium."),
     "determinism": Bench("fleet.bench:determinism", "The same bytes for any number of workers."),
     "cluster": Bench("fleet.bench_cluster:cluster", "The same bytes on three nodes, one cut off."),
     "migration": Bench("fleet.bench_migration:migration", "A host drained: what VMs go through."),

@@ -18,11 +18,7 @@ _VERDICTS: Final = {
     "cannot_tell": "cannot tell",
 }
 _CLASSES: Final = {"better": "good", "worse": "poor", "cannot_tell": "fair"}
-_PAIRING: Final = {
-    "seeds": "The pairs are seeds: each brings other arrivals, the same in all arms.",
-    "hosts": "One seed: the pairs are hosts, on which the same VMs ran.",
-    "none": "One pair of runs, and VMs ran on other hosts in them: differences have no interval.",
-}
+_BY_SEED: Final = " The pairs are seeds: each brings other arrivals, the same in all arms."
 _CURVES: Final = (
     ("coverage", "host", "Huge coverage on the hosts", "Share of guest memory (%)"),
     ("coverage", "effective", "Huge in guest and host alike", "Share of guest memory (%)"),
@@ -55,7 +51,7 @@ def _introduction(found: Comparison) -> str:
     text = (
         f"{len(found.arms)} arms, of which {found.baseline} is the baseline; seed {seeds},"
         f" {found.nr_hosts:,} hosts for {format_duration(found.duration_ns)}."
-        f" {_PAIRING[found.pairing]}"
+        + (_BY_SEED if found.pairing == "seeds" else "")
     )
     notes = "".join(f'<p class="caption">Note: {html.escape(note)}.</p>' for note in found.notes)
     return f"<p>{html.escape(text)}</p>{notes}"
