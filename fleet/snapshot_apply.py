@@ -142,7 +142,7 @@ def scenario_text(paths: Sequence[str], base: str, count: int, out: Path) -> tup
         vms["scale"] = float(f"{max(before.vms.scale * share, 1e-6):.3g}")
         resolved = _resolve(raw, paths, base)
     head = [
-        f"# Question: how do {len(paths) * count} hosts fare that start as {', '.join(names)} did?",
+        f"# Question: how do hosts fare that start as {', '.join(names)} did?",
         f"# Demand and guests are those of {base}, scaled to what these hosts can still give.",
         "# Takes about as long a host as that one. Settings, reserved memory, vCPUs and kernel are",
         "# those of the snapshots: fleet show prints them, and a field set here overrides them.",
@@ -179,10 +179,11 @@ def describe(paths: Sequence[str], scenario: Scenario) -> Iterator[str]:
         spec = group.spec
         left = (spec.memory_pages - spec.reserved_pages) << PAGE_SHIFT
         nr_vms = len(spec.state.vms) if spec.state else 0
+        has = f"{spec.vcpus} vCPUs and {format_bytes(spec.memory_pages << PAGE_SHIFT)}"
         yield (
-            f"{group.name}: {group.nr_hosts} hosts of {spec.vcpus} vCPUs and"
-            f" {format_bytes(spec.memory_pages << PAGE_SHIFT)}, {format_bytes(left)} of it for VMs,"
-            f" {nr_vms} of them running, kernel {spec.kernel} ({path})"
+            f"{group.name}: {group.nr_hosts} host{'s' * (group.nr_hosts > 1)} of {has},"
+            f" {format_bytes(left)} of it for VMs, {nr_vms} of them running,"
+            f" kernel {spec.kernel} ({path})"
         )
 
 

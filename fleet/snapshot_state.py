@@ -125,13 +125,13 @@ def zone_counts(snapshot: HostSnapshot, place: str) -> dict[Place, ZoneState]:
     if not snapshot.pagetypeinfo and not snapshot.zones:
         message = "holds neither pagetypeinfo nor zoneinfo: the size of zones is unknown"
         raise ScenarioError([Problem(place, message)])
-    problems = list(_foreign(snapshot, place))
+    problems = list(machine_problems(snapshot, place))
     if problems:
         raise ScenarioError(problems)
     return known_zones(snapshot) if snapshot.pagetypeinfo else divided_zones(snapshot)
 
 
-def _foreign(snapshot: HostSnapshot, place: str) -> Iterator[Problem]:
+def machine_problems(snapshot: HostSnapshot, place: str) -> Iterator[Problem]:
     """Find what a machine has that the model does not."""
     for (node, name), counts in parse_buddyinfo(snapshot.buddyinfo).items():
         where = f"node {node}, zone {name}"

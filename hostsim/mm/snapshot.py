@@ -141,7 +141,9 @@ def memory_of_host(state: StateSpec, kernel: str, nr_cpus: int, overcommit: int)
         mem.zone[row.zone, Z_MANAGED] = row.managed_pages
     setup_watermarks(mem)
     for row in state.zones:
-        _share_out_pcp(mem, row.zone, row.pcp_pages)
+        left = _share_out_pcp(mem, row.zone, row.pcp_pages)
+        if left > 0:  # a type has too few pageblocks in use for its share
+            fill_pcp(mem, row.zone, 0, MIGRATE_MOVABLE, *_span(mem, row.zone), left)
         order = (MIGRATE_MOVABLE, MIGRATE_HIGHATOMIC, MIGRATE_RECLAIMABLE, MIGRATE_UNMOVABLE)
         _reserve_unmanaged(mem, row.zone, order)
         count_kernel_memory(mem, *_span(mem, row.zone))
@@ -249,14 +251,15 @@ def _span(mem: Memory, zone: int) -> tuple[int, int]:
     return first, end
 
 
-def _share_out_pcp(mem: Memory, zone: int, pages: int) -> None:
-    """Put single pages on a zone's per-CPU lists, each type's share."""
-    left = pages
+def _share_out_pcp(mem: Memory, zone: int, pages: int) -> int:
+    """Put single pages on a zone's per-CPU lists, each type's share; return what found no place."""
+    left, unplaced = pages, 0
     for migratetype, share in PCP_SHARES[int(mem.tunables[T_PCP_6_12])].items():
         here = left if migratetype == MIGRATE_MOVABLE else pages * share // 16
         left -= here
         if here > 0:
-            fill_pcp(mem, zone, 0, migratetype, *_span(mem, zone), here)
+            unplaced += int(fill_pcp(mem, zone, 0, migratetype, *_span(mem, zone), here))
+    return unplaced
 
 
 def _reserve_unmanaged(mem: Memory, zone: int, types: tuple[int, ...]) -> None:
@@ -319,8 +322,11 @@ def is_listed(mem: Memory, pb: int) -> bool:
 @kernel
 def fill_pcp(
     mem: Memory, zone: int, order: int, migratetype: int, first: int, end: int, nr: int
-) -> None:
-    """Move ``nr`` blocks in use since boot to the per-CPU list of an order and a type."""
+) -> int:
+    """Move ``nr`` blocks in use since boot to the per-CPU list of an order and a type.
+
+    Returns how many found no place.
+    """
     half = PAGEBLOCK_NR_PAGES // 2
     head = zone * NR_PCP_LISTS + list_index(order, migratetype, False)
     for i in range(end - first):
@@ -344,7 +350,8 @@ def fill_pcp(
                 push_tail(mem, head, pfn + used, here, 1 << order)
                 mem.zone[zone, PCP_COUNT] += here << order
         if nr == 0:
-            return
+            break
+    return nr
 
 
 def _forget_virgin(mem: Memory) -> None:
