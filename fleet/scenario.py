@@ -62,7 +62,7 @@ class RunSection(Section):
     """Ticks between two barriers, at which VMs are placed and moved."""
     vm_rows: Duration = NS_PER_HOUR
     """Time between two rows of a VM in the table vms, a multiple of the tick."""
-    hosts_per_part: Count = 256
+    hosts_per_part: Count = 1024
     """Hosts whose rows share a parquet file."""
 
     @model_validator(mode="after")

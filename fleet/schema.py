@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fleet.view_columns import VIEW_COLUMNS, VIEW_DOCS
@@ -32,15 +31,13 @@ TABLE_DOCS = {
 
 @functools.cache
 def arrow_schema(table: str) -> pa.Schema:
-    """Return the schema of a table, with unit and sentence of every column."""
+    """Return the schema of a table.
+
+    Units and sentences are not in it: in every part they took a quarter of its bytes, and a
+    reader of thousands of parts reads all of them.  ``fleet columns`` prints them.
+    """
     fields = [
-        pa.field(
-            column.name,
-            _TYPES[column.dtype],
-            nullable=False,
-            metadata={"unit": column.unit, "doc": column.doc, "source": column.source},
-        )
-        for column in TABLES[table]
+        pa.field(column.name, _TYPES[column.dtype], nullable=False) for column in TABLES[table]
     ]
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION), "table": table})
 
@@ -52,6 +49,11 @@ def dictionary_columns(table: str) -> list[str]:
         for column in TABLES[table]
         if column.kind in ("key", "label") or column.dtype != "int64"
     ]
+
+
+def has_labels(table: str) -> bool:
+    """Say whether a table has words as codes, which Arrow's own schema tells a reader."""
+    return any(column.kind == "label" for column in TABLES[table])
 
 
 def arrow_table(table: str, rows: NDArray[np.int64]) -> pa.Table:
@@ -84,6 +86,8 @@ def _array(table: str, column: Column, values: NDArray[np.int64]) -> pa.Array:
 
 def rows_of(table: str, found: pa.Table) -> NDArray[np.int64]:
     """Return rows in declared column order: what `arrow_table` was made from."""
+    import pyarrow.compute as pc  # slow to load, and readers of tables do not need it
+
     columns = TABLES[table]
     rows = np.empty((found.num_rows, len(columns)), np.int64)
     for index, column in enumerate(columns):

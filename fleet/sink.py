@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fleet.rundir import MANIFEST_FILE, part_path, read_manifest, write_json
-from fleet.schema import arrow_table, dictionary_columns
+from fleet.schema import arrow_table, dictionary_columns, has_labels
 from fleet.store import STAGING, Store
 from hostsim.core.stats import NODE_TABLES, SCHEMA_VERSION, TABLES
 
@@ -100,13 +100,16 @@ class Sink:
 
 def _parquet(table: str, rows: NDArray[np.int64]) -> bytes:
     """Return a part's bytes."""
+    content = arrow_table(table, rows)
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        arrow_table(table, rows),
+    with pq.ParquetWriter(
         sink,
+        content.schema,
         compression="zstd",
         compression_level=1,
         use_dictionary=dictionary_columns(table),
-        row_group_size=1 << 20,
-    )
+        store_schema=has_labels(table),
+    ) as writer:
+        writer.add_key_value_metadata(content.schema.metadata)
+        writer.write_table(content, row_group_size=1 << 20)
     return bytes(sink.getvalue())

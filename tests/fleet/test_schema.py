@@ -2,19 +2,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fleet.schema import arrow_schema, arrow_table
+from fleet.schema import RELATIONS, arrow_schema, arrow_table, markdown
 from hostsim.core.errors import InvariantError
 from hostsim.core.stats import EVENT_NAMES, SCHEMA_VERSION, TABLES
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_schema_carries_version_unit_and_sentence(table):
+def test_schema_carries_version_and_the_declared_columns(table):
     schema = arrow_schema(table)
     assert schema.metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
-    for column in TABLES[table]:
-        metadata = schema.field(column.name).metadata
-        assert metadata[b"unit"].decode() == column.unit
-        assert metadata[b"doc"].decode() == column.doc
+    assert schema.names == [column.name for column in TABLES[table]]
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_documentation_has_unit_and_sentence_of_every_column(relation):
+    text = markdown([relation])
+    for column in RELATIONS[relation]:
+        assert f"| {column.name} | {column.dtype} | {column.kind} | {column.unit} |" in text
+        assert column.doc in text
 
 
 def events(**changes):

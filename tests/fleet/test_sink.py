@@ -6,6 +6,7 @@ import pytest
 
 from fleet import store as store_module
 from fleet.rundir import FORMAT, open_run, part_path
+from fleet.schema import arrow_schema
 from fleet.sink import Sink
 from fleet.store import Store
 from hostsim.core.errors import ResultsError
@@ -36,6 +37,19 @@ def test_parts_are_cut_by_host_group_and_epoch(tmp_path):
         for group in range(3)
     ]
     assert groups == [[-1, 0, 1], [2], [4]]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_part_says_its_version_and_little_else(tmp_path, table):
+    sink = Sink(Store(tmp_path), nr_hosts=1, hosts_per_part=1, attempt=1)
+    sink.write(0, tables_of([0]))
+    path = tmp_path / part_path(table, 0, 0)
+    schema = pq.read_schema(path)
+    assert schema.metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
+    assert [(field.name, field.type) for field in schema] == [
+        (field.name, field.type) for field in arrow_schema(table)
+    ]
+    assert pq.read_metadata(path).serialized_size < 160 * len(schema) + 4096
 
 
 def test_staging_is_gone_at_the_end(tmp_path):
