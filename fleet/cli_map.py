@@ -35,7 +35,7 @@ def map_host(
     if at and every:
         raise typer.BadParameter("--at excludes --every")
     from fleet import map_picture, maps
-    from fleet.report import write_file
+    from fleet.report_files import write_file
 
     target = out or Path(f"map-{host}.png")
     kind = target.suffix.removeprefix(".")

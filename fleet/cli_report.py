@@ -17,6 +17,10 @@ def report(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace -o even if it is no report.")
     ] = False,
+    with_map: Annotated[
+        bool,
+        typer.Option("--map", help="Add a picture of the worst host's memory: some seconds more."),
+    ] = False,
     plots: Annotated[
         Path | None, typer.Option(help="Write each chart into this folder instead of a page.")
     ] = None,
@@ -36,6 +40,7 @@ def report(
       fleet report runs/churn-1 --plots plots --format svg
     """
     from fleet import report as pages
+    from fleet.report_files import write_plots
 
     begin_s = time.perf_counter()
     found = pages.read_runs(runs)
@@ -48,9 +53,11 @@ def report(
         if len(found.runs) > 1:
             raise typer.BadParameter("--plots takes one run")
         formats = ("png", "svg") if format_ == "both" else (format_,)
-        for path in pages.write_plots(found.runs[0], plots, formats):
+        for path in write_plots(found.runs[0].frames, plots, formats):
             typer.echo(path)
         return
+    if with_map:
+        found = pages.with_memory(found)
     nr_bytes = pages.write_report(found, out, overwrite)
     seconds = time.perf_counter() - begin_s
     typer.echo(f"{out}: {format_bytes(nr_bytes)} in {seconds:.1f} s")

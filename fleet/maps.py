@@ -15,6 +15,7 @@ from hostsim.core.units import format_duration, parse_duration_ns
 class Maps(NamedTuple):
     """What was found of a host."""
 
+    host_id: int
     title: str
     maps: list[MemoryMap]
     rerun: Rerun
@@ -53,7 +54,7 @@ def maps_of(place: str, host_id: int, at: str | None = None, every: str | None =
 
     ends = [scenario.epoch_bounds_ns(epoch)[1] for epoch in range(written)]
     proof = rerun(run, scenario, host_id, ends.index(max(times)) + 1, look)
-    return Maps(f"Host {host_id} of {name}, seed {run.record['seed']}", found, proof)
+    return Maps(host_id, f"Host {host_id} of {name}, seed {run.record['seed']}", found, proof)
 
 
 def _times(scenario: Scenario, written: int, at: str | None, every: str | None) -> set[int]:

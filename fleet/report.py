@@ -4,14 +4,14 @@ Nothing is loaded from elsewhere: the page carries the chart library, its style 
 its own rule (Content-Security-Policy) forbids every request.
 """
 
+import base64
 import functools
 import html
 import json
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import vl_convert
 
@@ -21,18 +21,18 @@ from fleet.comparison import Comparison, compare
 from fleet.figures import Figure
 from fleet.loading import build
 from fleet.report_data import Frames, frames_of, rounded
+from fleet.report_files import GENERATOR, may_write, write_file
 from fleet.rundir import RunDirectory, open_run
 from fleet.scenario import Scenario, to_toml
-from fleet.store import Store, reported
+from fleet.store import Store
 from fleet.summary import summarise
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.units import format_duration
 
-GENERATOR: Final = "hugefleet report"
-HEAD_BYTES: Final = 1024  # of a page, in which its generator stands
+if TYPE_CHECKING:
+    from fleet.maps import Maps
+
 MAX_WHOLE_RUNS: Final = 4  # with more, a page shows the comparison alone
-PLOT_WIDTH: Final = 760
-PLOT_PPI: Final = 144
 _LIBRARY: Final = "window.vegaEmbed = vegaEmbed;"
 _HOST_COLUMNS: Final = {
     "host_id": "Host",
@@ -44,6 +44,7 @@ _HOST_COLUMNS: Final = {
     "lost": "Lost to walks and stalls (vCPUs)",
     "killed": "VMs killed for memory",
 }
+_TEXTS: Final = ("class", "kind")  # columns of words
 _VM_COLUMNS: Final = {
     "vm": "VM",
     "class": "Class",
@@ -93,6 +94,29 @@ class Report(NamedTuple):
     runs: list[Reported]
     arms: list[Arm]  # where there is more than one run
     comparison: Comparison | None
+    memory: "Maps | None" = None  # of the worst host, where there is one run
+
+
+def with_memory(report: Report) -> Report:
+    """Compute the worst host of a run again, for a picture of its memory at the end.
+
+    Raises
+    ------
+    ScenarioError
+        There are several runs.
+    ResultsError
+        What is computed is not what was recorded.
+    """
+    from fleet.maps import maps_of  # loads the simulator
+
+    if report.comparison:
+        raise ScenarioError(
+            [Problem("--map", "takes one run", "fleet map draws any host's memory")]
+        )
+    (run,) = report.runs
+    if not run.frames.details:
+        return report
+    return report._replace(memory=maps_of(str(run.run.store), next(iter(run.frames.details))))
 
 
 def read_runs(places: list[str]) -> Report:
@@ -123,59 +147,10 @@ def write_report(report: Report, out: Path, overwrite: bool = False) -> int:
     ResultsError
         It cannot be written.
     """
-    _may_write(out, overwrite)
+    may_write(out, overwrite)
     page = _page(report).encode()
     write_file(out, page)
     return len(page)
-
-
-def write_plots(report: Reported, folder: Path, formats: Iterable[str]) -> list[Path]:
-    """Write each chart of a run to a file of its own; return those that are written."""
-    written = []
-    for figure in figures.figures(report.frames, charts.LIGHT):
-        if figure.drawing is None:
-            continue
-        spec = json.dumps(charts.spec(figure.drawing, charts.LIGHT, PLOT_WIDTH))
-        for kind in formats:
-            path = folder / f"{figure.name}.{kind}"
-            if kind == "svg":
-                content = vl_convert.vegalite_to_svg(spec).encode()
-            else:
-                content = vl_convert.vegalite_to_png(spec, ppi=PLOT_PPI)
-            write_file(path, content)
-            written.append(path)
-    return written
-
-
-def _may_write(out: Path, overwrite: bool) -> None:
-    """Refuse to write over what is no report."""
-    if overwrite or not out.exists():
-        return
-    head = b""
-    if out.is_file():
-        with reported(out, "read"), out.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    if f'content="{GENERATOR}'.encode() not in head:
-        message = "exists and is not a report; it stays untouched"
-        raise ScenarioError([Problem(f"-o {out}", message, "--overwrite replaces it")])
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises
-    ------
-    ResultsError
-        It cannot be written.
-    """
-    staged = path.with_name(f".{path.name}.new")
-    try:
-        with reported(path, "write"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_bytes(content)
-            staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _page(report: Report) -> str:
@@ -183,7 +158,7 @@ def _page(report: Report) -> str:
     specs: dict[str, Any] = {}
     many = len(report.runs) > 1
     shown = report.runs if len(report.runs) <= MAX_WHOLE_RUNS else []
-    bodies = [_run(one, specs, many) for one in shown]
+    bodies = [_run(one, specs, many, report.memory) for one in shown]
     if report.comparison:
         bodies.insert(0, _comparison(report, report.comparison, specs, bool(shown)))
     first = report.runs[0]
@@ -202,6 +177,22 @@ def _page(report: Report) -> str:
         hosts=_json({one.key: one.frames.details for one in shown}),
         script=parts.joinpath("report.js").read_text(encoding="utf-8"),
     )
+
+
+def _memory(found: "Maps") -> str:
+    """Return the section with the picture of a host's memory."""
+    from fleet import map_picture
+
+    picture = base64.b64encode(map_picture.rendered("png", found.maps, found.title, "")).decode()
+    counts = html.escape(map_picture.as_text(found.maps, found.title))
+    title = f"Memory of host {found.host_id} at the end"
+    body = (
+        '<p class="caption">Every cell is 2 MiB at its physical address. The host was computed'
+        f" again from the scenario; {found.rerun.rows:,} rows are equal to the recorded ones.</p>"
+        f'<figure class="scroll"><img alt="{title}" src="data:image/png;base64,{picture}"></figure>'
+        f"<details><summary>Counts</summary><pre>{counts}</pre></details>"
+    )
+    return _section("r0", "memory", title, body)
 
 
 def _comparison_title(found: Comparison) -> str:
@@ -242,12 +233,15 @@ def _subtitle(report: Reported) -> str:
     return f"{summary['hosts']:,} hosts, {time} of simulated time.{state}"
 
 
-def _run(report: Reported, specs: dict[str, Any], many: bool) -> str:
+def _run(report: Reported, specs: dict[str, Any], many: bool, memory: "Maps | None" = None) -> str:
     """Return the sections of one run, and put its charts among the specifications."""
     drawn = figures.figures(report.frames, charts.PAGE)
     said = report_words.sentences(report.summary, report.frames)
     names = [("words", "Summary"), *((figure.name, figure.title) for figure in drawn)]
-    names += [("hosts", "Worst hosts"), ("origin", "How this was made")]
+    names.append(("hosts", "Worst hosts"))
+    if memory:
+        names.append(("memory", "Memory"))
+    names.append(("origin", "How this was made"))
     links = " ".join(
         f'<a href="#{report.key}-{name}">{html.escape(title)}</a>' for name, title in names
     )
@@ -256,6 +250,7 @@ def _run(report: Reported, specs: dict[str, Any], many: bool) -> str:
         _section(report.key, "words", "Summary", _words(report.key, said)),
         *(_figure(report.key, figure, specs) for figure in drawn),
         _section(report.key, "hosts", "Worst hosts", _hosts(report, specs)),
+        _memory(memory) if memory else "",
         _section(report.key, "origin", "How this was made", _origin(report), "long"),
     ]
     if not many:
@@ -348,7 +343,10 @@ def _hosts(report: Reported, specs: dict[str, Any]) -> str:
 
 def _table(name: str, columns: dict[str, str]) -> str:
     """Return an empty table that the page fills."""
-    heads = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
+    heads = "".join(
+        f"<th{' class=text' if column in _TEXTS else ''}>{html.escape(title)}</th>"
+        for column, title in columns.items()
+    )
     return (
         f'<div class="scroll"><table class="{name}" data-columns="{",".join(columns)}">'
         f"<thead><tr>{heads}</tr></thead><tbody></tbody></table></div>"
@@ -377,9 +375,9 @@ def _origin(report: Reported) -> str:
     name = html.escape(f"{record['name']}.toml")
     return (
         f"<dl>{listed}</dl><h3>To run it again</h3>"
-        f"<p>Save the scenario below as {name}, and run:{html.escape(needs)} The same versions"
-        " give the same tables, byte for byte, with any number of workers.</p>"
+        f"<p>Save the scenario below as {name}.{html.escape(needs)} The same versions give the same"
+        " tables, byte for byte, with any number of workers.</p>"
         f"<pre>fleet run {name} --out again\nfleet report again -o report.html</pre>"
-        f'<details class="long" open><summary>Scenario, every default filled in</summary>'
+        f'<details class="long"><summary>Scenario, every default filled in</summary>'
         f"<pre>{html.escape(toml)}</pre></details>"
     )

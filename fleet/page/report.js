@@ -11,23 +11,29 @@
     button.textContent = `Theme: ${next}`;
   });
 
+  window.addEventListener("beforeprint", () => {
+    document.querySelectorAll("details").forEach((folded) => { folded.open = true; });
+  });
+
   const views = {};
   const options = { actions: false, renderer: "svg", tooltip: { disableDefaultStyle: true } };
   const draw = ([id, spec]) =>
     vegaEmbed(document.getElementById(id), spec, options).then((done) => { views[id] = done.view; });
 
   const digits = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 4 });
-  const cell = (value) => {
+  const names = new Set(["vm", "vm_id"]); // columns of numbers that are names
+  const cell = (name, value) => {
     const made = document.createElement("td");
     if (typeof value === "string") made.className = "text";
-    made.textContent = value === null ? "-" : typeof value === "number" ? digits.format(value) : value;
+    const plain = typeof value !== "number" || names.has(name);
+    made.textContent = value === null ? "-" : plain ? value : digits.format(value);
     return made;
   };
   const fill = (table, rows, none) => {
     const body = table.tBodies[0];
     body.replaceChildren(...rows.map((row) => {
       const made = document.createElement("tr");
-      made.append(...table.dataset.columns.split(",").map((name) => cell(row[name])));
+      made.append(...table.dataset.columns.split(",").map((name) => cell(name, row[name])));
       return made;
     }));
     table.hidden = rows.length === 0;
@@ -35,8 +41,8 @@
   };
 
   const rowsOf = (columns) => {
-    const names = Object.keys(columns);
-    return columns[names[0]].map((_, i) => Object.fromEntries(names.map((n) => [n, columns[n][i]])));
+    const keys = Object.keys(columns);
+    return columns[keys[0]].map((_, i) => Object.fromEntries(keys.map((key) => [key, columns[key][i]])));
   };
   const hosts = content("hosts");
   const choose = (run, host) => {

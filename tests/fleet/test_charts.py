@@ -8,6 +8,7 @@ import pytest
 
 from fleet import charts, figures, report
 from fleet.report_data import Clock, clock_of
+from fleet.report_files import write_plots
 from hostsim.core.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_MIN
 
 UNITS = ("%", "ms", "MiB", "hours", "minutes", "Memory references", "Events", "Class", "Order")
@@ -97,7 +98,7 @@ def test_bin_holds_the_ticks_that_end_in_it():
 def test_charts_are_written_as_png_and_svg(read, drawn, tmp_path):
     one = figures.Figure  # names of files are those of the charts
     assert all(isinstance(figure, one) for figure in drawn)
-    written = report.write_plots(read, tmp_path / "plots", ("png", "svg"))
+    written = write_plots(read.frames, tmp_path / "plots", ("png", "svg"))
     assert sorted(path.stem for path in written if path.suffix == ".png") == sorted(
         figure.name for figure in drawn
     )

@@ -494,3 +494,25 @@ def test_page_about_many_runs_shows_the_comparison_alone(both, eventful_report, 
     assert 'class="run' not in path.read_text()
     assert "5 runs: too many to show each of them here" in path.read_text()
     assert embedded(path, "hosts") == {}
+
+
+@needs_chromium
+def test_worst_hosts_memory_is_a_picture_if_asked_for(browser, eventful, tmp_path):
+    out = tmp_path / "r.html"
+    done = CliRunner().invoke(app, ["report", str(eventful), "--map", "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    tab = Tab(browser, out)
+    width, text = tab.evaluate(
+        "() => [document.querySelector('#r0-memory img').naturalWidth,"
+        " document.querySelector('#r0-memory').innerText]"
+    )
+    assert width > 400
+    assert "rows are equal to the recorded ones" in text
+    assert (tab.said, tab.requests) == ([], [tab.url])
+    tab.context.close()
+
+
+def test_memory_of_several_runs_is_refused(both):
+    read = report.Report([], [], both[1])
+    with pytest.raises(ScenarioError, match="--map: takes one run"):
+        report.with_memory(read)
