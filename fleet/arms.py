@@ -116,7 +116,7 @@ def _of_sweep(store: Store) -> list[Arm]:
 
 def _of_runs(members: list[Member]) -> list[Arm]:
     """Group runs by scenario; runs of the same scenario and seed are arms of their own."""
-    documents = [_without_seed(member.scenario.document) for member in members]
+    documents = [without_seed(member.scenario.document) for member in members]
     keys = [(document, m.scenario.seed) for document, m in zip(documents, members, strict=True)]
     if any(keys.count(key) > 1 for key in keys):
         names = [Path(member.place).name for member in members]
@@ -134,7 +134,8 @@ def _of_runs(members: list[Member]) -> list[Arm]:
     return [Arm(name, dict(sorted(arm.items()))) for name, arm in zip(names, arms, strict=True)]
 
 
-def _without_seed(document: dict[str, Any]) -> dict[str, Any]:
+def without_seed(document: dict[str, Any]) -> dict[str, Any]:
+    """Return what the runs of an arm have in common."""
     run = {key: value for key, value in document["run"].items() if key != "seed"}
     return document | {"run": run}
 

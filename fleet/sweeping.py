@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from fleet import rundir, scheduler
-from fleet.arms import SWEEP_FILE, SWEEP_FORMAT, is_sweep, open_arms, read_sweep
+from fleet.arms import (
+    SWEEP_FILE,
+    SWEEP_FORMAT,
+    is_sweep,
+    leaves,
+    open_arms,
+    read_sweep,
+    without_seed,
+)
 from fleet.comparison import Comparison, compare
 from fleet.grid import Grid, Planned, plan
 from fleet.live import SweepProgress
@@ -89,6 +97,7 @@ def _record(scenario: str, overrides: Sequence[str], grid: Grid) -> dict[str, An
         "vary": grid.vary,
         "seeds": grid.seeds,
         "arms": grid.arms,
+        "documents": {run.arm: without_seed(run.scenario.document) for run in grid.runs},
         "versions": rundir.versions(),
         "git_commit": rundir.git_commit(),
     }
@@ -115,10 +124,12 @@ def _claim(store: Store, record: dict[str, Any], resume: bool) -> None:
         hint = "--resume goes on with it, --out names another place"
         raise ScenarioError([Problem(place, "already holds a sweep", hint)])
     problems = []
-    for key in ("scenario", "set", "versions"):
-        if before[key] != record[key]:
-            message = f"was begun with {key} {before[key]}, not {record[key]}"
-            problems.append(Problem(place, message, "choose another --out"))
+    for key in ("versions", "documents"):
+        was, is_now = (dict(leaves(found[key])) for found in (before, record))
+        for path in was:
+            if path in is_now and was[path] != is_now[path]:
+                message = f"was begun with {path} = {was[path]}, not {is_now[path]}"
+                problems.append(Problem(place, message, "choose another --out"))
     for key in ("arms", "seeds"):
         lost = [str(one) for one in before[key] if one not in record[key]]
         if lost:

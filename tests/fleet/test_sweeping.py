@@ -1,7 +1,9 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from fakenode import FakeNode
@@ -16,17 +18,40 @@ from hostsim.core.errors import ScenarioError, WorkerError
 THP = {"hosts.thp.enabled": ["always", "never"]}
 
 
+TEXT = SMALL.replace('"2h"', '"1h"').replace("hosts_per_part = 2", "hosts_per_part = 8")
+
+
+def small_sweep(folder, vary=THP, seeds=2, **options):
+    """Sweep a scenario of two epochs on nodes that keep books."""
+    path = folder.parent / "small.toml"
+    path.write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(scheduler, "_backend", lambda s, _: InlineBackend(s, FakeNode))
+        return sweep(str(path), vary, seeds, out=folder, inline=True, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a sweep, what came of it and what its progress was; not to be changed."""
+    seen = []
+    folder = tmp_path_factory.mktemp("sweeps") / "whole"
+    return folder, small_sweep(folder, watch=seen.append), seen
+
+
 @pytest.fixture
-def run_sweep(tmp_path, monkeypatch):
-    """Sweep the small scenario on nodes that keep books."""
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    monkeypatch.setattr(scheduler, "_backend", lambda s, _: InlineBackend(s, FakeNode))
+def copied(whole, tmp_path):
+    return Path(shutil.copytree(whole[0], tmp_path / "a"))
 
-    def run(name, vary=THP, seeds=2, **options):
-        return sweep(str(path), vary, seeds, out=tmp_path / name, inline=True, **options)
 
-    return run
+@pytest.fixture
+def begun(monkeypatch):
+    """Note the runs that are carried out."""
+    places = []
+    one = sweeping.run_one
+    monkeypatch.setattr(
+        sweeping, "run_one", lambda *args: (places.append(args[1].split("/")[-2:]), one(*args))
+    )
+    return places
 
 
 def digests(folder):
@@ -36,98 +61,81 @@ def digests(folder):
     }
 
 
-def test_runs_lie_by_arm_and_seed_and_are_ordinary_ones(run_sweep, tmp_path):
-    found = run_sweep("a")
+def test_runs_lie_by_arm_and_seed_and_are_ordinary_ones(whole):
+    folder, found, _ = whole
     assert found.arms == ("enabled=always", "enabled=never")
     assert (found.seeds, found.pairing) == ((1, 2), "seeds")
     for arm in found.arms:
         for seed in found.seeds:
-            place = tmp_path / "a" / arm / f"seed-{seed}"
+            place = folder / arm / f"seed-{seed}"
             assert json.loads((place / "run.json").read_text())["seed"] == seed
-            assert len(query(place, "coverage")) == 4
-    record = json.loads((tmp_path / "a" / "sweep.json").read_text())
-    assert record["vary"] == THP
-    assert cost(tmp_path / "a")[0] == 4
+            assert len(query(place, "coverage")) == 2
+    assert json.loads((folder / "sweep.json").read_text())["vary"] == THP
+    assert cost(folder)[0] == 4
 
 
-def test_arms_have_the_same_arrivals_and_seeds_have_others(run_sweep, tmp_path):
-    run_sweep("a")
+def test_arms_have_the_same_arrivals_and_seeds_have_others(whole):
     started = {}
     for arm in ("enabled=always", "enabled=never"):
         for seed in (1, 2):
-            rows = query(tmp_path / "a" / arm / f"seed-{seed}", "SELECT * FROM events").rows()
+            rows = query(whole[0] / arm / f"seed-{seed}", "SELECT * FROM events").rows()
             started[arm, seed] = sorted((r[0], r[2]) for r in rows if r[3] in ("start", "reject"))
     assert started["enabled=always", 1] == started["enabled=never", 1]
     assert started["enabled=always", 2] == started["enabled=never", 2]
     assert started["enabled=always", 1] != started["enabled=always", 2]
 
 
-def test_stopped_sweep_goes_on_and_ends_with_the_same_bytes(run_sweep, tmp_path, monkeypatch):
-    run_sweep("whole")
-    begun = []
+def test_progress_counts_runs_and_epochs(whole):
+    seen = whole[2]
+    assert [(step.runs, step.epochs) for step in seen] == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]
+    assert {(step.nr_runs, step.nr_epochs) for step in seen} == {(4, 8)}
 
+
+def test_stopped_sweep_goes_on_and_ends_with_the_same_bytes(whole, tmp_path, monkeypatch, begun):
     def stop_in_third(node, commands, t0_ns, t1_ns, advance=FakeNode.advance):
-        run = len(list((tmp_path / "a").glob("*/seed-*")))
-        if run == 3 and t0_ns > 0:
+        if len(begun) == 3 and t0_ns > 0:
             raise KeyboardInterrupt
         return advance(node, commands, t0_ns, t1_ns)
 
-    monkeypatch.setattr(FakeNode, "advance", stop_in_third)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep("a")
-    monkeypatch.undo()
-    monkeypatch.setattr(scheduler, "_backend", lambda s, _: InlineBackend(s, FakeNode))
-    one = sweeping.run_one
-    monkeypatch.setattr(sweeping, "run_one", lambda *args: (begun.append(args[1]), one(*args)))
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeNode, "advance", stop_in_third)
+        with pytest.raises(KeyboardInterrupt):
+            small_sweep(tmp_path / "a")
+    begun.clear()
     with pytest.raises(ScenarioError, match="already holds a sweep\n    hint: --resume"):
-        run_sweep("a")
-    run_sweep("a", resume=True)
-    assert [place.split("/")[-2:] for place in begun] == [
-        ["enabled=always", "seed-2"],
-        ["enabled=never", "seed-2"],
-    ]
-    assert digests(tmp_path / "a") == digests(tmp_path / "whole")
+        small_sweep(tmp_path / "a")
+    small_sweep(tmp_path / "a", resume=True)
+    assert begun == [["enabled=always", "seed-2"], ["enabled=never", "seed-2"]]
+    assert digests(tmp_path / "a") == digests(whole[0])
 
 
-def test_seeds_and_values_may_be_added(run_sweep, tmp_path, monkeypatch):
-    run_sweep("a")
-    begun = []
-    one = sweeping.run_one
-    monkeypatch.setattr(sweeping, "run_one", lambda *args: (begun.append(args[1]), one(*args)))
+def test_seeds_and_values_may_be_added(copied, begun):
     more = {"hosts.thp.enabled": ["always", "madvise", "never"]}
-    found = run_sweep("a", more, seeds=3, resume=True)
+    found = small_sweep(copied, more, seeds=3, resume=True)
     assert len(begun) == 9 - 4
     assert found.seeds == (1, 2, 3)
     with pytest.raises(ScenarioError, match="has seeds 3 that this sweep has not"):
-        run_sweep("a", more, seeds=2, resume=True)
+        small_sweep(copied, more, seeds=2, resume=True)
     with pytest.raises(ScenarioError, match="has arms enabled=madvise that"):
-        run_sweep("a", THP, seeds=3, resume=True)
+        small_sweep(copied, THP, seeds=3, resume=True)
 
 
-def test_folder_of_something_else_stays_untouched(run_sweep, tmp_path):
+def test_folder_of_something_else_stays_untouched(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "letter").write_text("dear")
     with pytest.raises(ScenarioError, match="exists and is no sweep; it stays untouched"):
-        run_sweep("a", resume=True)
+        small_sweep(tmp_path / "a", resume=True)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["letter"]
 
 
-def test_sweep_begun_with_other_versions_does_not_go_on(run_sweep, tmp_path):
-    run_sweep("a")
-    path = tmp_path / "a" / "sweep.json"
+def test_sweep_begun_with_other_settings_or_versions_does_not_go_on(copied):
+    path = copied / "sweep.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"versions": {"numba": "0.1"}, "set": ["x=1"]}))
-    with pytest.raises(ScenarioError) as caught:
-        run_sweep("a", resume=True)
-    messages = [problem.message for problem in caught.value.problems]
-    assert [message.split()[3] for message in messages] == ["set", "versions"]
-
-
-def test_progress_counts_runs_and_epochs(run_sweep):
-    seen = []
-    run_sweep("a", watch=seen.append)
-    assert [(step.runs, step.epochs) for step in seen] == [(0, 0), (1, 4), (2, 8), (3, 12), (4, 16)]
-    assert {(step.nr_runs, step.nr_epochs) for step in seen} == {(4, 16)}
+    path.write_text(json.dumps(record | {"versions": record["versions"] | {"numba": "0.1"}}))
+    with pytest.raises(ScenarioError, match=r"begun with numba = 0\.1, not"):
+        small_sweep(copied, resume=True)
+    with pytest.raises(ScenarioError, match=r"placement.policy = best-fit, not worst-fit"):
+        small_sweep(copied, overrides=["placement.policy=worst-fit"], resume=True)
 
 
 @pytest.mark.ray
