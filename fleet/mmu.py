@@ -228,24 +228,33 @@ def coverage_of(space: Space, classes: Classes) -> Any:
 
 
 def cost_of(
-    workload: Workload, cpu: Cpu, space: Space, counts: Any, remote: Remote = LOCAL
+    classes: Classes, cpu: Cpu, space: Space, counts: Any, remote: Remote = LOCAL
 ) -> WalkCost:
-    """Return what the walks of simulated accesses cost."""
+    """Return what the walks of simulated accesses to pages of known popularity cost."""
     if np.ndim(counts) == 2:
         counts = counts.sum(axis=0)
     per_table = space.pages / max(space.table_pages, 1)
-    classes = classes_of(workload)
     return walk_cost(cpu, classes, counts, coverage_of(space, classes), per_table, remote)
 
 
 def outcome(
-    workload: Workload, cpu: Cpu, space: Space, counts: Any, remote: Remote = LOCAL
+    workload: Workload,
+    cpu: Cpu,
+    space: Space,
+    counts: Any,
+    remote: Remote = LOCAL,
+    classes: Classes | None = None,
 ) -> Outcome:
     """Return cycles of walks and of the run.
 
     An access to remote memory takes longer by the difference to local memory.
+
+    Parameters
+    ----------
+    classes
+        Of the workload, if they are at hand.
     """
-    cost = cost_of(workload, cpu, space, counts, remote)
+    cost = cost_of(classes or classes_of(workload), cpu, space, counts, remote)
     walk_cycles = workload.steps * cost.walks * cost.walk_cycles
     own = workload.cycles + workload.steps * cost.l2_tlb_hits * cpu.latency.l2_tlb_cycles
     if remote.memory:

@@ -1,155 +1,56 @@
 """What address translation costs a guest, from samples that guests in like states share.
 
-A state of a guest's programs (`fleet.mmu_state`) lies between classes, each of which is sampled
-once (`fleet.mmu_sample`). A state's figures are interpolated between the classes around it,
-linearly in each of footprint, small share, side, page tables and what is remote.
+A state of a guest's programs (`fleet.mmu_state`) lies between classes (`fleet.mmu_classes`), each
+of which is sampled once (`fleet.mmu_sample`).
 
 Simplified: what lies on another node is the same share of a program's data, of its page tables and
 of all the VM's memory, in 64ths rounded down.
-Simplified: figures between classes are interpolated, and a class of less than 1/64 is left out.
 """
 
-import math
 import time
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.mmu_sample import (
-    NR_S_FIGURES,
-    PER_OCTAVE,
-    S_EPT_CYCLES,
-    S_EPT_READS,
-    S_ERROR,
-    S_GUEST_CYCLES,
-    S_GUEST_READS,
-    S_MISSES,
-    S_MISSES_OF_OPERATION,
-    S_RUN_CYCLES,
-    SMALL,
-    Class,
-    Side,
-    sample,
+from fleet.mmu_classes import (
+    KNOWN,
+    NR_CLASSES,
+    NR_STATE,
+    REMOTE_PARTS,
+    ST_REMOTE,
+    ST_REMOTE_EPT,
+    UNKNOWN,
+    WANTED,
+    class_of,
+    figures_of_states,
+    new_work_space,
 )
+from fleet.mmu_sample import NR_S_FIGURES, sample
 from guestsim.behaviour import G_CLASS, G_FIGURE, G_PROGRAM, G_TABLES_HOST, NR_FIGURES
-from hostsim.core.units import HPAGE_PMD_NR
 from hostsim.core.vm_columns import VM_COLUMNS
-from hostsim.mmu.cost import Remote
-
-LEAST_PAGES: Final = HPAGE_PMD_NR
-MOST_STATES: Final = 20_000  # that are remembered, about 10 MiB; then all are forgotten
-REMOTE_PARTS: Final = 64  # that a state's memory and EPT are divided in
-LEAST_WEIGHT: Final = 1 / 64  # of a class around a state; less is left out
-PPM: Final = 1_000_000
-
-
-class State(NamedTuple):
-    """How a guest's programs are mapped; all in pages."""
-
-    cpu: str
-    workload: str
-    pages: int
-    guest_huge: int
-    host_huge: int
-    both_huge: int
-    tables: int
-    tables_huge: int
-    remote: int = 0  # of 64 parts of the VM's memory, those on another node than its CPUs
-    remote_ept: int = 0  # of 64 parts of its EPT
-
-
-def _between(value: float, classes: tuple[float, ...]) -> list[tuple[int, float]]:
-    """Return the classes around a value and their weights."""
-    above = next(i for i, edge in enumerate(classes) if value <= edge)
-    if value == classes[above]:
-        return [(above, 1.0)]
-    weight = (value - classes[above - 1]) / (classes[above] - classes[above - 1])
-    return [(above - 1, 1.0 - weight), (above, weight)]
-
-
-def _footprints(pages: int) -> list[tuple[int, float]]:
-    """Return the classes around a footprint and their weights."""
-    at = math.log2(max(pages, LEAST_PAGES)) * PER_OCTAVE
-    below = math.floor(at)
-    return [(below, 1.0 - (at - below)), (below + 1, at - below)]
-
-
-def _sides(state: State, small: int) -> dict[Side, float]:
-    """Return where a state's small entries are small, and the shares of them."""
-    host = (state.guest_huge - state.both_huge) / max(small, 1)
-    guest = (state.host_huge - state.both_huge) / max(small, 1)
-    shares = {Side.HOST: host, Side.GUEST: guest, Side.BOTH: 1.0 - host - guest}
-    return {side: share for side, share in shares.items() if share > 0.0}
-
-
-def _remote(state: State, native: bool) -> list[tuple[Remote, float]]:
-    """Return what is remote, nothing, all memory, all of the EPT or both, and the shares of it."""
-    memory = state.remote / REMOTE_PARTS
-    ept = 0.0 if native else state.remote_ept / REMOTE_PARTS
-    shares = {
-        Remote(): (1.0 - memory) * (1.0 - ept),
-        Remote(memory=True): memory * (1.0 - ept),
-        Remote(ept=True): (1.0 - memory) * ept,
-        Remote(memory=True, ept=True): memory * ept,
-    }
-    kept = {remote: share for remote, share in shares.items() if share > LEAST_WEIGHT}
-    return [(remote, share / sum(kept.values())) for remote, share in kept.items()]
-
-
-def classes_around(state: State, *, native: bool = False) -> list[tuple[Class, float]]:
-    """Return the classes that a state lies between, and their weights, which add up to one.
-
-    Those of little weight are left out.
-
-    Parameters
-    ----------
-    native
-        Of the same program without a hypervisor, mapped as the guest maps it.
-    """
-    pages = max(state.pages, 1)
-    small = max(pages - (state.guest_huge if native else state.both_huge), 0)
-    of_tables = 1.0 if native else state.tables_huge / max(state.tables, 1)
-    tables = [(huge, c) for huge, c in ((True, of_tables), (False, 1.0 - of_tables)) if c > 0.0]
-    sides = {Side.NATIVE: 1.0} if native else _sides(state, small)
-    none = sides if native else {Side.GUEST: 1.0}  # all entries are large on both sides
-    far = _remote(state, native)
-    found = []
-    for footprint, a in _footprints(pages):
-        for share, b in _between(small / pages, SMALL):
-            for side, c in (sides if SMALL[share] > 0.0 else none).items():
-                for huge, d in tables:
-                    weight = a * b * c * d
-                    if weight > LEAST_WEIGHT:
-                        program = (state.cpu, state.workload, footprint)
-                        for remote, e in far:
-                            key = Class(*program, share, side, huge, remote)
-                            found.append((key, weight * e))
-    total = sum(weight for _, weight in found)
-    return [(key, weight / total) for key, weight in found]
-
-
-def all_huge(state: State) -> State:
-    """Return a state's program mapped by huge pages on both sides, page tables too."""
-    pages = state.pages
-    return state._replace(
-        guest_huge=pages, host_huge=pages, both_huge=pages, tables_huge=state.tables
-    )
 
 
 class SampleUsage(NamedTuple):
     """What samples have cost a process."""
 
     samples: int  # simulated
-    hits: int  # states whose figures were known, or found from known samples
+    hits: int  # states whose figures were found from known samples
     cpu_s: float
 
 
 NO_USAGE: Final = SampleUsage(0, 0, 0.0)
 
 
+class _Program(NamedTuple):
+    """What is known of a program's classes."""
+
+    known: NDArray[np.int8]  # (NR_CLASSES,)
+    samples: NDArray[np.float64]  # (NR_CLASSES, NR_S_FIGURES), paid for where one is known
+
+
 class Sampler:
-    """Samples, and the figures of states, remembered.
+    """Samples, remembered, and figures of states from them.
 
     Parameters
     ----------
@@ -159,8 +60,8 @@ class Sampler:
 
     def __init__(self, seed: int, accesses: int, *, remember: bool = True) -> None:
         self.seed, self.accesses, self.remember = seed, accesses, remember
-        self._samples: dict[Class, NDArray[np.float64]] = {}
-        self._figures: dict[State, NDArray[np.int64]] = {}
+        self._programs: dict[tuple[str, str], _Program] = {}
+        self._work = new_work_space()
         self.samples = self.hits = 0
         self.cpu_s = 0.0
 
@@ -168,65 +69,38 @@ class Sampler:
         """Return what has been done so far."""
         return SampleUsage(self.samples, self.hits, self.cpu_s)
 
-    def figures(self, state: State) -> NDArray[np.int64]:
-        """Return a state's figures, in the order and units of the columns of ``vms``."""
-        found = self._figures.get(state) if self.remember else None
-        if found is not None:
-            self.hits += 1
-            return found
-        begin_s, before = time.process_time(), self.samples
-        own = self._mean(classes_around(state))
-        huge = self._mean(classes_around(all_huge(state)))
-        native = self._mean(classes_around(state, native=True))
-        local = self._mean(classes_around(state._replace(remote=0, remote_ept=0)))
-        found = _as_integers(own, huge, native, local)
-        if self.remember:
-            if len(self._figures) >= MOST_STATES:
-                self._figures.clear()
-            self._figures[state] = found
-        self.hits += self.samples == before
+    def figures(self, cpu: str, workload: str, states: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return figures in the order and units of the columns of ``vms``.
+
+        Parameters
+        ----------
+        states
+            (states, `fleet.mmu_classes.NR_STATE`) of one program on one CPU.
+        """
+        begin_s = time.process_time()
+        if not self.remember:
+            self._programs.clear()
+        program = self._program(cpu, workload)
+        out: NDArray[np.int64] = np.zeros((len(states), NR_FIGURES), np.int64)
+        known, samples = program
+        waiting = figures_of_states(states, known, samples, out, *self._work)
+        self.hits += len(states) - waiting
+        if waiting:
+            for number in np.flatnonzero(known == WANTED).tolist():
+                key = class_of(cpu, workload, number)
+                samples[number] = sample(key, self.seed, self.accesses)
+                known[number] = KNOWN
+                self.samples += 1
+            figures_of_states(states, known, samples, out, *self._work)
         self.cpu_s += time.process_time() - begin_s
-        return found
+        return out
 
-    def _mean(self, classes: list[tuple[Class, float]]) -> NDArray[np.float64]:
-        mean = np.zeros(NR_S_FIGURES)
-        for key, weight in classes:
-            mean += weight * self._sample(key)
-        return mean
-
-    def _sample(self, key: Class) -> NDArray[np.float64]:
-        found = self._samples.get(key) if self.remember else None
-        if found is None:
-            self.samples += 1
-            found = sample(key, self.seed, self.accesses)
-            if self.remember:
-                self._samples[key] = found
-        return found
-
-
-def _as_integers(
-    own: NDArray[np.float64],
-    huge: NDArray[np.float64],
-    native: NDArray[np.float64],
-    local: NDArray[np.float64],
-) -> NDArray[np.int64]:
-    """Return figures in fixed point: `hostsim.core.stats.MMU_COLUMNS`."""
-    walks = own[S_MISSES] or 1.0
-    walks_of_operation = own[S_MISSES_OF_OPERATION] or 1.0
-    run = own[S_RUN_CYCLES]
-    values = (
-        PPM * own[S_MISSES],
-        PPM * own[S_ERROR],
-        1000.0 * own[S_GUEST_READS] / walks,
-        1000.0 * own[S_EPT_READS] / walks,
-        1000.0 * own[S_GUEST_CYCLES] / walks_of_operation,
-        1000.0 * own[S_EPT_CYCLES] / walks_of_operation,
-        PPM * (own[S_GUEST_CYCLES] + own[S_EPT_CYCLES]) / run,
-        PPM * run / huge[S_RUN_CYCLES],
-        PPM * run / native[S_RUN_CYCLES],
-        PPM * run / local[S_RUN_CYCLES],
-    )
-    return np.array([round(value) for value in values], np.int64)
+    def _program(self, cpu: str, workload: str) -> _Program:
+        key = cpu, workload
+        if key not in self._programs:
+            known = np.full(NR_CLASSES, UNKNOWN, np.int8)
+            self._programs[key] = _Program(known, np.zeros((NR_CLASSES, NR_S_FIGURES)))
+        return self._programs[key]
 
 
 _SAMPLERS: dict[tuple[int, int], Sampler] = {}
@@ -253,9 +127,10 @@ _EPT: Final = _COLUMN["nr_ept_pages"]
 _REMOTE_EPT: Final = _COLUMN["remote_ept_pages"]
 
 
-def _parts(some: int, of: int) -> int:
-    """Return a share in whole parts of `REMOTE_PARTS`."""
-    return min(int(some) * REMOTE_PARTS // max(int(of), 1), REMOTE_PARTS)
+def _parts(some: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return shares in whole parts of `REMOTE_PARTS`."""
+    found: NDArray[np.int64] = np.minimum(some * REMOTE_PARTS // np.maximum(of, 1), REMOTE_PARTS)
+    return found
 
 
 def measure_guests(
@@ -276,19 +151,19 @@ def measure_guests(
         and into the last columns of a row of ``vms`` for each.
     """
     sampler = shared_sampler(sampling.seed, sampling.accesses)
-    for row, into in zip(which, out, strict=True):
-        guest = guests[row]
-        workload = sampling.workloads[guest[G_CLASS]]
-        figures = guest[G_FIGURE : G_FIGURE + NR_FIGURES]
-        figures[:] = 0
-        if workload and guest[G_PROGRAM] > 0:
-            state = guest[G_PROGRAM : G_TABLES_HOST + 1].tolist()
-            remote = (
-                _parts(into[_REMOTE], into[_RESIDENT]),
-                _parts(into[_REMOTE_EPT], into[_EPT]),
-            )
-            figures[:] = sampler.figures(State(sampling.cpu, workload, *[*state, *remote]))
-        into[-NR_FIGURES:] = figures
+    own = guests[which]
+    states = np.empty((len(which), NR_STATE), np.int64)
+    states[:, :ST_REMOTE] = own[:, G_PROGRAM : G_TABLES_HOST + 1]
+    states[:, ST_REMOTE] = _parts(out[:, _REMOTE], out[:, _RESIDENT])
+    states[:, ST_REMOTE_EPT] = _parts(out[:, _REMOTE_EPT], out[:, _EPT])
+    figures = np.zeros((len(which), NR_FIGURES), np.int64)
+    for number in np.unique(own[:, G_CLASS]).tolist():
+        workload = sampling.workloads[number]
+        here = np.flatnonzero((own[:, G_CLASS] == number) & (own[:, G_PROGRAM] > 0))
+        if workload and len(here):
+            figures[here] = sampler.figures(sampling.cpu, workload, states[here])
+    guests[which, G_FIGURE : G_FIGURE + NR_FIGURES] = figures
+    out[:, -NR_FIGURES:] = figures
 
 
 def usage_of_samplers() -> SampleUsage:

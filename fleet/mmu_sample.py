@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.hardware import load_cpu
-from fleet.mmu import NR_PARTS, VPID, Space, outcome, with_error
+from fleet.mmu import NR_PARTS, VPID, Space, classes_of, outcome, with_error
 from fleet.profiles import load_workload
-from guestsim.workload import Program, compile_workload, draw_pages
+from guestsim.workload import Workload, compile_workload, draw_pages
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SHIFT
-from hostsim.mmu.cost import LOCAL, Remote
+from hostsim.mmu.cost import LOCAL, Classes, Remote
 from hostsim.mmu.cpus import Cpu, new_mmu
 from hostsim.mmu.paging import (
     INDEX_BITS,
@@ -48,6 +48,7 @@ from hostsim.mmu.paging import (
 from hostsim.mmu.tlb import C_ACCESSES, C_WALKS, READ_EPT_DATA, READ_EPT_TABLE, forget_counts
 from hostsim.mmu.walker import access_pages
 
+PROGRAMS_KEPT: Final = 32  # accesses of so many programs are remembered, 8 MiB
 WARM: Final = 2  # a sample counts this many times the accesses that warm it
 PER_OCTAVE: Final = 2  # classes of footprints
 SMALL: Final = (0.0, 1 / 128, 1 / 16, 1.0)  # classes of the share that small entries map
@@ -163,13 +164,24 @@ def map_sample(
     return True
 
 
-def _draw(key: Class, seed: int, nr: int, program: Program) -> NDArray[np.int64]:
-    """Return the pages that a program of a footprint accesses, the same for all its classes."""
-    text = f"{key.workload} {key.footprint}"
+class _Accesses(NamedTuple):
+    """What all classes of one program and footprint share."""
+
+    workload: Workload
+    classes: Classes  # of its pages, by popularity
+    pages: NDArray[np.int64]  # that it accesses, one after the other
+
+
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
+def _accesses(workload: str, footprint: int, seed: int, nr: int) -> _Accesses:
+    """Return what a program of a footprint accesses, the same for all its classes."""
+    program = load_workload(workload, footprint_pages(footprint) << PAGE_SHIFT)
+    text = f"{workload} {footprint}"
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    key = int(stream(seed, Stream.MMU, digest).integers(1 << 62))
     pages = np.empty(nr, np.int64)
-    draw_pages(*program, int(stream(seed, Stream.MMU, digest).integers(1 << 62)), 0, pages)
-    return pages
+    draw_pages(*compile_workload(program), key, 0, pages)
+    return _Accesses(program, classes_of(program), pages)
 
 
 def _space(key: Class, nr_pages: int, pages: NDArray[np.int64]) -> Space:
@@ -214,14 +226,13 @@ def sample(key: Class, seed: int, accesses: int) -> NDArray[np.float64]:
     """
     cpu = _cpu(key.cpu)
     nr_pages = footprint_pages(key.footprint)
-    workload = load_workload(key.workload, nr_pages << PAGE_SHIFT)
     accesses -= accesses % NR_PARTS
     warm = accesses // WARM
-    pages = _draw(key, seed, warm + accesses, compile_workload(workload))
-    space = _space(key, nr_pages, pages)
-    counts = _count(cpu, space, pages, warm)
-    found = outcome(workload, cpu, space, counts, key.remote)
-    return figures_of(found, cpu, workload.steps)
+    own = _accesses(key.workload, key.footprint, seed, warm + accesses)
+    space = _space(key, nr_pages, own.pages)
+    counts = _count(cpu, space, own.pages, warm)
+    found = outcome(own.workload, cpu, space, counts, key.remote, own.classes)
+    return figures_of(found, cpu, own.workload.steps)
 
 
 def figures_of(found: Any, cpu: Cpu, steps: int) -> NDArray[np.float64]:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from exact_mmu import actual_tables, exact
 from guests import BUSY, GUESTS
+from reference.mmu_classes import State
 
 from fleet.hardware import load_cpu
-from fleet.mmu_figures import Sampler, State
+from fleet.mmu_figures import Sampler
 from fleet.node import START, Commands, Node
 from guestsim.behaviour import (
     G_PROGRAM,
@@ -77,7 +78,7 @@ def test_a_remembered_figure_is_within_its_confidence_of_the_guests_own_tables(c
     workload, node, rows, tables = case
     state = State(CPU, workload, *node.guests[0, G_PROGRAM : G_TABLES_HOST + 1].tolist())
     names = [column.name for column in MMU_COLUMNS]
-    found = Sampler(1, 40_000).figures(state)
+    found = Sampler(1, 40_000).figures(CPU, workload, state.columns())[0]
     assert rows.vms[-1, -len(names) :].tolist() == found.tolist()
     one = {name: value / 1e6 for name, value in zip(names, found.tolist(), strict=True)}
     cpu = load_cpu(CPU)

@@ -2,23 +2,22 @@
 
 import numpy as np
 import pytest
+from reference.mmu_classes import State, all_huge, classes_around
 
 from fleet.hardware import load_cpu
-from fleet.mmu_figures import Sampler, State, all_huge, classes_around
+from fleet.mmu_figures import Sampler
 from fleet.mmu_sample import (
     SMALL,
     Class,
     Side,
-    _draw,
+    _accesses,
     _space,
     footprint_pages,
     sample,
     small_windows,
 )
-from fleet.profiles import load_workload
-from guestsim.workload import compile_workload
 from hostsim.core.host_columns import MMU_COLUMNS
-from hostsim.core.units import HPAGE_PMD_ORDER, PAGE_SHIFT
+from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mmu.cost import Remote
 from hostsim.mmu.paging import look_up
 
@@ -33,8 +32,13 @@ STATES = [
 ]
 
 
+def row(sampler, state):
+    (found,) = sampler.figures(state.cpu, state.workload, state.columns()).tolist()
+    return found
+
+
 def figures(sampler, state):
-    return dict(zip(FIGURE, sampler.figures(state).tolist(), strict=True))
+    return dict(zip(FIGURE, row(sampler, state), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +49,10 @@ def sampler():
 def test_a_remembered_figure_is_what_a_new_computation_gives(sampler):
     """Bit by bit, in any order, with the memory on and off."""
     off = Sampler(1, 16_000, remember=False)
-    first = [sampler.figures(state) for state in STATES]
-    again = [sampler.figures(state) for state in reversed(STATES)][::-1]
-    fresh = [off.figures(state) for state in reversed(STATES)][::-1]
-    assert [a.tolist() for a in first] == [a.tolist() for a in again]
-    assert [a.tolist() for a in first] == [a.tolist() for a in fresh]
+    first = [row(sampler, state) for state in STATES]
+    again = [row(sampler, state) for state in reversed(STATES)][::-1]
+    fresh = [row(off, state) for state in reversed(STATES)][::-1]
+    assert first == again == fresh
     assert sampler.usage().hits >= len(STATES)
     assert off.usage().hits == 0
 
@@ -98,8 +101,7 @@ def test_small_windows_are_a_share_of_any_part(share, nr):
 def test_tables_of_a_sample_have_the_page_sizes_of_its_class(side, tables_huge):
     key = Class(CPU, "memcached", 32, 2, side, tables_huge)
     nr = footprint_pages(32)
-    program = compile_workload(load_workload(key.workload, nr << PAGE_SHIFT))
-    pages = _draw(key, 1, 5000, program)
+    pages = _accesses(key.workload, key.footprint, 1, 5000).pages
     space = _space(key, nr, pages)
     small = small_windows(len(space.huge), SMALL[2])
     for page in pages:
