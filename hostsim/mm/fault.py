@@ -20,8 +20,8 @@ from hostsim.core.units import (
 )
 from hostsim.mm.content import clear_huge, note_written
 from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
+from hostsim.mm.fault_run import fault_run, map_run
 from hostsim.mm.fork import wp_huge, wp_page
-from hostsim.mm.huge_run import fault_huge_run
 from hostsim.mm.hugetlb import hugetlb_fault, windows_per_page
 from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
 from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
@@ -62,17 +62,13 @@ from hostsim.mm.policy_reservation import promote_if_full, reserve, reserved_blo
 from hostsim.mm.promotion import RESERVATION, first_fault
 from hostsim.mm.promotion_types import FIRST_RESERVE, FIRST_SMALL
 from hostsim.mm.rmap import (
-    EXT_DESCENDING,
     EXT_SHARED,
     EXT_ZERO,
-    KIND_ANON,
     KIND_MASK,
     KIND_PGTABLE,
     KIND_SWAP,
-    add_extent,
     cut_extent,
     frame_at,
-    try_extend,
 )
 from hostsim.mm.slowpath import (
     GFP_DIRECT,
@@ -212,39 +208,6 @@ def _fault_empty_window(
         mem.vmstat[THP_FAULT_FALLBACK] += 1
         mem.mm[mm, MM_THP_FALLBACK] += 1
     return FAULT_OK if _make_table(mem, mm, window) else FAULT_OOM
-
-
-@kernel
-def map_run(
-    mem: Memory, mm: int, window: int, before: int, vpn: int, pfn: int, nr: int, step: int
-) -> int:
-    """Map fresh frames at pages behind an extent of a window (or NIL); return the last extent.
-
-    The frames lie ``step`` (1 or -1) apart, ``pfn`` first, and may cross a pageblock.
-    """
-    while nr > 0:
-        inside = pfn & (PAGEBLOCK_NR_PAGES - 1)
-        here = min(nr, PAGEBLOCK_NR_PAGES - inside if step > 0 else inside + 1)
-        low = pfn if step > 0 else pfn - here + 1
-        if not (
-            before != NIL
-            and mem.ext[before].vpn + int(mem.ext[before].nr) == vpn
-            and try_extend(mem, before, low, here, step < 0, KIND_ANON)
-        ):
-            flags = KIND_ANON | (EXT_DESCENDING if step < 0 and here > 1 else 0)
-            x = add_extent(mem, low, here, mm, vpn, flags)
-            mem.ext[x].lru = fresh_stamp(mem, LRU_YOUNG)
-            if before == NIL:
-                mem.ext[x].next = table_head(window_word(mem, mm, window))
-                set_window(mem, mm, window, table_word(x))
-            else:
-                mem.ext[x].next = mem.ext[before].next
-                mem.ext[before].next = x
-            before = x
-        vpn += here
-        pfn += here * step
-        nr -= here
-    return before
 
 
 @kernel
@@ -464,10 +427,11 @@ def touch_range(
             continue
         if window_word(mem, mm, window) == W_NONE:
             whole = write and step == 1 and fraction >= 1.0 and stop - page == HPAGE_PMD_NR
-            done = fault_huge_run(mem, mm, window, (end - page) >> HPAGE_PMD_ORDER) if whole else 0
-            if done > 0:
-                page += done << HPAGE_PMD_ORDER
-                continue
+            if whole:
+                done = fault_run(mem, mm, window, (end - page) >> HPAGE_PMD_ORDER)
+                if done > 0:
+                    page += done << HPAGE_PMD_ORDER
+                    continue
             if _fault_empty_window(mem, mm, window, page, write, whole) != FAULT_OK:
                 return FAULT_OOM
         if write and not _make_writable(mem, mm, window):

@@ -1,20 +1,25 @@
-"""Huge-page faults in a row against one fault at a time."""
+"""Faults of windows in a row against one fault at a time."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostsim.core.units import HPAGE_PMD_NR
 from hostsim.mm.check import check_memory
 from hostsim.mm.fault import FAULT_OK, touch_range
-from hostsim.mm.huge_run import fault_huge_run
+from hostsim.mm.fault_run import fault_huge_run, fault_small_run
 from hostsim.mm.kalloc import alloc_blocks
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
+    MM_ANON,
+    MM_PGTABLES,
     NIL,
     P_RESUME,
     P_RUN_FREE,
+    P_TOUCHED,
+    P_TRACED,
     P_WRITTEN_FREE,
     P_WRITTEN_USED,
     Memory,
@@ -29,7 +34,7 @@ WINDOWS = 96
 RAM = 64 * HPAGE_PMD_NR
 
 
-def machine(kernel, pages, before):
+def machine(kernel, pages, before, advice=ADVICE_HUGE):
     """Return a machine on which a few things have happened, and a process without memory."""
     mem = new_memory(pages, kernel, 1)
     set_tunable(mem.tunables, "enabled", "always")
@@ -48,7 +53,7 @@ def machine(kernel, pages, before):
             others[0] = mm_alloc(mem, RAM, 0, ADVICE_NOHUGE, False, 0)
         else:
             touch_range(mem, others[kind == "huge"], start, nr, 1, 1.0, 0, True, start)
-    return mem, mm_alloc(mem, WINDOWS * HPAGE_PMD_NR, 0, ADVICE_HUGE, True, 2)
+    return mem, mm_alloc(mem, WINDOWS * HPAGE_PMD_NR, 0, advice, True, 2)
 
 
 def touch(mem, mm, first, nr):
@@ -79,12 +84,13 @@ events = st.tuples(
     pages=st.sampled_from([1 << 16, 1 << 17, 3 << 19]),
     before=st.lists(events, max_size=8),
     own=st.lists(st.integers(0, WINDOWS - 1), max_size=3),
+    advice=st.sampled_from([ADVICE_HUGE, ADVICE_NOHUGE]),
 )
-@settings(max_examples=150, deadline=None)
-def test_a_run_leaves_what_single_faults_leave(kernel, pages, before, own):
+@settings(max_examples=200, deadline=None)
+def test_a_run_leaves_what_single_faults_leave(kernel, pages, before, own, advice):
     """A first write to one page of a window takes the way of single faults."""
-    run, mm = machine(kernel, pages, before)
-    single, _ = machine(kernel, pages, before)
+    run, mm = machine(kernel, pages, before, advice)
+    single, _ = machine(kernel, pages, before, advice)
     for mem in (run, single):
         for window in own:  # windows in which the process has small pages already
             touch(mem, mm, window * HPAGE_PMD_NR + 7, 1)
@@ -110,3 +116,22 @@ def test_a_fresh_machine_serves_a_run():
     assert fault_huge_run(mem, mm, 1, 20) == 20
     assert mem.vmstat[THP_FAULT_ALLOC] == 21
     check_memory(mem)
+    nohuge = mm_alloc(mem, WINDOWS * HPAGE_PMD_NR, 0, ADVICE_NOHUGE, True, 3)
+    assert fault_small_run(mem, nohuge, 0, 20) == 20
+    assert mem.mm[nohuge, MM_ANON] == 20 * HPAGE_PMD_NR
+    assert mem.mm[nohuge, MM_PGTABLES] == 20
+    check_memory(mem)
+
+
+@pytest.mark.parametrize("advice", [ADVICE_HUGE, ADVICE_NOHUGE])
+def test_who_watches_from_outside_sees_every_page_once_and_runs_joined(advice):
+    """The frames of the windows, then those of the page tables."""
+    mem, mm = machine("6.12", 3 << 19, [], advice)
+    mem = Memory(**(mem._asdict() | {"touched": np.zeros((64, 2), np.int64)}))
+    touch(mem, mm, 0, 1)
+    mem.pool[P_TRACED], mem.pool[P_TOUCHED] = 1, 0
+    touch(mem, mm, HPAGE_PMD_NR, 20 * HPAGE_PMD_NR)
+    runs = mem.touched[: mem.pool[P_TOUCHED]]
+    pages = np.concatenate([np.arange(first, first + nr) for first, nr in runs])
+    assert len(np.unique(pages)) == len(pages) == 20 * (HPAGE_PMD_NR + 1)
+    assert len(runs) <= 3
