@@ -160,21 +160,25 @@ def classes_around(
     for footprint in range(below, below + 2):
         a = 1.0 - (at - below) if footprint == below else at - below
         for small in range(max(edge - 1, 0), edge + 1):
-            b = upper if small == edge else 1.0 - upper
+            b = a * (upper if small == edge else 1.0 - upper)
+            if not b > LEAST_WEIGHT:
+                continue
             for side in range(_NR_SIDES):
                 c = _side_share(state, view, side)
                 if view != NATIVE and SMALL[small] == 0.0:  # all entries are large on both sides
                     c = 1.0 if side == Side.GUEST else 0.0
+                if not b * c > LEAST_WEIGHT:
+                    continue
                 for huge in range(1, -1, -1):
-                    d = of_tables if huge == 1 else 1.0 - of_tables
-                    if not a * b * c * d > LEAST_WEIGHT:
+                    d = b * c * (of_tables if huge == 1 else 1.0 - of_tables)
+                    if not d > LEAST_WEIGHT:
                         continue
                     for remote in range(_NR_REMOTES):
                         e = _remote_share(state, view, remote) / far
                         if e > 0.0:
                             key = (footprint * len(SMALL) + small) * _NR_SIDES + side
                             number[nr] = (2 * key + huge) * _NR_REMOTES + remote
-                            weight[nr] = a * b * c * d * e
+                            weight[nr] = d * e
                             total += weight[nr]
                             nr += 1
     for i in range(nr):
@@ -256,8 +260,11 @@ def figures_of_states(
     waiting = 0
     for i in range(len(states)):
         complete = True
+        local = states[i, ST_REMOTE] == 0 and states[i, ST_REMOTE_EPT] == 0
         for view in range(_NR_VIEWS):
-            if not _mean_of_classes(states[i], view, known, samples, number, weight, mean[view]):
+            if view == ALL_LOCAL and local:
+                mean[view, S_RUN_CYCLES] = mean[AS_IT_IS, S_RUN_CYCLES]  # all that is asked of it
+            elif not _mean_of_classes(states[i], view, known, samples, number, weight, mean[view]):
                 complete = False
         if complete:
             _in_fixed_point(mean, out[i])

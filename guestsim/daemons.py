@@ -31,6 +31,7 @@ from hostsim.mm.mm_types import (
     D_CREDIT,
     D_WAKE,
     DAEMON_KHUGEPAGED,
+    MM_BASE,
     MM_KHUGEPAGED,
     MM_RAM_ANON,
     MM_RAM_PAGES,
@@ -46,7 +47,7 @@ from hostsim.mm.mm_types import (
     TIME_SCALE_ONE,
     Memory,
 )
-from hostsim.mm.mmap import W_NONE, maps_huge, window_word
+from hostsim.mm.mmap import W_TABLE, W_TAG
 from hostsim.mm.tunables import (
     T_KHUGEPAGED_PAGES_TO_SCAN,
     T_KHUGEPAGED_SCAN_SLEEP_MILLISECS,
@@ -64,6 +65,7 @@ from hostsim.mm.vmstat import (
 )
 
 TURN_RUNS: Final = 256  # runs of frames that wait for the host before a guest's threads go on
+STRIDE: Final = 16  # windows that are looked at together
 FIRST_LOOK: Final = 4  # passes after which the cursor's place is remembered anew, then twice that
 
 
@@ -99,11 +101,18 @@ def _barren_windows(mem: Memory, most: int) -> int:
     if not hugepage_vma_check(mem, mm) or mem.mm[mm, MM_RAM_ANON] + mem.mm[mm, MM_SWAP] == 0:
         return 0
     most = min(most, (mem.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER) - own[K_WINDOW])
-    for nr in range(most):
-        word = window_word(mem, mm, own[K_WINDOW] + nr)
-        if word != W_NONE and not maps_huge(word):
-            return nr
-    return max(most, 0)
+    first = mem.mm[mm, MM_BASE] + own[K_WINDOW]
+    nr = 0
+    while nr + STRIDE <= most:  # without a branch a window, so that they are looked at together
+        small = False
+        for i in range(first + nr, first + nr + STRIDE):
+            small |= mem.windows[i] & W_TAG == W_TABLE
+        if small:
+            break
+        nr += STRIDE
+    while nr < most and mem.windows[first + nr] & W_TAG != W_TABLE:
+        nr += 1
+    return max(nr, 0)
 
 
 @kernel
