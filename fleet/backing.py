@@ -187,14 +187,20 @@ def begin_turns(
 ) -> None:
     """Make a queue of each guest's operations, which stand together in ``ops``.
 
+    A guest that ended meanwhile has nothing to do, and another one may be in its row.
+
     Parameters
     ----------
     turns
         (guests, 2): next operation, and one past the last.
     """
     groups = 0
+    row = NIL
     for i in range(nr):
-        if i == 0 or ops[i, O_ROW] != ops[i - 1, O_ROW]:
+        if ops[i, O_NR] <= 0:
+            continue
+        if ops[i, O_ROW] != row:
+            row = ops[i, O_ROW]
             turns[groups, 0] = i
             groups += 1
         turns[groups - 1, 1] = i + 1

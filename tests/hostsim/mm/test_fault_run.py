@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mm.check import check_memory
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.fault_run import fault_huge_run, fault_small_run
-from hostsim.mm.kalloc import alloc_blocks
+from hostsim.mm.kalloc import alloc_blocks, free_blocks
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
+    MIGRATE_MOVABLE,
     MIGRATE_UNMOVABLE,
     MM_ANON,
     MM_PGTABLES,
@@ -22,6 +23,7 @@ from hostsim.mm.mm_types import (
     P_TRACED,
     P_WRITTEN_FREE,
     P_WRITTEN_USED,
+    ZONE_NORMAL,
     Memory,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, mm_alloc
@@ -34,9 +36,9 @@ WINDOWS = 96
 RAM = 64 * HPAGE_PMD_NR
 
 
-def machine(kernel, pages, before, advice=ADVICE_HUGE):
+def machine(kernel, pages, before, advice=ADVICE_HUGE, cpus=1):
     """Return a machine on which a few things have happened, and a process without memory."""
-    mem = new_memory(pages, kernel, 1)
+    mem = new_memory(pages, kernel, cpus)
     set_tunable(mem.tunables, "enabled", "always")
     others = [
         mm_alloc(mem, RAM, 0, ADVICE_NOHUGE, False, 0),
@@ -46,6 +48,9 @@ def machine(kernel, pages, before, advice=ADVICE_HUGE):
         start = window * HPAGE_PMD_NR
         if kind == "kernel":
             alloc_blocks(mem, 0, MIGRATE_UNMOVABLE, nr, np.zeros(nr, np.int64))
+        elif kind == "relabel":  # pageblocks that kernel memory took, free again
+            extents = np.zeros(2 * nr, np.int64)
+            free_blocks(mem, 3, extents[: alloc_blocks(mem, 3, MIGRATE_UNMOVABLE, 2 * nr, extents)])
         elif kind == "discard":
             discard_range(mem, others[nr % 2], start, nr)
         elif kind == "exit":
@@ -73,7 +78,7 @@ def comparable(mem: Memory):
 
 
 events = st.tuples(
-    st.sampled_from(["small", "small", "huge", "kernel", "discard", "exit"]),
+    st.sampled_from(["small", "small", "huge", "kernel", "discard", "exit", "relabel"]),
     st.integers(0, 40),
     st.integers(1, 6000),
 )
@@ -85,15 +90,21 @@ events = st.tuples(
     before=st.lists(events, max_size=8),
     own=st.lists(st.integers(0, WINDOWS - 1), max_size=3),
     advice=st.sampled_from([ADVICE_HUGE, ADVICE_NOHUGE]),
+    cpus=st.sampled_from([1, 8, 64]),  # many fill their lists with most of a small machine
 )
-@settings(max_examples=200, deadline=None)
-def test_a_run_leaves_what_single_faults_leave(kernel, pages, before, own, advice):
+@settings(max_examples=250, deadline=None)
+def test_a_run_leaves_what_single_faults_leave(kernel, pages, before, own, advice, cpus):
     """A first write to one page of a window takes the way of single faults."""
-    run, mm = machine(kernel, pages, before, advice)
-    single, _ = machine(kernel, pages, before, advice)
+    run, mm = machine(kernel, pages, before, advice, cpus)
+    single, _ = machine(kernel, pages, before, advice, cpus)
     for mem in (run, single):
         for window in own:  # windows in which the process has small pages already
             touch(mem, mm, window * HPAGE_PMD_NR + 7, 1)
+    assert_alike(run, single, mm)
+
+
+def assert_alike(run, single, mm):
+    """Touch all windows of a process, in one go and window after window, and compare."""
     whole = touch(run, mm, 0, WINDOWS * HPAGE_PMD_NR)
     for window in range(WINDOWS):
         first = window * HPAGE_PMD_NR
@@ -107,6 +118,29 @@ def test_a_run_leaves_what_single_faults_leave(kernel, pages, before, own, advic
     left, right = comparable(run), comparable(single)
     for name in left:
         assert np.array_equal(left[name], right[name]), name
+
+
+def nearly_full(left):
+    """Return a machine whose Normal zone has unmovable free memory, and some huge pages."""
+    mem, mm = machine("6.12", 3 << 19, [("relabel", 0, 4000)], ADVICE_NOHUGE, 64)
+    filler = mm_alloc(mem, 3 << 19, 0, ADVICE_NOHUGE, False, 0)
+    window = 0
+    while movable_windows(mem) > left:
+        touch(mem, filler, window * HPAGE_PMD_NR, HPAGE_PMD_NR)
+        window += 1
+    return mem, mm
+
+
+def movable_windows(mem):
+    free = mem.nr_free[ZONE_NORMAL, MIGRATE_MOVABLE]
+    return free[HPAGE_PMD_ORDER] + 2 * free[HPAGE_PMD_ORDER + 1]
+
+
+@pytest.mark.parametrize("left", range(1, 14, 3))
+def test_a_run_ends_where_movable_memory_does(left):
+    """Behind it a fault takes pageblocks of another type."""
+    (run, mm), (single, _) = nearly_full(left), nearly_full(left)
+    assert_alike(run, single, mm)
 
 
 def test_a_fresh_machine_serves_a_run():
