@@ -99,11 +99,13 @@ def _set_leaves(
 ) -> int:
     """Set (1) or clear (0) the leaves of a run that are not so yet; return how many.
 
-    A word of the table at a time; bit by bit only where some are and some are not.
+    A word of the table at a time, those that change whole summed together; bit by bit only where
+    some are and some are not.
     """
     i = page & (HPAGE_PMD_NR - 1)
     changed = 0
     total = 0
+    whole = 0  # leaves right before the next one that all change
     while nr > 0:
         shift = i % WORD_FRAMES
         here = min(nr, WORD_FRAMES - shift)
@@ -112,9 +114,12 @@ def _set_leaves(
         other = mask & (~word if present else word)
         mem.ept_table[table].bits[i // WORD_FRAMES] = word ^ other
         if other == mask:
-            changed += here
-            total += _run_sum(i, pfn, step, here)
-        elif other != 0:
+            whole += here
+        else:
+            if whole > 0:
+                changed += whole
+                total += _run_sum(i - whole, pfn - whole * step, step, whole)
+                whole = 0
             for k in range(here):
                 if (other >> (shift + k)) & 1:
                     changed += 1
@@ -122,6 +127,9 @@ def _set_leaves(
         i += here
         pfn += here * step
         nr -= here
+    if whole > 0:
+        changed += whole
+        total += _run_sum(i - whole, pfn - whole * step, step, whole)
     sign = 1 if present else -1
     mem.ept_table[table].frames += sign * total
     mem.ept_table[table].nr += sign * changed
