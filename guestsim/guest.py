@@ -12,6 +12,8 @@ written at boot), fs/proc/meminfo.c for the names.
 Simplified: page cache is a process of small pages that nobody else maps, one unmovable page a
 2 MiB of it standing for the tree nodes.
 Simplified: what a boot writes, the host sees in ascending order.
+Simplified: a guest has neither swap nor KSM, so that only the shrinker of underused huge pages, if
+`max_ptes_none` lets it work, asks which of its pages were never written; else that is not kept.
 """
 
 import ctypes
@@ -38,6 +40,7 @@ from hostsim.mm.settings import write_setting
 from hostsim.mm.slab import alloc_boot_pages
 from hostsim.mm.state import fill_parts, used_parts
 from hostsim.mm.touched import note_touched
+from hostsim.mm.tunables import T_DEFER_UNDERUSED, T_KEEP_WRITTEN
 
 MM_CACHE: Final = 0  # processes that are there from boot: page cache,
 MM_DAEMONS: Final = 1  # what runs in every system,
@@ -137,6 +140,7 @@ def boot_memory(spec: GuestSpec, nr_pages: int, vcpus: int) -> Memory:
     set_thp(booted, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
     for name, value in spec.settings:
         write_setting(booted, name, value)
+    booted.tunables[T_KEEP_WRITTEN] = booted.tunables[T_DEFER_UNDERUSED]
     mem = Memory(**(booted._asdict() | {"touched": trace_log()}))
     mem.pool[P_TRACED] = 1
     reserved = np.flatnonzero((mem.pb["state"][: nr_pages >> HPAGE_PMD_ORDER] & 15) == PB_RESERVED)

@@ -337,7 +337,8 @@ def _replace_pages(mem: Memory, mm: int, window: int, new: int) -> None:
         pfn = int(mem.ext[x].pfn)
         pages = int(mem.ext[x].nr)
         resident += pages
-        _copy_written(mem, x, new)
+        if mem.written[new] != 0:
+            _copy_written(mem, x, new)
         pb = pfn >> PAGEBLOCK_ORDER
         if pageblock_state(mem, pb) == PB_COMPOUND and pages > 1 and flags & EXT_SHARED == 0:
             deferred_split(mem, pb)  # its pages are unmapped one by one

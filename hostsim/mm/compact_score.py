@@ -16,17 +16,33 @@ PROACTIVE_LOW_LEAST: Final = 5
 PROACTIVE_LEEWAY: Final = 10
 
 
+@inline_kernel
+def _suitable(mem: Memory, zone: int) -> int:
+    """Return the pages of a zone's free memory that are in blocks of a huge page or larger."""
+    blocks = 0
+    for migratetype in range(NR_PCP_TYPES):
+        blocks += mem.nr_free[zone, migratetype, PAGEBLOCK_ORDER]
+        blocks += 2 * mem.nr_free[zone, migratetype, MAX_PAGE_ORDER]
+    return int(blocks) << PAGEBLOCK_ORDER
+
+
 @kernel
 def fragmentation_score_zone(mem: Memory, zone: int) -> int:
     """Return the share of a zone's free memory that is in no block of a huge page, in percent."""
     free = mem.zone[zone, Z_FREE]
     if free == 0:
         return 0
-    suitable = 0
-    for migratetype in range(NR_PCP_TYPES):
-        suitable += mem.nr_free[zone, migratetype, PAGEBLOCK_ORDER]
-        suitable += 2 * mem.nr_free[zone, migratetype, MAX_PAGE_ORDER]
-    return (free - (suitable << PAGEBLOCK_ORDER)) * 100 // free
+    return (free - _suitable(mem, zone)) * 100 // free
+
+
+@kernel
+def any_zone_above(mem: Memory, nid: int, score: int) -> bool:
+    """Tell whether a zone of a node is more fragmented than that; if none is, nor is the node."""
+    for zone in range(first_zone(nid), ZONE_NORMAL + nid + 1):
+        free = mem.zone[zone, Z_FREE]
+        if (free - _suitable(mem, zone)) * 100 >= (score + 1) * free and free > 0:
+            return True
+    return False
 
 
 @kernel

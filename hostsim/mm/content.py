@@ -29,6 +29,7 @@ from hostsim.mm.mm_types import (
     WORD_FRAMES,
     Memory,
 )
+from hostsim.mm.tunables import T_KEEP_WRITTEN
 
 KEY_ZERO: Final = 0  # a page of zeros
 KEY_ONE: Final = 1  # a page with a 1 in its first byte: what op scripts write
@@ -104,6 +105,8 @@ def alike_word(zero: float, own: float, image: float) -> int:
 @kernel
 def clear_huge(mem: Memory, pb: int) -> None:
     """Note that a huge page was cleared and nothing is written to it yet."""
+    if mem.tunables[T_KEEP_WRITTEN] == 0:
+        return
     record = mem.pool[P_WRITTEN_FREE] - 1
     if record >= 0:
         mem.pool[P_WRITTEN_FREE] = mem.wrec[record].nr

@@ -32,7 +32,7 @@ from hostsim.mm.compact_defer import (
     compaction_deferred,
     defer_compaction,
 )
-from hostsim.mm.compact_score import fragmentation_score_node, proactive_high
+from hostsim.mm.compact_score import any_zone_above, fragmentation_score_node, proactive_high
 from hostsim.mm.compaction import begin, compact_zone, compaction_suitable, has_block
 from hostsim.mm.mm_types import (
     D_WAKE,
@@ -137,7 +137,8 @@ def should_proactive_compact_node(mem: Memory, nid: int) -> bool:
     """Tell whether the node is so fragmented that kcompactd acts unasked."""
     if mem.tunables[T_COMPACTION_PROACTIVENESS] == 0:
         return False
-    return fragmentation_score_node(mem, nid) > proactive_high(mem)
+    high = proactive_high(mem)
+    return any_zone_above(mem, nid, high) and fragmentation_score_node(mem, nid) > high
 
 
 @kernel

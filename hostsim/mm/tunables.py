@@ -72,7 +72,8 @@ T_THP_POLICY: Final = 45  # THP_POLICIES
 T_KHUGEPAGED_WAKEUP: Final = 46  # WAKEUPS
 T_SWAP_ZEROMAP: Final = 47  # 1: pages of zeros are not written to swap
 T_DEFER_UNDERUSED: Final = 48  # 1: new huge pages are queued to be looked at for zeros
-NR_TUNABLES: Final = 49
+T_KEEP_WRITTEN: Final = 49  # 1: which pages of a huge page were ever written is kept
+NR_TUNABLES: Final = 50
 
 WRITABLE_ONE: Final = 0  # khugepaged wants at least one writable page in a window
 WRITABLE_NOT_NEEDED: Final = 1  # since 6.18
@@ -210,6 +211,7 @@ def set_profile(tunables: NDArray[np.int64], kernel: str) -> None:
             T_KHUGEPAGED_MAX_PTES_SHARED,
         ):
             tunables[index] = 0
+    tunables[T_KEEP_WRITTEN] = 1
     _derive(tunables)
 
 
