@@ -15,7 +15,8 @@ from hostsim.core.units import (
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.contig import count_unmovable
-from hostsim.mm.fault import map_huge, map_run
+from hostsim.mm.fault import map_huge
+from hostsim.mm.fault_run import map_run
 from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
