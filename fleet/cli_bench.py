@@ -47,6 +47,9 @@ BENCHES: Final = {
     "project": Bench("fleet.bench_project:project", "10,000 hosts for a week on larger clusters."),
     "report": Bench("fleet.bench_report:report", "A report of 100 hosts, opened in Chromium."),
     "query": Bench("fleet.bench_query:query", "Ten million rows, and questions to them."),
+    "profile": Bench(
+        "fleet.bench_profile:profile", "Where CPU time goes, by mechanism.", in_all=False
+    ),
     "determinism": Bench("fleet.bench:determinism", "The same bytes for any number of workers."),
     "cluster": Bench("fleet.bench_cluster:cluster", "The same bytes on three nodes, one cut off."),
     "migration": Bench("fleet.bench_migration:migration", "A host drained: what VMs go through."),
