@@ -98,7 +98,7 @@ def judge(found: Measured) -> list[Claim]:
 
 
 def results(
-    hosts: Annotated[int, "Hosts of the churn scenario; files hold up to 256 of them."] = 256,
+    hosts: Annotated[int, "Hosts of the churn scenario; files hold up to 1,024 of them."] = 256,
     hours: Annotated[int, "Simulated hours, an epoch each."] = 2,
 ) -> Found:
     r"""Run the churn scenario for its rows, then time the sink alone on them.

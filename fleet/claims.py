@@ -88,6 +88,8 @@ def same(name: str, value: object, expected: object, source: str) -> Claim:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
