@@ -19,7 +19,7 @@ class Costs:
 
     start_s: float = field(default_factory=time.perf_counter)
     advance_s: float = 0.0  # wall time between the first submit and the last collect
-    barrier_cpu_s: float = 0.0  # of the driver, while no shard computes
+    barrier_cpu_s: float = 0.0  # of the driver, while no shard computes; no checkpoints
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     base_cpu_s: float = field(default_factory=lambda: usage_of_tree().cpu_s)
