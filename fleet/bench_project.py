@@ -278,7 +278,7 @@ def lines(
         " other;",
         f"  rows reach the driver at {number(NETWORK_BYTES_PER_S, 'B')}/s and checkpoints (every"
         f" {CHECKPOINT_EPOCHS} epochs) are written at {number(STORE_BYTES_PER_S, 'B')}/s;",
-        "  cores as fast as these, as many VMs a GiB; no machine is lost; packing checkpoints is free",
+        "  cores as fast as these, as many VMs a GiB; no machine is lost; packing checkpoints free",
         f"{hosts:,} hosts for {hours:,} h:",
         f"  {'machines x cores':<17}{'wall':>8}{'start':>8}{'workers':>9}{'driver':>8}"
         f"{'barriers':>10}{'checkp.':>8}{'CPU-h':>8}{'GiB each':>10}  bound by",
