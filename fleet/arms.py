@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fleet.loading import build
-from fleet.rundir import RunDirectory, open_run, read_json
+from fleet.rundir import RUN_FILE, RunDirectory, open_run
 from fleet.scenario import Scenario
 from fleet.sections import duration_text
 from fleet.store import Store
+from fleet.sweepdir import is_sweep, read_sweep, run_store
 from hostsim.core.errors import Problem, ScenarioError
-
-SWEEP_FILE = "sweep.json"
-SWEEP_FORMAT = "hugefleet sweep"
 
 
 class Member(NamedTuple):
@@ -37,30 +35,6 @@ class Arm(NamedTuple):
     def places(self) -> list[str]:
         """Return the directories of its runs."""
         return [member.place for member in self.members.values()]
-
-
-def is_sweep(store: Store) -> bool:
-    """Say whether a folder was written by ``fleet sweep``."""
-    return store.exists(SWEEP_FILE)
-
-
-def read_sweep(store: Store) -> dict[str, Any]:
-    """Return what ``sweep.json`` says.
-
-    Raises
-    ------
-    ScenarioError
-        It is not that of a sweep.
-    """
-    found = read_json(store, SWEEP_FILE)
-    if not isinstance(found, dict) or found.get("format") != SWEEP_FORMAT:
-        raise ScenarioError([Problem(store.label(SWEEP_FILE), "is not that of a sweep")])
-    return found
-
-
-def run_place(arm: str, seed: int) -> str:
-    """Return where a run of a sweep lies in its folder."""
-    return f"{arm}/seed-{seed}"
 
 
 def open_arms(places: Sequence[str | Path | Store]) -> list[Arm]:
@@ -98,20 +72,13 @@ def _member(store: Store) -> Member:
 
 def _of_sweep(store: Store) -> list[Arm]:
     record = read_sweep(store)
-    seeds = record["seeds"]
-    places = {
-        (arm, seed): f"{str(store).rstrip('/')}/{run_place(arm, seed)}"
-        for arm in record["arms"]
-        for seed in seeds
-    }
-    missing = [place for place in places.values() if not Store(place).exists("run.json")]
+    arms, seeds = record["arms"], record["seeds"]
+    stores = {(arm, seed): run_store(store, arm, seed) for arm in arms for seed in seeds}
+    missing = [run for run in stores.values() if not run.exists(RUN_FILE)]
     if missing:
-        message = f"{len(missing)} of {len(places)} runs are missing"
+        message = f"{len(missing)} of {len(stores)} runs are missing"
         raise ScenarioError([Problem(str(store), message, "fleet sweep --resume makes them")])
-    return [
-        Arm(arm, {seed: _member(Store(places[arm, seed])) for seed in seeds})
-        for arm in record["arms"]
-    ]
+    return [Arm(arm, {seed: _member(stores[arm, seed]) for seed in seeds}) for arm in arms]
 
 
 def _of_runs(members: list[Member]) -> list[Arm]:

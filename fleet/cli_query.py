@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable
 
 def query(
     run_directory: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run directory: path or URI.")
+        str, typer.Argument(metavar="RUN", help="A run directory, or a sweep: path or URI.")
     ],
     sql: Annotated[
         str, typer.Argument(metavar="SQL", help="One statement, or the name of a table or view.")
@@ -35,6 +37,7 @@ def query(
 
     Tables: hosts, vms, events, migrations, fleet. Views: top (worst hosts first), coverage,
     fragmentation, buddy, stalls and tlb, ratios computed. `fleet columns` explains each column.
+    Of a sweep, all of them begin with the columns arm and seed.
 
     \b
     Examples:
@@ -43,21 +46,24 @@ def query(
       fleet query runs/a 'SELECT t_h, huge_coverage_ratio FROM coverage WHERE t_h > 12'
       fleet query runs/a 'SELECT event, COUNT(*) AS n FROM events GROUP BY event'
       fleet query runs/a 'SELECT * FROM hosts WHERE host_id = 7' --parquet host7.parquet
+      fleet query sweeps/thp 'SELECT arm, AVG(huge_coverage_ratio) FROM coverage GROUP BY arm'
     """
     if as_csv + as_json + (parquet is not None) > 1:
         raise typer.BadParameter("--csv, --json and --parquet exclude each other")
-    from fleet import rundir, text_table
     from fleet import sql as asking
+    from fleet import text_table
 
-    run = rundir.open_run(run_directory)
-    found = asking.ask(run, sql, None if every is None else duration_option("every", every))
-    if not run.complete:
-        status = run.record["status"]
-        typer.echo(f'warning: the status of this run is "{status}"; its tables end early', err=True)
+    runs = asking.open_runs(run_directory)
+    found = asking.ask(runs, sql, None if every is None else duration_option("every", every))
+    for _, run in runs:
+        if not run.complete:
+            status = f'the status of {run.store} is "{run.record["status"]}"'
+            typer.echo(f"warning: {status}; its tables end early", err=True)
     if parquet:
         asking.write_parquet(found, parquet)
     elif as_csv:
-        asking.write_csv(found, sys.stdout.buffer)
+        with pipe_may_close():
+            asking.write_csv(found, sys.stdout.buffer)
     elif as_json:
         typer.echo(asking.computed(found).write_json())
     else:
@@ -65,6 +71,17 @@ def query(
         typer.echo(text_table.as_text(shown.head(rows), screen_width()))
         if len(shown) > rows:
             typer.echo(f"the first {rows} rows; --rows N or --csv shows more", err=True)
+
+
+@contextmanager
+def pipe_may_close() -> Iterator[None]:
+    """End quietly when the reader of our output, such as ``head``, has seen enough."""
+    try:
+        yield
+    except OSError as error:
+        if "Broken pipe" not in str(error):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def duration_option(name: str, text: str) -> int:

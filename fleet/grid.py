@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from fleet.arms import names_of, run_place
+from fleet.arms import names_of
 from fleet.demand import arrivals_digest, open_demand
 from fleet.loading import load
 from fleet.scenario import Scenario
+from fleet.sweepdir import run_place
 from hostsim.core.errors import Problem, ScenarioError
 
 _SEED = "run.seed"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import vl_convert
 
 from fleet import charts, figures, report_ab, report_words
-from fleet.arms import Arm, is_sweep, open_arms
+from fleet.arms import Arm, open_arms
 from fleet.comparison import Comparison, compare
 from fleet.figures import Figure
 from fleet.loading import build
@@ -26,6 +26,7 @@ from fleet.rundir import RunDirectory, open_run
 from fleet.scenario import Scenario, to_toml
 from fleet.store import Store
 from fleet.summary import summarise
+from fleet.sweepdir import is_sweep
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
 from hostsim.core.units import format_duration
 

@@ -1,17 +1,18 @@
 """Polars SQL over the tables and views of a run; results are computed as they are written."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import polars as pl
 
-from fleet.rundir import RunDirectory, open_run
+from fleet.rundir import RUN_FILE, RunDirectory, open_run
 from fleet.scan import scan
 from fleet.schema import RELATIONS
 from fleet.store import Store, reported
+from fleet.sweepdir import is_sweep, read_sweep, run_store
 from fleet.view_columns import VIEW_COLUMNS
 from hostsim.core.errors import Problem, ScenarioError, near
 from hostsim.core.stats import TABLES
@@ -25,7 +26,52 @@ _CHANGES = re.compile(
 )
 
 
-def ask(run: RunDirectory, sql: str, step_ns: int | None = None) -> pl.LazyFrame:
+class Labelled(NamedTuple):
+    """A run, and the columns that tell its rows from those of others."""
+
+    labels: dict[str, str | int]
+    run: RunDirectory
+
+
+def open_runs(place: str | Path | Store) -> list[Labelled]:
+    """Open a run, or those runs of a sweep that have begun, told apart by ``arm`` and ``seed``.
+
+    Raises
+    ------
+    ScenarioError
+        The place is no run, and no sweep with one.
+    """
+    store = Store.of(place)
+    if not is_sweep(store):
+        return [Labelled({}, open_run(store))]
+    record = read_sweep(store)
+    keys = [(arm, seed) for arm in record["arms"] for seed in record["seeds"]]
+    found = [(arm, seed, run_store(store, arm, seed)) for arm, seed in keys]
+    begun = [
+        Labelled({"arm": arm, "seed": seed}, open_run(run))
+        for arm, seed, run in found
+        if run.exists(RUN_FILE)
+    ]
+    if not begun:
+        raise ScenarioError([Problem(str(store), "is a sweep without a run yet")])
+    return begun
+
+
+def _relation(runs: Sequence[Labelled], name: str, step_ns: int | None) -> pl.LazyFrame:
+    """Return a table or view of all runs, labels first."""
+    if name in VIEW_COLUMNS:
+        from fleet.views import view  # reads scenarios: a third of a second that tables do not need
+
+    frames = [
+        (view(run, name, step_ns) if name in VIEW_COLUMNS else scan(run, name)).select(
+            *(pl.lit(value).alias(label) for label, value in labels.items()), pl.all()
+        )
+        for labels, run in runs
+    ]
+    return pl.concat(frames) if len(frames) > 1 else frames[0]
+
+
+def ask(runs: Sequence[Labelled], sql: str, step_ns: int | None = None) -> pl.LazyFrame:
     """Return the result of one SQL statement, or a table or view by its name, uncomputed.
 
     Parameters
@@ -44,21 +90,19 @@ def ask(run: RunDirectory, sql: str, step_ns: int | None = None) -> pl.LazyFrame
         message = f"{word[1].upper()} is no query; the tables of a run do not change"
         raise ScenarioError([Problem("query", message, "SELECT ... FROM ...")])
     used = {name for name in RELATIONS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)}
-    relations = {table: scan(run, table) for table in TABLES}
-    if used & VIEW_COLUMNS.keys():
-        from fleet.views import view  # reads scenarios: a third of a second that tables do not need
-
-        relations |= {name: view(run, name, step_ns) for name in used if name in VIEW_COLUMNS}
-    with _explained(sql, used):
+    named = [name for name in RELATIONS if name in used or name in TABLES]
+    relations = {name: _relation(runs, name, step_ns) for name in named}
+    with _explained(sql, used, list(runs[0].labels)):
         found = pl.SQLContext(relations).execute(statement)
         found.collect_schema()  # names are looked up here, not halfway through a file
     return found
 
 
 def query(place: str | Path | Store, sql: str, step_ns: int | None = None) -> pl.DataFrame:
-    """Run one SQL statement over the tables and views of a run.
+    """Run one SQL statement over the tables and views of a run, or of the runs of a sweep.
 
-    ``query("runs/a", "coverage")`` is the view of that name.
+    ``query("runs/a", "coverage")`` is the view of that name; of a sweep, every table and view
+    begins with the columns ``arm`` and ``seed``.
 
     Raises
     ------
@@ -67,7 +111,7 @@ def query(place: str | Path | Store, sql: str, step_ns: int | None = None) -> pl
     ResultsError
         A file of the run cannot be read.
     """
-    return computed(ask(open_run(place), sql, step_ns))
+    return computed(ask(open_runs(place), sql, step_ns))
 
 
 def computed(frame: pl.LazyFrame) -> pl.DataFrame:
@@ -83,15 +127,15 @@ def computed(frame: pl.LazyFrame) -> pl.DataFrame:
 
 
 @contextmanager
-def _explained(sql: str, used: set[str]) -> Iterator[None]:
+def _explained(sql: str, used: set[str], labels: Sequence[str] = ()) -> Iterator[None]:
     """Turn what polars says of a statement into a problem of its author."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.SQLInterfaceError) as error:
-        raise ScenarioError([_problem(sql, used, error)]) from None
+        raise ScenarioError([_problem(sql, used, labels, error)]) from None
 
 
-def _problem(sql: str, used: set[str], error: Exception) -> Problem:
+def _problem(sql: str, used: set[str], labels: Sequence[str], error: Exception) -> Problem:
     message = str(error).strip().splitlines()[0]
     unparsed = _PARSER_PLACE.match(message)
     if unparsed:
@@ -104,7 +148,7 @@ def _problem(sql: str, used: set[str], error: Exception) -> Problem:
     if unknown_column:
         name = unknown_column[1].rpartition(".")[2]
         columns = [column.name for relation in sorted(used) for column in RELATIONS[relation]]
-        hint = near(name, columns)
+        hint = near(name, [*labels, *columns])
         if not hint.startswith("did you mean"):
             hint = f"fleet columns {' or '.join(sorted(used)) or '...'} lists them"
         return Problem("query", f"unknown column {name!r}", hint)

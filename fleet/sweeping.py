@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fleet import rundir, scheduler
-from fleet.arms import (
-    SWEEP_FILE,
-    SWEEP_FORMAT,
-    is_sweep,
-    leaves,
-    open_arms,
-    read_sweep,
-    without_seed,
-)
+from fleet.arms import leaves, open_arms, without_seed
 from fleet.comparison import Comparison, compare
 from fleet.grid import Grid, Planned, plan
 from fleet.live import SweepProgress
 from fleet.lock import held
 from fleet.scenario import Scenario
 from fleet.store import Store
+from fleet.sweepdir import SWEEP_FILE, SWEEP_FORMAT, is_sweep, read_sweep
 from hostsim.core import jit_options
 from hostsim.core.errors import Problem, ScenarioError
 

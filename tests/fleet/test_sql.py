@@ -8,8 +8,7 @@ from handmade import write_run
 from tiny import SMALL
 
 from fleet.loading import build
-from fleet.rundir import open_run
-from fleet.sql import ask, query, write_csv, write_parquet
+from fleet.sql import ask, open_runs, query, write_csv, write_parquet
 from hostsim.core.errors import ResultsError, ScenarioError
 from hostsim.core.stats import SCHEMA_VERSION
 
@@ -83,17 +82,16 @@ def test_name_alone_is_the_whole_table(run_small):
 
 
 def test_csv_is_the_whole_result(run_small):
-    run = open_run(run_small())
+    out = run_small()
     sql = "SELECT host_id, t_ns, unusable_index_order9 / 2.0 AS half FROM hosts ORDER BY 1, 2"
     file = io.BytesIO()
-    write_csv(ask(run, sql), file)
+    write_csv(ask(open_runs(out), sql), file)
     file.seek(0)
-    assert pl.read_csv(file).rows() == query(run.store, sql).rows()
+    assert pl.read_csv(file).rows() == query(out, sql).rows()
 
 
 def test_result_file_appears_whole_or_not_at_all(run_small, tmp_path, monkeypatch):
-    run = open_run(run_small())
-    found = ask(run, "SELECT host_id FROM hosts")
+    found = ask(open_runs(run_small()), "SELECT host_id FROM hosts")
     write_parquet(found, tmp_path / "a.parquet")
     assert pl.read_parquet(tmp_path / "a.parquet").equals(found.collect())
 
@@ -122,3 +120,30 @@ def test_one_host_is_read_from_the_parts_of_its_group_alone(run_small):
     assert query(out, sql).equals(expected)
     with pytest.raises(ScenarioError):
         query(out, "SELECT SUM(nr_vms) FROM hosts")
+
+
+def test_rows_of_a_sweep_are_told_apart_by_arm_and_seed(small, tmp_path):
+    times = {("x", 1): [10, 20], ("x", 2): [30], ("y", 1): [40]}  # y has no second seed yet
+    for (arm, seed), minutes in times.items():
+        rows = [{"t_ns": t * 60 * 10**9, "host_id": 4, "nr_vms": t} for t in minutes]
+        events = [{"t_ns": 60 * 10**9, "host_id": 1, "event": "kill"}] if arm == "y" else []
+        tables = {"hosts": rows, "events": events}
+        place = tmp_path / arm / f"seed-{seed}"
+        write_run(place, small("run.duration=1h"), tables)
+    record = {"format": "hugefleet sweep", "arms": ["x", "y"], "seeds": [1, 2]}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    found = query(tmp_path, "SELECT arm, seed, t_ns, nr_vms FROM hosts ORDER BY t_ns")
+    assert found.rows() == [
+        (arm, seed, t * 60 * 10**9, t) for (arm, seed), minutes in times.items() for t in minutes
+    ]
+    assert query(tmp_path, "coverage").columns[:3] == ["arm", "seed", "t_h"]
+    assert query(tmp_path, "SELECT arm, event FROM events").rows() == [("y", "kill")]
+    with pytest.raises(ScenarioError, match="unknown column 'arms'\n    hint: did you mean arm"):
+        query(tmp_path, "SELECT arms FROM coverage")
+
+
+def test_sweep_without_a_run_has_no_rows_to_ask(tmp_path):
+    record = {"format": "hugefleet sweep", "arms": ["x"], "seeds": [1]}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(ScenarioError, match="is a sweep without a run yet"):
+        query(tmp_path, "hosts")
