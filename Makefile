@@ -48,6 +48,7 @@ wheel-test: $(VENV)/.test
 	build/wheel/venv/bin/python -m pip --disable-pip-version-check --quiet install build/wheel/*.whl
 	cd build/wheel && venv/bin/fleet run smoke --inline --out run
 	cd build/wheel && venv/bin/fleet query run 'SELECT event, COUNT(*) AS n FROM events GROUP BY event'
+	cd build/wheel && venv/bin/fleet report run -o report.html
 	rm -rf build/wheel
 
 docs: $(VENV)/.run

@@ -11,12 +11,14 @@ import altair as alt
 import polars as pl
 
 from fleet.report_data import HUGE_ON_BOTH, HUGE_ON_HOST, Clock, rounded
+from fleet.report_events import KINDS
 from hostsim.core.units import NR_PAGE_ORDERS
 
 BAND: Final = "hosts, p5 to p95"
 ROWS: Final = "rows"
 _DATA: Final = alt.NamedData(name=ROWS)
 HEIGHT: Final = 240
+_EVENT_COLOURS: Final = (1, 3, 4, 0, 2, 6, 5)  # of KINDS, places in a palette
 LEAST_EVENTS: Final = 5  # of an axis, so that its ticks are whole numbers
 ROW_HEIGHT: Final = 46  # of a class of guests
 TIMES: Final = {
@@ -348,8 +350,9 @@ def daemons(frame: pl.DataFrame, clock: Clock, palette: Palette) -> Drawing:
 
 def events(frame: pl.DataFrame, clock: Clock, palette: Palette) -> Drawing:
     """Draw kills, migrations, failures and rejections over time."""
-    kinds = frame["kind"].unique().sort().to_list()
-    colours = [palette.series[(i + 1) % len(palette.series)] for i in range(len(kinds))]
+    seen = set(frame["kind"])
+    kinds = [kind for kind in KINDS if kind in seen]
+    colours = [palette.series[_EVENT_COLOURS[KINDS.index(kind)]] for kind in kinds]
     most = frame.group_by("start").agg(pl.col("count").sum()).select(pl.col("count").max()).item()
     chart = (
         alt.Chart(_DATA)

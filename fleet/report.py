@@ -271,7 +271,7 @@ def _words(key: str, said: list[report_words.Sentence]) -> str:
     """Return the summary in words."""
     items = [
         f'<li><span class="verdict {sentence.verdict}">{sentence.verdict}</span>'
-        f'<span>{html.escape(sentence.text)} <a href="#{key}-{sentence.topic}">show</a></span></li>'
+        f'<span>{_unbroken(sentence.text)} <a href="#{key}-{sentence.topic}">show</a></span></li>'
         for sentence in said
     ]
     rules = "".join(f"<li>{html.escape(str(rule))}</li>" for rule in report_words.YARDSTICKS)
@@ -280,6 +280,11 @@ def _words(key: str, said: list[report_words.Sentence]) -> str:
         "<summary>How this is judged: rules of thumb of this report, not of the model</summary>"
         f"<ul>{rules}</ul></details>"
     )
+
+
+def _unbroken(text: str) -> str:
+    """Return text in which a number keeps its percent sign."""
+    return html.escape(text).replace(" %", "&nbsp;%")
 
 
 def _figure(key: str, figure: Figure, specs: dict[str, Any]) -> str:

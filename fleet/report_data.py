@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import polars as pl
 
+from fleet import report_events
 from fleet.rundir import RunDirectory
 from fleet.scan import scan
 from fleet.scenario import Scenario
@@ -24,7 +25,7 @@ from hostsim.core.units import (
 MAX_BINS: Final = 300  # points of a curve: about one a pixel on a phone
 MIN_BINS: Final = 60
 MAX_HOST_BINS: Final = 1_500_000  # hosts times bins held in memory
-MAX_CELLS: Final = 96  # columns of a heat map, bars of a timeline
+MAX_CELLS: Final = 96  # columns of a heat map
 WORST: Final = 10  # hosts with a drill-down
 WORST_VMS: Final = 100  # rows of its list of VMs
 PPM: Final = 1e6
@@ -52,19 +53,6 @@ _GAUGES: Final = (
 )
 _OF_VM_ROWS: Final = ("effective_huge_pages", "guest_used_pages", "slowdown_all_huge")
 _COUNTERS: Final = ("stall_ns", "daemon_ns", "oom_kill")
-_EVENT_WORDS: Final = {
-    ("reject", "no_host_fits"): "rejected: no host fits",
-    ("reject", "larger_than_any_host"): "rejected: too large",
-    ("kill", "oom"): "killed: memory ran out",
-    ("kill", "failure"): "killed: host failed",
-    ("migrate", "maintenance"): "moved: maintenance",
-    ("migrate", "rebalance"): "moved: memory short",
-    ("migrate", "defragment"): "moved: memory broken",
-    ("restart", ""): "started again",
-    ("host_down", "failure"): "host failed",
-    ("host_down", "maintenance"): "host into maintenance",
-    ("host_up", ""): "host back",
-}
 
 
 class Clock(NamedTuple):
@@ -128,7 +116,7 @@ def frames_of(run: RunDirectory, scenario: Scenario) -> Frames:
         fragmentation=_fragmentation(hosts, clock),
         waits=_waits(hosts, clock),
         translation=_translation(run, scenario),
-        events=_events(run, clock),
+        events=report_events.events(run, clock),
         worst=worst,
         ends=_ends(hosts),
         details=_details(run, scenario, clock, hosts, chosen),
@@ -299,35 +287,6 @@ def _class_names(scenario: Scenario) -> pl.Expr:
     return pl.col("behaviour").replace_strict(codes, names, default="?").alias("class")
 
 
-def _event_kinds() -> pl.Expr:
-    """Return an event in words, null for what happens to every VM."""
-    event, reason = pl.col("event").cast(pl.String), pl.col("reason").cast(pl.String)
-    words = pl.lit(None, pl.String)
-    for (name, why), text in _EVENT_WORDS.items():
-        same = (event == name) & ((reason == why) | (pl.lit(why == "") & reason.is_null()))
-        words = pl.when(same).then(pl.lit(text)).otherwise(words)
-    return words.alias("kind")
-
-
-def _events(run: RunDirectory, clock: Clock) -> pl.DataFrame:
-    """Count what went out of the ordinary, in cells of time."""
-    cell_ns = clock.bin_ns * -(-clock.duration_ns // (clock.bin_ns * MAX_CELLS // 2))
-    cell = pl.col("t_ns") // cell_ns
-    found = (
-        scan(run, "events")
-        .with_columns(_event_kinds())
-        .filter(pl.col("kind").is_not_null())
-        .group_by(cell.alias("cell"), "kind")
-        .agg(pl.len().alias("count"))
-        .sort("cell", "kind")
-        .collect()
-    )
-    wide = clock._replace(bin_ns=cell_ns)
-    start = pl.col("cell") * cell_ns / clock.unit_ns
-    end = wide.end(pl.col("cell"))
-    return found.select(start.alias("start"), end.alias("end"), "kind", "count")
-
-
 def _returned() -> pl.Expr:
     """Return the share of run time that huge pages everywhere would return, in percent."""
     slowdown = pl.col("slowdown_all_huge")
@@ -370,7 +329,7 @@ def _details(
         (pl.col("unusable_index_order9") / 10).alias(UNUSABLE),
         (pl.col("stall_ns") / NS_PER_MS).alias(STALLS),
     )
-    vms, events = _vms_of(run, scenario, chosen), _events_of(run, clock, chosen)
+    vms, events = _vms_of(run, scenario, chosen), report_events.events_of(run, clock, chosen)
 
     def of(frame: pl.DataFrame, host: int) -> dict[str, list[Any]]:
         own = rounded(frame.filter(pl.col("host_id") == host).drop("host_id"))
@@ -408,21 +367,6 @@ def _vms_of(run: RunDirectory, scenario: Scenario, hosts: list[int]) -> pl.DataF
             (pl.col("walk_share") / (PPM / 100)).alias("walks"),
             _returned().alias("returned"),
         )
-    )
-
-
-def _events_of(run: RunDirectory, clock: Clock, hosts: list[int]) -> pl.DataFrame:
-    """Return what went out of the ordinary on some hosts, the first hundred each."""
-    return (
-        scan(run, "events")
-        .filter(pl.col("host_id").is_in(hosts))
-        .with_columns(_event_kinds())
-        .filter(pl.col("kind").is_not_null())
-        .sort("t_ns", "vm_id")
-        .group_by("host_id", maintain_order=True)
-        .head(WORST_VMS)
-        .select("host_id", (pl.col("t_ns") / clock.unit_ns).alias("t"), "kind", "vm_id")
-        .collect()
     )
 
 

@@ -110,7 +110,7 @@ def _kills(summary: dict[str, Any], frames: Frames) -> list[Sentence]:
     if oom:
         found = frames.worst.filter(pl.col("killed") > 0).sort("killed", descending=True)
         hosts = [str(host) for host in found["host_id"]]
-        where = f"on {several(len(hosts), 'host')}, most on {hosts[0]}"
+        where = f"on {several(len(hosts), 'host')}, most on host {hosts[0]}"
         if len(hosts) <= NAMED_HOSTS:
             where = f"on host {' and host '.join(hosts)}"
         parts.append(f"{several(oom, 'VM')} because memory ran out {where}")

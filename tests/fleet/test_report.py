@@ -9,13 +9,15 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from fleet import report, report_words
+from fleet import charts, report, report_events, report_words
 from fleet.arms import Arm
 from fleet.cli import app
 from fleet.effects import BY_NAME
+from fleet.report_events import KINDS
 from fleet.rundir import open_run
 from fleet.scan import scan
 from hostsim.core.errors import ResultsError, ScenarioError
+from hostsim.core.stats import EVENT_NAMES, REASON_NAMES
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -286,15 +288,25 @@ def test_events_are_counted_by_kind(page, eventful):
         return len(same if reason is None else same.filter(pl.col("reason") == reason))
 
     assert shown == {
-        "rejected: no host fits": count("reject", "no_host_fits"),
-        "rejected: too large": count("reject", "larger_than_any_host"),
+        "rejected": count("reject"),
         "killed: memory ran out": count("kill", "oom"),
         "killed: host failed": count("kill", "failure"),
-        "moved: maintenance": count("migrate", "maintenance"),
-        "host failed": count("host_down", "failure"),
-        "host into maintenance": count("host_down", "maintenance"),
+        "moved": count("migrate"),
+        "host down": count("host_down"),
         "host back": count("host_up"),
     }
+
+
+def test_every_kind_of_event_has_a_colour_of_its_own():
+    assert sorted(charts._EVENT_COLOURS) == list(range(len(charts.LIGHT.series)))
+    assert len(KINDS) == len(charts._EVENT_COLOURS)
+
+
+def test_every_event_is_shown_but_what_happens_to_every_vm():
+    told = {event for event, _ in report_events._EVENT_WORDS}
+    assert told == set(EVENT_NAMES) - {"start", "end"}
+    reasons = {reason for _, reason in report_events._EVENT_WORDS}
+    assert reasons == set(REASON_NAMES)
 
 
 def test_worst_host_is_the_one_with_most_kills(page, eventful):
