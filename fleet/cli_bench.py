@@ -40,6 +40,7 @@ BENCHES: Final = {
     "trace": Bench("fleet.bench_trace:trace", "The trace of 100,000 VMs that others replay."),
     "buddy": Bench("fleet.bench_buddy:buddy", "Allocations and frees on a host 90 % full."),
     "boot": Bench("fleet.bench_boot:boot", "A VM of 16 GiB boots and ends."),
+    "day": Bench("fleet.bench_day:day", "1,000 hosts for a day, every mechanism on."),
     "churn": Bench("fleet.bench_churn:churn", "Host-hours a core-second; what mechanisms cost."),
     "ray": Bench("fleet.bench_ray:ray", "What Ray costs; waiting at barriers."),
     "start": Bench("fleet.bench_start:start", "Time to the first simulated event."),

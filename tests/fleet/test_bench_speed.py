@@ -2,7 +2,15 @@
 
 import pytest
 
-from fleet import bench_boot, bench_buddy, bench_churn, bench_ray, bench_results, bench_trace
+from fleet import (
+    bench_boot,
+    bench_buddy,
+    bench_churn,
+    bench_day,
+    bench_ray,
+    bench_results,
+    bench_trace,
+)
 from fleet.bench_runs import measured_run
 from fleet.loading import load
 from fleet.scheduler import Options
@@ -121,3 +129,18 @@ def test_shards_of_an_inline_run_are_timed():
     worse = base._replace(shards_s=11.1, slowest_s=6.0, between_s=0.3, own_s=0.51)
     assert [c.verdict for c in bench_ray.judge([base] * 3, [base] * 3)] == [True] * 3
     assert [c.verdict for c in bench_ray.judge([base] * 3, [worse] * 3)] == [False] * 3
+
+
+def test_a_day_is_held_against_its_bars_when_it_is_whole():
+    found = bench_day.day(2, 2, 0)
+    assert [claim.verdict for claim in found.claims] == [True]
+    assert 0 <= found.details["worst_host"]["host_id"] < 2
+    summary = found.details["summary"]
+    run = bench_day.Measured({"execution": {"wall_s": 120.0}}, 1.0, 1.0, 1.0, 1)
+    run.record["execution"] |= {"cpu_s": 200.0, "peak_memory_bytes": 8 << 30}
+    summary["at_end"]["free_memory_ratio"]["mean"] = 0.3
+    assert all(claim.verdict for claim in bench_day.judge(run, summary, 1000, 24))
+    run.record["execution"] |= {"cpu_s": 200.1, "wall_s": 120.1, "peak_memory_bytes": (8 << 30) + 1}
+    summary["at_end"]["free_memory_ratio"]["mean"] = 0.1
+    summary["vms"]["running"] += 1
+    assert not any(claim.verdict for claim in bench_day.judge(run, summary, 1000, 24))
