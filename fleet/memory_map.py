@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hostsim.core.errors import InvariantError
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     LABEL_TYPE,
@@ -95,11 +96,17 @@ class MemoryMap(NamedTuple):
 
 
 def memory_map(mem: Memory, t_ns: int) -> MemoryMap:
-    """Look at all pageblocks of a host."""
+    """Look at all pageblocks of a host.
+
+    Raises
+    ------
+    InvariantError
+        A pageblock is in no known state.
+    """
     nr = int(mem.pool[P_PAGEBLOCKS])
     state = mem.pb["state"][:nr] & 15
     unmovable = mem.unmovable[:nr] > 0
-    cells = np.zeros(nr, np.uint8)
+    cells = np.full(nr, len(Cell), np.uint8)
     cells[np.isin(state, _FREE_STATES)] = Cell.FREE
     cells[state == PB_PCP] = Cell.PER_CPU
     cells[np.isin(state, _HUGE_STATES)] = Cell.HUGE
@@ -109,6 +116,8 @@ def memory_map(mem: Memory, t_ns: int) -> MemoryMap:
     used = _used_pages(mem, np.flatnonzero(partial))
     fill = Cell.QUARTER + (used - 1) * QUARTERS // PAGEBLOCK_NR_PAGES
     cells[partial] = np.where(unmovable[partial], Cell.UNMOVABLE_PARTIAL, fill)
+    if (cells == len(Cell)).any():
+        raise InvariantError(f"pageblock {int(np.argmax(cells))} is in no known state")
     types = (mem.pb["label"][:nr] & LABEL_TYPE) ^ MIGRATE_MOVABLE
     return MemoryMap(t_ns, cells, types.astype(np.uint8))
 

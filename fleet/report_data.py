@@ -51,7 +51,6 @@ _GAUGES: Final = (
     "slowdown_all_huge",
     *(f"nr_free_order{order}" for order in range(NR_PAGE_ORDERS)),
 )
-_OF_VM_ROWS: Final = ("effective_huge_pages", "guest_used_pages", "slowdown_all_huge")
 _COUNTERS: Final = ("stall_ns", "daemon_ns", "oom_kill")
 
 
@@ -105,7 +104,7 @@ def clock_of(scenario: Scenario) -> Clock:
 def frames_of(run: RunDirectory, scenario: Scenario) -> Frames:
     """Read a run and return what its report shows."""
     clock = clock_of(scenario)
-    hosts = _binned(run, clock, scenario)
+    hosts = _binned(run, clock)
     worst = worst_hosts(hosts, clock.bin_ns)
     chosen = [int(host) for host in worst["host_id"].head(WORST)]
     return Frames(
@@ -123,15 +122,10 @@ def frames_of(run: RunDirectory, scenario: Scenario) -> Frames:
     )
 
 
-def _binned(run: RunDirectory, clock: Clock, scenario: Scenario) -> pl.DataFrame:
-    """Return a row a host and bin: means of gauges, growth of counters.
-
-    What only rows of ``vms`` tell is null before the first of them.
-    """
-    known = pl.col("t_ns") > scenario.vm_rows_ns
+def _binned(run: RunDirectory, clock: Clock) -> pl.DataFrame:
+    """Return a row a host and bin: means of gauges, growth of counters."""
     aggregated = (
         scan(run, "hosts")
-        .with_columns(pl.when(known).then(name).alias(name) for name in _OF_VM_ROWS)
         .group_by("host_id", clock.bins().alias("bin"))
         .agg(*(pl.col(name).mean() for name in _GAUGES), *(pl.col(c).max() for c in _COUNTERS))
         .collect(engine="streaming")
@@ -177,14 +171,10 @@ def _quantile(values: pl.Expr, q: float) -> pl.Expr:
     return values.quantile(q, "nearest")
 
 
-def _sum(name: str) -> pl.Expr:
-    """Return a sum that is null where nothing is known."""
-    return pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum()).alias(name)
-
-
 def _coverage(hosts: pl.DataFrame, clock: Clock) -> pl.DataFrame:
-    names = ("nr_guest_pages", "nr_anon_transparent_hugepages", *_OF_VM_ROWS[:2])
-    summed = [_sum(name) for name in names]
+    of_host = ("nr_guest_pages", "nr_anon_transparent_hugepages")
+    names = (*of_host, "guest_used_pages", "effective_huge_pages")
+    summed = [pl.col(name).sum() for name in names]
     bands = [_quantile(HOST_COVERAGE, q).alias(n) for q, n in ((0.05, "p5"), (0.95, "p95"))]
     found = _by_time(hosts, clock, *summed, *bands)
     return found.select(

@@ -23,7 +23,7 @@ from fleet.rerun import hosts_needed, recorded_rows, rerun
 from fleet.rundir import open_run, part_path
 from fleet.scan import scan
 from fleet.schema import arrow_table, rows_of
-from hostsim.core.errors import ResultsError, ScenarioError
+from hostsim.core.errors import InvariantError, ResultsError, ScenarioError
 from hostsim.core.stats import NODE_TABLES
 from hostsim.core.units import NS_PER_HOUR
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE
@@ -117,6 +117,13 @@ def test_fill_is_told_on_both_sides_of_a_quarter():
         Cell.UNMOVABLE,  # the page tables of drawn_memory
     ]
     assert one.types[:6].tolist() == [movable] * 5 + [kernel]
+
+
+def test_pageblock_in_no_known_state_is_not_guessed():
+    mem = drawn_memory("6.12", [("A", MIGRATE_MOVABLE), ("A", MIGRATE_MOVABLE)])
+    mem.pb["state"][1] = 15
+    with pytest.raises(InvariantError, match="pageblock 1 is in no known state"):
+        memory_map(mem, 0)
 
 
 def decoded(png):

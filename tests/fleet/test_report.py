@@ -382,6 +382,12 @@ def test_names_of_a_run_cannot_break_out_of_the_page(eventful_report, tmp_path):
     assert "</script><b>" not in path.read_text()
 
 
+def test_data_cannot_end_its_script_element():
+    packed = report._json({"</script><script>": "<!--"})
+    assert "<" not in packed
+    assert json.loads(packed) == {"</script><script>": "<!--"}
+
+
 def test_only_a_report_is_written_over(eventful_report, tmp_path):
     path = tmp_path / "notes.html"
     path.write_text("my notes")
