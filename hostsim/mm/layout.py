@@ -107,6 +107,11 @@ def spread(blocks: NDArray[np.int64], nr: int, keep_full: int = 0) -> NDArray[np
 
     The blocks fit in (`fits_in`); the last ``keep_full`` pageblocks get none, or as many of them as
     is possible.
+
+    Raises
+    ------
+    ValueError
+        They do not fit.
     """
     if keep_full:
         some = max(nr - keep_full, min(pageblocks_needed(blocks), nr))
@@ -119,6 +124,8 @@ def spread(blocks: NDArray[np.int64], nr: int, keep_full: int = 0) -> NDArray[np
         left = int(blocks[order])
         while left > 0:
             takers = np.flatnonzero(runs > out[:, order])[:left]
+            if not len(takers):
+                raise ValueError(f"{left} free blocks of order {order} do not fit")
             out[takers, order] += 1
             left -= len(takers)
         runs = 2 * runs - out[:, order]

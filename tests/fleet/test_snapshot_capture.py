@@ -8,7 +8,7 @@ import sys
 import pytest
 from test_snapshot_text import ZONEINFO
 
-from fleet.snapshot_capture import capture, memory_of, vcpus_of
+from fleet.snapshot_capture import _Host, capture, memory_of, vcpus_of
 from hostsim.core.errors import ScenarioError
 
 BUDDYINFO = "Node 0, zone      DMA    1   0   0   0   0   0   0   0   0   1   3 \n"
@@ -106,6 +106,23 @@ def test_files_of_two_moments_are_noticed(root, monkeypatch):
     monkeypatch.setattr("fleet.snapshot_capture.PAUSE_S", 0.0)
     (root / "proc/buddyinfo").write_text(BUDDYINFO.replace(" 3 ", " 2 "))
     assert not capture(root).consistent
+
+
+def test_files_are_read_again_until_nothing_changes_meanwhile(root, monkeypatch):
+    """Without pagetypeinfo only a second look tells that memory has changed."""
+    monkeypatch.setattr("fleet.snapshot_capture.PAUSE_S", 0.0)
+    (root / "proc/pagetypeinfo").unlink()
+    later = BUDDYINFO.replace(" 3 ", " 2 ")
+    printed, read = [BUDDYINFO, later, later, later], _Host.text
+
+    def text(self, path, cost=""):
+        return printed.pop(0) if path == "proc/buddyinfo" else read(self, path, cost)
+
+    monkeypatch.setattr(_Host, "text", text)
+    found = capture(root)
+    assert printed == []
+    assert found.consistent
+    assert found.buddyinfo == (later.rstrip(),)
 
 
 def test_without_buddyinfo_there_is_no_snapshot(tmp_path):
