@@ -19,7 +19,8 @@ _HUGE = _gauge(
 _EFFECTIVE = _gauge(
     "effective_coverage_ratio",
     "",
-    "Memory in use inside the guests that is huge on both sides and aligned alike, of all.",
+    "Memory in use inside the guests that is huge on both sides and aligned alike, of all; as of"
+    " each VM's last row in vms.",
 )
 _FALLBACK = _rate("thp_fallback_ratio", "", "Eligible faults that fell back to 4 KiB, of all.")
 
@@ -71,7 +72,8 @@ VIEW_COLUMNS: dict[str, tuple[Column, ...]] = {
         _gauge(
             "guest_coverage_ratio",
             "",
-            "Memory in use inside the guests that their own kernels map by huge pages, of all.",
+            "Memory in use inside the guests that their own kernels map by huge pages, of all; as"
+            " of each VM's last row in vms.",
         ),
         _EFFECTIVE,
         _FALLBACK,
