@@ -45,6 +45,16 @@ def test_import_writes_parquet(tmp_path):
     assert read_trace(tmp_path / "h.parquet").nr_vms == 1
 
 
+def test_stats_of_an_own_trace_judge_nothing(tmp_path):
+    rows = "".join(f"v{n},{600 * n},{600 * n + 3000},2,8\n" for n in range(200))
+    (tmp_path / "vms.csv").write_text("vm,start_s,end_s,vcpus,memory_gib\n" + rows)
+    fleet_trace("import", "csv", tmp_path / "vms.csv", "-o", tmp_path / "own.parquet")
+    printed = fleet_trace("stats", tmp_path / "own.parquet").stdout
+    assert "differs" in printed
+    assert "MISS" not in printed
+    assert printed.rstrip().endswith("of Azure's; yours need not be")
+
+
 def test_stats_prints_measured_beside_published(small):
     lines = fleet_trace("stats", small, "--scale", 0.002).stdout.splitlines()
     row = next(line.split() for line in lines if line.startswith("share 1c-1.75GiB"))
