@@ -39,10 +39,10 @@ class Command(NamedTuple):
     to_file: str  # behind >, or ""
 
 
-def commands(text):
-    """Return the commands of a document: lines behind ``$ `` in blocks marked ``console``."""
+def commands(text, mark="console"):
+    """Return the commands of a document: lines behind ``$ `` in blocks with this mark."""
     found = []
-    for block in re.findall(r"^ *```console\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+    for block in re.findall(rf"^ *```{mark}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
         lines = iter(textwrap.dedent(block).splitlines())
         for line in lines:
             if not line.startswith("$ "):

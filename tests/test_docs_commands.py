@@ -107,6 +107,15 @@ def test_inline_commands_of_the_documents_exist():
             assert said == "" or missing, f"{page.name}: {line}: {said}"
 
 
+def test_commands_of_the_transcripts_exist():
+    """They ran once, as typed; what they printed stands beside them."""
+    found = commands((ROOT / "docs" / "transcripts.md").read_text(), "text")
+    assert len(found) >= 5
+    for command in found:
+        if command.words[0] == "fleet":
+            assert usage_error(command.words[1:]) == "", command.line
+
+
 def test_a_wrong_command_is_noticed():
     assert usage_error(["rnu", "smoke"]) == "there is no command rnu"
     assert "no command export" in usage_error(["trace", "export"])
