@@ -50,7 +50,7 @@ CASES: Final = (
     Case("uniform", "never", "never", 25e6, 0.8),
     Case("uniform", "never", "always", 0.0, 0.8),
     Case("uniform", "always", "always", 0.0, 0.8),
-    Case("zipf", "never", "never", 0.0, 0.8),
+    Case("zipf", "never", "never", 25e6, 0.8),
     Case("sequential", "never", "never", 500e6, 0.0),
 )
 
