@@ -119,6 +119,13 @@ def test_fill_is_told_on_both_sides_of_a_quarter():
     assert one.types[:6].tolist() == [movable] * 5 + [kernel]
 
 
+def test_both_halves_of_a_free_block_of_order_10_are_free():
+    mem = drawn_memory("6.12", [(".", MIGRATE_MOVABLE)] * 3)
+    assert mem.nr_free[:, MIGRATE_MOVABLE, 9:].sum(axis=0).tolist() == [1, 1]
+    counts = memory_map(mem, 0).counts()
+    assert counts[Cell.FREE] == 3
+
+
 def test_pageblock_in_no_known_state_is_not_guessed():
     mem = drawn_memory("6.12", [("A", MIGRATE_MOVABLE), ("A", MIGRATE_MOVABLE)])
     mem.pb["state"][1] = 15
