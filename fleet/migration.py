@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.scenario import MigrationTerms
+from fleet.start import see_in_order
 from guestsim.behaviour import (
     G_CLASS,
     G_KEY,
@@ -387,6 +388,7 @@ def _arrive(node: "Node", t_ns: int, emigrant: Emigrant) -> None:
     if mm == NIL:
         raise InvariantError(PROCESS_TABLE_FULL)
     node.make_mergeable(row)
+    see_in_order(node.host.mem, guest)
     if not enough:
         node.kill(t_ns)
     node.queue(row, np.array([[own_first_page(node.offset + pages), own_pages]]))

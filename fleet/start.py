@@ -27,10 +27,12 @@ from guestsim.behaviour import (
     push,
 )
 from guestsim.draw import NR_IMAGES, draw_guest
+from hostsim.core.byref import state_at
 from hostsim.core.counter_rng import hash64
 from hostsim.core.jit import kernel
 from hostsim.host import own_first_page, start_qemu
 from hostsim.mm.ksm import madvise_mergeable
+from hostsim.mm.mm_slot import thp_enabled
 from hostsim.mm.mm_types import (
     MM_ALIKE,
     MM_CONTENT,
@@ -38,6 +40,7 @@ from hostsim.mm.mm_types import (
     MM_IMAGE,
     MM_RAM_PAGES,
     NIL,
+    P_IN_ORDER,
     Memory,
 )
 from hostsim.mm.mmu_notifier import EPT_MISALIGNED
@@ -94,6 +97,16 @@ def make_mergeable(
 
 
 @kernel
+def see_in_order(host: Memory, guest: NDArray[np.int64]) -> None:
+    """Let a guest say in which order it takes frames where its host maps them one by one.
+
+    That order is the order of the host's small pages; a huge page has no order within.
+    """
+    mem = state_at(host, guest[G_STATE])
+    mem.pool[P_IN_ORDER] = 0 if thp_enabled(host, guest[G_MM]) else 1
+
+
+@kernel
 def start_vm(
     host: Memory,
     guests: NDArray[np.int64],
@@ -141,6 +154,7 @@ def start_vm(
     if offset != 0:
         host.mm[mm, MM_EPT_FLAGS] |= EPT_MISALIGNED
     make_mergeable(host, guest, profiles, shares, key)
+    see_in_order(host, guest)
     nr = push(ops, nr, row, OP_HOST, 0, own_first_page(ram_pages), own_pages)
     for i in range(boot.shape[0]):
         nr = push(ops, nr, row, OP_HOST, 0, boot[i, 0] + offset, boot[i, 1])

@@ -5,7 +5,8 @@ would (`hostsim.mm.fault`), for as long as a zone serves them from its per-CPU l
 without a look at any watermark.
 
 Source: as `hostsim.mm.fault`; it is a faster way through the same kernel code.
-Simplified: `Memory.touched` names the page tables of a run behind its other pages.
+Simplified: `Memory.touched` names the page tables of a run behind its other pages, those of small
+pages only where a host that maps 2 MiB does not see the difference (`P_IN_ORDER`).
 """
 
 from typing import Final
@@ -32,6 +33,7 @@ from hostsim.mm.mm_types import (
     NIL,
     NR_PCP_LISTS,
     P_BOOSTED,
+    P_IN_ORDER,
     P_NODE,
     P_TRACED,
     PCP_COUNT,
@@ -261,6 +263,9 @@ def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
             first_table = table
             nr_tables = 0
         nr_tables += 1
+        if mem.pool[P_IN_ORDER] != 0:
+            _note_tables(mem, table, 1, 1)
+            nr_tables = 0
         mem.windows[base + done] = table_word(NIL)
         vpn = (window + done) << HPAGE_PMD_ORDER
         end = vpn + HPAGE_PMD_NR

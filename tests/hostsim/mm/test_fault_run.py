@@ -17,6 +17,7 @@ from hostsim.mm.mm_types import (
     MM_ANON,
     MM_PGTABLES,
     NIL,
+    P_IN_ORDER,
     P_RESUME,
     P_RUN_FREE,
     P_TOUCHED,
@@ -186,3 +187,18 @@ def test_who_watches_from_outside_sees_every_page_once_and_runs_joined(advice):
     pages = frames_seen(mem)
     assert len(np.unique(pages)) == len(pages) == 20 * (HPAGE_PMD_NR + 1)
     assert mem.pool[P_TOUCHED] <= 3
+
+
+def test_who_maps_small_pages_sees_them_in_the_order_of_single_faults():
+    seen = []
+    for nr in (20, 1):
+        mem, mm = machine("6.12", 3 << 19, [], ADVICE_NOHUGE)
+        touch(mem, mm, 0, 1)
+        mem = watched(mem)
+        mem.pool[P_IN_ORDER] = 1
+        for window in range(1, 21, nr):
+            first = window * HPAGE_PMD_NR
+            touch(mem, mm, first, 1 if nr == 1 else nr * HPAGE_PMD_NR)
+            touch(mem, mm, first, nr * HPAGE_PMD_NR)
+        seen.append(frames_seen(mem))
+    assert np.array_equal(*seen)
