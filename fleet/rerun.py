@@ -18,14 +18,13 @@ from fleet import rundir
 from fleet.costs import Costs
 from fleet.demand import open_demand
 from fleet.migration import Emigrant
-from fleet.mmu_figures import SampleUsage
 from fleet.node import Node
 from fleet.rundir import RunDirectory, epoch_of
 from fleet.scan import scan
 from fleet.scenario import Scenario
 from fleet.scheduler import Driver, Options, warm_up
 from fleet.schema import rows_of
-from fleet.shard import Load, MakeNode, Move, Shard, ShardPlan, Step, Tables
+from fleet.shard import InlineBackend, Load, MakeNode, Move, Shard, ShardPlan, Step, Tables
 from fleet.sink import HOST_COLUMN
 from hostsim.core.errors import ResultsError
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, NODE_TABLES, TABLES
@@ -103,7 +102,7 @@ class _Nowhere:
         """There is nothing to end."""
 
 
-class RerunBackend:
+class RerunBackend(InlineBackend):
     """Computes some hosts of a run in this process, and reads the rows of all others.
 
     The first shard are the computed hosts, the second the others.
@@ -167,24 +166,6 @@ class RerunBackend:
 
     def restore(self, epoch: int, load: Load) -> None:
         """There is no checkpoint."""
-
-    def begin_journal(self, epoch: int, load: Load) -> None:
-        """There is no checkpoint."""
-
-    def recoveries(self) -> list[dict[str, Any]]:
-        """Return what was lost on the way: nothing."""
-        return []
-
-    def remote_usage(self) -> list[tuple[float, int]]:
-        """Return what processes elsewhere use: there are none."""
-        return []
-
-    def sampling(self) -> list[SampleUsage]:
-        """Return what samples of address translation have cost."""
-        return [self.shard.sampling()]
-
-    def close(self) -> None:
-        """End: nothing to do."""
 
 
 def recorded_rows(run: RunDirectory, epoch: int) -> Tables:
