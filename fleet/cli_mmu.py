@@ -267,7 +267,7 @@ def cpus(
     """
     from fleet.hardware import builtin_names, load_cpu
     from hostsim.core.units import PAGE_SHIFT, format_bytes
-    from hostsim.mmu.cpus import reach_pages
+    from hostsim.mmu.cpus import reach_pages, shares_tlb
 
     chosen = [load_cpu(name)] if name else [load_cpu(known) for known in builtin_names()]
     if as_json:
@@ -295,7 +295,7 @@ def cpus(
             f"{('', '', 'PDE', 'PDPTE', 'PML4E', 'PML5E')[level]} {entries}"
             for level, entries in cpu.walk_caches.entries.items()
         )
-        if any(tlb.holds_tables for tlb in cpu.tlbs):
+        if shares_tlb(cpu):
             stores = "PDE in the L2 dTLB, " + stores
         typer.echo(f"  walk caches: {stores}; nested TLB {cpu.walk_caches.nested_entries}")
 

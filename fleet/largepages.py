@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.hardware import load_cpu
-from fleet.mmu import VPID, Space, classes_of, cost_of
+from fleet.mmu import VPID, Space, cost_of, popularity_of
 from guestsim.workload import ANY_STEP, Component, Law, Workload
 from hostsim.core.units import HPAGE_PMD_NR, PAGE_BYTES, PAGE_SHIFT, parse_pages
 from hostsim.mm.fault import FAULT_OK, touch_range
@@ -176,7 +176,7 @@ def run(machine: Machine, configuration: str, unaligned: bool = False) -> list[P
         strided = number >= 3
         counts = _pass(mmu, space, 1 if strided else LINES_PER_PAGE)
         program = _sequential(PHASES[number], pages, PAGE_BYTES if strided else LINE_BYTES)
-        cost = cost_of(classes_of(program), cpu, space, counts)
+        cost = cost_of(popularity_of(program), cpu, space, counts)
         translation_us = (
             float(
                 counts[C_WALKS] * cost.walk_cycles + counts[C_L2_HITS] * cpu.latency.l2_tlb_cycles

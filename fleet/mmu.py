@@ -23,9 +23,18 @@ from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_types import Memory
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NONE, mm_alloc
 from hostsim.mm.rmap import KIND_EPT, KIND_PGTABLE
-from hostsim.mmu.cost import LOCAL, Classes, Remote, WalkCost, operations_per_cycle, walk_cost
+from hostsim.mmu.cost import (
+    LOCAL,
+    Misses,
+    Remote,
+    WalkCost,
+    misses_of,
+    operations_per_cycle,
+    walk_cost,
+)
 from hostsim.mmu.cpus import Cpu, new_mmu
 from hostsim.mmu.paging import PageTables, new_page_tables, tables_needed
+from hostsim.mmu.popularity import Classes, Popularity
 from hostsim.mmu.tlb import C_ACCESSES, C_L1_HITS, C_L2_HITS, C_WALKS, forget_counts
 from hostsim.mmu.walker import access_pages
 from hostsim.translation import (
@@ -197,67 +206,82 @@ def simulate(
     return counts[1:]
 
 
-def classes_of(workload: Workload) -> Classes:
-    """Return a workload's popularity classes as arrays."""
+def popularity_of(workload: Workload) -> Popularity:
+    """Return how often a workload accesses which pages."""
     found = page_classes(workload)
-    return Classes(
-        *(
-            np.array(column, np.float64)
-            for column in zip(
-                *((*c.region, c.objects, c.objects_per_page, c.rate, c.run) for c in found),
-                strict=True,
+    return Popularity(
+        Classes(
+            *(
+                np.array(column, np.float64)
+                for column in zip(
+                    *((*c.region, c.objects, c.objects_per_page, c.rate, c.run) for c in found),
+                    strict=True,
+                )
             )
         )
     )
 
 
-def coverage_of(space: Space, classes: Classes) -> Any:
-    """Return the share of each class's pages by the size of their TLB entries."""
-    before = np.concatenate([[0.0], np.cumsum(space.huge)])
-    windows = len(space.huge)
+def coverage_of(huge: Any, classes: Classes) -> Any:
+    """Return the share of each class's pages by the size of their TLB entries.
+
+    Parameters
+    ----------
+    huge
+        Of each window, whether it is huge in every dimension.
+    """
+    before = np.concatenate([[0.0], np.cumsum(huge)])
+    windows = len(huge)
 
     def huge_until(page: Any) -> Any:
         window = np.minimum(page / HPAGE_PMD_NR, windows)
         whole = np.minimum(window.astype(np.int64), windows - 1)
-        return before[whole] + (window - whole) * space.huge[whole]
+        return before[whole] + (window - whole) * huge[whole]
 
     end = classes.region_first + classes.region_pages
     pages = (huge_until(end) - huge_until(classes.region_first)) * HPAGE_PMD_NR
-    huge = np.clip(pages / classes.region_pages, 0.0, 1.0)
-    return np.stack([1.0 - huge, huge, np.zeros(len(huge))])
+    ratio = np.clip(pages / classes.region_pages, 0.0, 1.0)
+    return np.stack([1.0 - ratio, ratio, np.zeros(len(ratio))])
 
 
 def cost_of(
-    classes: Classes, cpu: Cpu, space: Space, counts: Any, remote: Remote = LOCAL
-) -> WalkCost:
-    """Return what the walks of simulated accesses to pages of known popularity cost."""
-    if np.ndim(counts) == 2:
-        counts = counts.sum(axis=0)
-    per_table = space.pages / max(space.table_pages, 1)
-    return walk_cost(cpu, classes, counts, coverage_of(space, classes), per_table, remote)
-
-
-def outcome(
-    workload: Workload,
+    of: Popularity,
     cpu: Cpu,
     space: Space,
     counts: Any,
     remote: Remote = LOCAL,
-    classes: Classes | None = None,
-) -> Outcome:
+    misses: Misses | None = None,
+) -> WalkCost:
+    """Return what the walks of simulated accesses to pages of known popularity cost.
+
+    Parameters
+    ----------
+    misses
+        What the TLBs let through, if it is at hand.
+    """
+    if np.ndim(counts) == 2:
+        counts = counts.sum(axis=0)
+    misses = misses or misses_of(of, counts, coverage_of(space.huge, of.classes))
+    return walk_cost(cpu, of, counts, misses, space.pages / max(space.table_pages, 1), remote)
+
+
+def outcome(workload: Workload, cpu: Cpu, counts: Any, cost: WalkCost, far: bool) -> Outcome:
     """Return cycles of walks and of the run.
 
     An access to remote memory takes longer by the difference to local memory.
 
     Parameters
     ----------
-    classes
-        Of the workload, if they are at hand.
+    counts
+        (NR_PARTS, counters) of simulated accesses.
+    cost
+        What they cost.
+    far
+        Whether the program's memory is remote.
     """
-    cost = cost_of(classes or classes_of(workload), cpu, space, counts, remote)
     walk_cycles = workload.steps * cost.walks * cost.walk_cycles
     own = workload.cycles + workload.steps * cost.l2_tlb_hits * cpu.latency.l2_tlb_cycles
-    if remote.memory:
+    if far:
         extra = cpu.latency.remote_cycles - cpu.latency.dram_cycles
         own += workload.steps * cost.data_dram * extra
     rate = operations_per_cycle(own, walk_cycles, cpu.walkers, workload.overlap)
@@ -269,7 +293,9 @@ def run(
 ) -> tuple[Space, Outcome]:
     """Build a program's tables, simulate its accesses and cost them."""
     space = build_space(workload, setup)
-    return space, outcome(workload, cpu, space, simulate(workload, cpu, space, accesses, seed))
+    counts = simulate(workload, cpu, space, accesses, seed)
+    cost = cost_of(popularity_of(workload), cpu, space, counts)
+    return space, outcome(workload, cpu, counts, cost, far=False)
 
 
 def with_error(values: Any) -> tuple[float, float]:

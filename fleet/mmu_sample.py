@@ -18,6 +18,7 @@ one row.
 
 import functools
 import hashlib
+import itertools
 import math
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -26,14 +27,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.hardware import load_cpu
-from fleet.mmu import NR_PARTS, VPID, Space, classes_of, outcome, with_error
+from fleet.mmu import (
+    NR_PARTS,
+    VPID,
+    Space,
+    cost_of,
+    coverage_of,
+    outcome,
+    popularity_of,
+    with_error,
+)
 from fleet.profiles import load_workload
 from guestsim.workload import Workload, compile_workload, draw_pages
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SHIFT
-from hostsim.mmu.cost import LOCAL, Classes, Remote
-from hostsim.mmu.cpus import Cpu, new_mmu
+from hostsim.mmu.cost import LOCAL, Misses, Remote, misses_of
+from hostsim.mmu.cpus import Cpu, new_mmu, shares_tlb
 from hostsim.mmu.paging import (
     INDEX_BITS,
     MIN_LEVELS,
@@ -45,10 +55,20 @@ from hostsim.mmu.paging import (
     table_at,
     tables_needed,
 )
-from hostsim.mmu.tlb import C_ACCESSES, C_WALKS, READ_EPT_DATA, READ_EPT_TABLE, forget_counts
-from hostsim.mmu.walker import access_pages
+from hostsim.mmu.popularity import Popularity
+from hostsim.mmu.tlb import (
+    C_ACCESSES,
+    C_WALKS,
+    READ_EPT_DATA,
+    READ_EPT_TABLE,
+    Mmu,
+    forget_all,
+    forget_counts,
+)
+from hostsim.mmu.walker import access_pages, missed_pages, walk_missed
 
-PROGRAMS_KEPT: Final = 32  # accesses of so many programs are remembered, 8 MiB
+PROGRAMS_KEPT: Final = 128  # accesses of so many programs are remembered, 15 MiB
+MISSES_KEPT: Final = 16  # and what misses the TLBs of so many, 4 MiB
 WARM: Final = 2  # a sample counts this many times the accesses that warm it
 PER_OCTAVE: Final = 2  # classes of footprints
 SMALL: Final = (0.0, 1 / 128, 1 / 16, 1.0)  # classes of the share that small entries map
@@ -168,8 +188,8 @@ class _Accesses(NamedTuple):
     """What all classes of one program and footprint share."""
 
     workload: Workload
-    classes: Classes  # of its pages, by popularity
-    pages: NDArray[np.int64]  # that it accesses, one after the other
+    popularity: Popularity
+    pages: NDArray[np.int32]  # that it accesses, one after the other
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
@@ -181,16 +201,66 @@ def _accesses(workload: str, footprint: int, seed: int, nr: int) -> _Accesses:
     key = int(stream(seed, Stream.MMU, digest).integers(1 << 62))
     pages = np.empty(nr, np.int64)
     draw_pages(*compile_workload(program), key, 0, pages)
-    return _Accesses(program, classes_of(program), pages)
+    return _Accesses(program, popularity_of(program), pages.astype(np.int32))
 
 
-def _space(key: Class, nr_pages: int, pages: NDArray[np.int64]) -> Space:
-    """Return page tables that have a class's shares, as far as pages are accessed."""
-    windows = -(-nr_pages // HPAGE_PMD_NR)
-    small = small_windows(windows, SMALL[key.small])
+class _Missed(NamedTuple):
+    """What all classes of one program, footprint and small share have in common."""
+
+    counts: NDArray[np.int64]  # (NR_PARTS, counters) of the TLBs alone
+    pages: NDArray[np.int64]  # that need a walk, one after the other
+    ends: NDArray[np.int64]  # (1 + NR_PARTS,) where those of the warm-up and of each part end
+    nr_small_windows: int  # in which they lie
+    misses: Misses
+
+
+@functools.lru_cache(maxsize=MISSES_KEPT)
+def _missed(cpu: str, workload: str, footprint: int, share: int, seed: int, nr: int) -> _Missed:
+    """Return what the TLBs let through: they see sizes of entries, not the tables behind them."""
+    mmu = _emptied(cpu)
+    own = _accesses(workload, footprint, seed, nr)
+    small = small_windows(_nr_windows(footprint_pages(footprint)), SMALL[share])
+    missed = np.empty(nr, np.int64)
+    counts = np.zeros((1 + NR_PARTS, len(mmu.counts)), np.int64)
+    ends = np.zeros(1 + NR_PARTS, np.int64)
+    done = 0
+    for part, pages in enumerate(_parts(own.pages)):
+        forget_counts(mmu)
+        done += missed_pages(mmu, small, VPID, pages, missed[done:])
+        ends[part] = done
+        counts[part] = mmu.counts
+    missed = missed[:done].copy()
+    here = np.zeros(len(small), np.bool_)
+    here[missed >> HPAGE_PMD_ORDER] = True
+    coverage = coverage_of(~small, own.popularity.classes)
+    misses = misses_of(own.popularity, counts[1:].sum(axis=0), coverage)
+    return _Missed(counts[1:], missed, ends, int((here & small).sum()), misses)
+
+
+def _parts(pages: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the accesses that warm, and those of each part that is counted."""
+    nr = len(pages) // (NR_PARTS + NR_PARTS // WARM)
+    return np.split(pages, range(nr * NR_PARTS // WARM, len(pages), nr))
+
+
+def _nr_windows(nr_pages: int) -> int:
+    return -(-nr_pages // HPAGE_PMD_NR)
+
+
+def _space(key: Class, nr_pages: int, pages: NDArray[np.int64], nr_small_windows: int) -> Space:
+    """Return page tables that have a class's shares, as far as pages are accessed.
+
+    Parameters
+    ----------
+    nr_small_windows
+        In which accessed pages lie, at most.
+    """
+    small = small_windows(_nr_windows(nr_pages), SMALL[key.small])
     nr_tables = tables_needed(nr_pages, MIN_LEVELS, 1)
-    guest = new_page_tables(nr_tables, MIN_LEVELS, 0)
-    ept = new_page_tables(2 * nr_tables + 2 * MIN_LEVELS, MIN_LEVELS, 0)
+    used = tables_needed(nr_pages, MIN_LEVELS, 2) + nr_small_windows
+    guest = new_page_tables(used, MIN_LEVELS, 0)
+    of_tables = tables_needed(nr_tables, MIN_LEVELS, 1) + 2 * MIN_LEVELS
+    ept = new_page_tables(used + of_tables, MIN_LEVELS, 0)
     sides = (key.side != Side.HOST, key.side != Side.GUEST, not key.tables_huge)
     if not map_sample(guest, ept, pages, small, *sides):
         raise AssertionError("tables for a footprint did not suffice")  # counted above
@@ -198,22 +268,44 @@ def _space(key: Class, nr_pages: int, pages: NDArray[np.int64]) -> Space:
     return Space(guest, ept, nested, nr_pages, ~small, ~small, nr_tables)
 
 
-def _count(cpu: Cpu, space: Space, pages: NDArray[np.int64], warm: int) -> NDArray[np.int64]:
-    """Access pages; return the counters of the parts behind the first ones, which warm."""
-    mmu = new_mmu(cpu)
-    parts = np.split(pages[warm:], NR_PARTS)
-    counts = np.zeros((NR_PARTS, len(mmu.counts)), np.int64)
-    access_pages(mmu, space.guest, space.ept, space.nested, VPID, pages, warm)
-    for part, own in zip(counts, parts, strict=True):
+def _count(cpu: str, space: Space, pages: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Access pages; return the counters of the parts behind the first one, which warms."""
+    mmu = _emptied(cpu)
+    counts = np.zeros((1 + NR_PARTS, len(mmu.counts)), np.int64)
+    for part, own in zip(counts, _parts(pages), strict=True):
         forget_counts(mmu)
         access_pages(mmu, space.guest, space.ept, space.nested, VPID, own, len(own))
         part[:] = mmu.counts
+    return counts[1:]
+
+
+def _count_walks(cpu: str, space: Space, missed: _Missed) -> NDArray[np.int64]:
+    """Return what `_count` returns, from the accesses that miss the TLBs."""
+    mmu = _emptied(cpu)
+    counts = missed.counts.copy()
+    walk_missed(mmu, *space[:3], VPID, missed.pages[: missed.ends[0]])
+    for part, (first, end) in zip(counts, itertools.pairwise(missed.ends.tolist()), strict=True):
+        forget_counts(mmu)
+        walk_missed(mmu, *space[:3], VPID, missed.pages[first:end])
+        part += mmu.counts
     return counts
 
 
 @functools.cache
 def _cpu(name: str) -> Cpu:
     return load_cpu(name)
+
+
+@functools.cache
+def _mmu(name: str) -> Mmu:
+    return new_mmu(_cpu(name))
+
+
+def _emptied(name: str) -> Mmu:
+    """Return the hardware of a CPU that all samples use, with nothing in it."""
+    mmu = _mmu(name)
+    forget_all(mmu)
+    return mmu
 
 
 def sample(key: Class, seed: int, accesses: int) -> NDArray[np.float64]:
@@ -225,13 +317,21 @@ def sample(key: Class, seed: int, accesses: int) -> NDArray[np.float64]:
         To count; half as many warm up first.
     """
     cpu = _cpu(key.cpu)
-    nr_pages = footprint_pages(key.footprint)
     accesses -= accesses % NR_PARTS
-    warm = accesses // WARM
-    own = _accesses(key.workload, key.footprint, seed, warm + accesses)
-    space = _space(key, nr_pages, own.pages)
-    counts = _count(cpu, space, own.pages, warm)
-    found = outcome(own.workload, cpu, space, counts, key.remote, own.classes)
+    nr = accesses + accesses // WARM
+    nr_pages = footprint_pages(key.footprint)
+    own = _accesses(key.workload, key.footprint, seed, nr)
+    if shares_tlb(cpu):
+        pages = own.pages.astype(np.int64)
+        space = _space(key, nr_pages, pages, _nr_windows(nr_pages))
+        counts, misses = _count(key.cpu, space, pages), None
+    else:
+        missed = _missed(key.cpu, key.workload, key.footprint, key.small, seed, nr)
+        # The first access of a page misses, so all pages are among these.
+        space = _space(key, nr_pages, missed.pages, missed.nr_small_windows)
+        counts, misses = _count_walks(key.cpu, space, missed), missed.misses
+    cost = cost_of(own.popularity, cpu, space, counts, key.remote, misses)
+    found = outcome(own.workload, cpu, counts, cost, key.remote.memory)
     return figures_of(found, cpu, own.workload.steps)
 
 

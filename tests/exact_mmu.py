@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet.mmu import VPID, Space, outcome
+from fleet.mmu import VPID, Space, cost_of, outcome, popularity_of
 from fleet.mmu_sample import figures_of
 from fleet.profiles import load_workload
 from guestsim.behaviour import G_MM, G_PAGES, G_SLOT, NR_SLOTS
@@ -66,4 +66,5 @@ def exact(tables, workload_name, cpu, accesses, seed, nested=True):
     where = (np.arange(-(-nr // HPAGE_PMD_NR)) * HPAGE_PMD_NR).clip(0, nr - 1)
     huge = windows[tables.present[where] >> HPAGE_PMD_ORDER]  # of the program's windows
     space = Space(tables.guest, tables.ept, nested, nr, huge, huge, int(tables.guest.root[2]))
-    return figures_of(outcome(workload, cpu, space, counts), cpu, workload.steps)
+    cost = cost_of(popularity_of(workload), cpu, space, counts)
+    return figures_of(outcome(workload, cpu, counts, cost, far=False), cpu, workload.steps)

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import PTRS_PER_TABLE
+from hostsim.mmu.brent import AT, NR_ROOT_FIELDS, VALUE, begin_root, next_place
 from hostsim.mmu.cpus import Cpu
+from hostsim.mmu.popularity import ENTRIES_PER_LINE, Lines, Popularity, Units
 from hostsim.mmu.tlb import (
     C_ACCESSES,
     C_FILLS,
@@ -39,8 +41,6 @@ from hostsim.mmu.tlb import (
 )
 
 LINE_BYTES: Final = 64
-ENTRIES_PER_LINE: Final = 8
-LINES_PER_PAGE: Final = 64
 Function = Callable[[float], Any]
 PLACES: Final = ("L1", "L2", "LLC", "DRAM")
 
@@ -55,17 +55,6 @@ class Remote(NamedTuple):
 LOCAL: Final = Remote()
 
 
-class Classes(NamedTuple):
-    """Popularity: objects read equally often, one entry a class."""
-
-    region_first: NDArray[np.float64]  # first page of the region they are scattered over
-    region_pages: NDArray[np.float64]
-    objects: NDArray[np.float64]
-    per_page: NDArray[np.float64]  # objects of a page
-    rate: NDArray[np.float64]  # reads of one object, of one access
-    run: NDArray[np.float64]  # reads in a row of the eight pages of a line of page-table entries
-
-
 class WalkCost(NamedTuple):
     """What the walks of one run of accesses cost."""
 
@@ -78,71 +67,39 @@ class WalkCost(NamedTuple):
     data_dram: float  # share of the accesses whose line comes from memory and is waited for
 
 
-def groups(classes: Classes) -> NDArray[np.int64]:
-    """Return which classes are scattered over the same region, as a number for each."""
-    where = np.stack([classes.region_first, classes.region_pages, classes.per_page], axis=1)
-    _, group = np.unique(where, axis=0, return_inverse=True)
-    return group.astype(np.int64)
-
-
-class _Units:
-    """Pages in a row, taken together, and how long one of them stays unread.
-
-    A unit that holds an object holds neighbours, too, which are drawn from all objects of its
-    region: it stays unread while all of them do.
-    """
-
-    def __init__(
-        self,
-        classes: Classes,
-        weight: NDArray[np.float64],
-        present: NDArray[np.float64],
-        group: NDArray[np.int64],
-    ) -> None:
-        self.classes = classes
-        self.weight = weight  # reads of one object that takes part, of one access
-        self.present = present  # share of the objects that take part
-        self.group = group
-        objects = np.bincount(self.group, classes.objects)[self.group]
-        self.share = classes.objects / objects  # of the objects of its region
-        self.density = objects / classes.region_pages  # objects of a page
-        self.mean = np.bincount(self.group, self.share * weight)[self.group]
-
-    def objects(self, pages: float) -> NDArray[np.float64]:
-        """Return how many objects a unit of some pages holds, one at least."""
-        return np.maximum(np.minimum(pages, self.classes.region_pages) * self.density, 1.0)
-
-    def units(self, pages: float) -> NDArray[np.float64]:
-        """Return how many units hold the objects of each class, as its share of its region's."""
-        return np.maximum(self.classes.region_pages / pages, 1.0) * self.share * self.present
-
-    def rate(self, pages: float) -> NDArray[np.float64]:
-        """Return the mean reads of a unit that holds an object of each class."""
-        return self.weight + (self.objects(pages) - 1.0) * self.mean
-
-    def log_unread(self, time: float) -> NDArray[np.float64]:
-        """Return the logarithm of the chance that some object of the region is not read."""
-        one = np.expm1(-np.minimum(self.weight * time, 700.0))
-        return np.log1p(np.maximum(np.bincount(self.group, self.share * one), -1.0 + 1e-15))[
-            self.group
-        ]
+_SPAN_PAGES: Final = np.array(  # that one line of entries of a level stands for
+    [0.0, *(float(ENTRIES_PER_LINE * PTRS_PER_TABLE**below) for below in range(LEVEL_STRIDE - 1))]
+)
+_LEAST_POWER: Final = -3.0  # of ten, of accesses: times that are told apart
+_MOST_POWER: Final = 18.0
 
 
 def _solve_time(occupancy: Function, target: float) -> float:
     """Return the time at which a growing function of time reaches a target; infinity if never."""
-    low, high = -3.0, 18.0  # powers of ten of accesses
-    if occupancy(10.0**high) <= target:
-        return float("inf")
-    if occupancy(10.0**low) >= target:
-        return float(10.0**low)
-    from scipy.optimize import brentq  # takes half a second: not at every start of a worker
+    low, high = 10.0**_LEAST_POWER, 10.0**_MOST_POWER
+    f_high, f_low = occupancy(high), occupancy(low)
+    if f_high <= target:
+        return math.inf
+    if f_low >= target:
+        return low
+    s = np.empty(NR_ROOT_FIELDS)
+    begin_root(s, _LEAST_POWER, f_low - target, _MOST_POWER, f_high - target)
+    while next_place(s):
+        s[VALUE] = occupancy(10.0 ** float(s[AT])) - target
+    return float(10.0 ** float(s[AT]))
 
-    return float(10.0 ** brentq(lambda power: occupancy(10.0**power) - target, low, high))
+
+class Misses(NamedTuple):
+    """What the TLBs let through of the reads of each class."""
+
+    rates: NDArray[np.float64]  # (sizes, classes) walks of one object if it is mapped so
+    times: NDArray[np.float64]  # (sizes,) how long an entry is kept
+    coverage: NDArray[np.float64]  # (sizes, classes) share of the objects mapped by each size
 
 
 def miss_rates(
-    classes: Classes, walks_by_size: NDArray[np.float64], coverage: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    of: Popularity, walks_by_size: NDArray[np.float64], coverage: NDArray[np.float64]
+) -> Misses:
     """Return how many walks an object of each class causes, and how long TLBs keep each size.
 
     The TLBs filter the popular ones; their characteristic time is such that the sum over all is
@@ -153,94 +110,114 @@ def miss_rates(
     walks_by_size
         Walks an access that ended in an entry of each page size.
     coverage
-        (sizes, classes) share of the objects mapped by each size.
-
-    Returns
-    -------
-    rates, times
-        (sizes, classes) walks of one object if it is mapped so; how long an entry is kept.
+        As in `Misses`.
     """
-    group = groups(classes)
     rates = np.zeros(coverage.shape)
     times = np.zeros(len(coverage))
-    # Of the accesses in a row to a page only the first can miss.
-    first = np.where(classes.run > 1.0, np.minimum(ENTRIES_PER_LINE / classes.run, 1.0), 1.0)
+    rate, objects = of.classes.rate, of.classes.objects
     for size, walks in enumerate(walks_by_size):
         present = coverage[size]
         if walks <= 0.0 or not present.any():
             continue
-        units = _Units(classes, classes.rate, present, group)
+        units = Units(of, rate, present)
         neighbours = units.objects(float(PTRS_PER_TABLE**size)) - 1.0
 
         def missing(
-            time: float, units: _Units = units, neighbours: NDArray[np.float64] = neighbours
+            time: float, units: Units = units, neighbours: NDArray[np.float64] = neighbours
         ) -> NDArray[np.float64]:
-            unread = -classes.rate * time + neighbours * units.log_unread(time)
-            return classes.rate * first * np.exp(np.maximum(unread, -700.0))
+            unread = -rate * time + neighbours * units.log_unread(time)
+            found: NDArray[np.float64] = rate * of.first * np.exp(np.maximum(unread, -700.0))
+            return found
 
         def hits(
             time: float, present: NDArray[np.float64] = present, missing: Function = missing
         ) -> float:
-            return float(1.0 - (missing(time) * present * classes.objects).sum())
+            return float(1.0 - (missing(time) * present * objects).sum())
 
         time = _solve_time(hits, 1.0 - walks)
         times[size] = time = time if np.isfinite(time) else 0.0
         rates[size] = missing(time)
-        total = (rates[size] * present * classes.objects).sum()
+        total = (rates[size] * present * objects).sum()
         rates[size] *= walks / total if total > 0.0 else 0.0
-    return rates, times
+    return Misses(rates, times, coverage)
 
 
-def _span_pages(kind: int, level: int, pages_per_table: float) -> float:
-    """Return the data pages that one line of entries of a level stands for."""
-    span = float(ENTRIES_PER_LINE * PTRS_PER_TABLE ** (level - 1))
-    return span * pages_per_table if kind == READ_EPT_TABLE else span
+def misses_of(of: Popularity, counts: NDArray[np.int64], coverage: NDArray[np.float64]) -> Misses:
+    """Return what the TLBs that counted accesses and fills let through."""
+    by_size = counts[C_FILLS : C_FILLS + len(coverage)] / float(counts[C_ACCESSES])
+    return miss_rates(of, by_size, coverage)
 
 
-def _walks_in_a_row(
-    classes: Classes, missed: NDArray[np.float64], span: float
-) -> NDArray[np.float64]:
-    """Return how many walks in a row read one line; 1 where pages are chosen at random."""
-    walks_per_page = classes.run / ENTRIES_PER_LINE * missed / classes.rate
-    return np.where(classes.run > 1.0, np.maximum(span * walks_per_page, 1.0), 1.0)
+class _TableLines(NamedTuple):
+    """Lines of page tables that walks read, one row a kind and level."""
+
+    kind: NDArray[np.int64]
+    level: NDArray[np.int64]
+    lines: Lines
+    wanted: NDArray[np.float64]  # (rows, classes) share of the reads
 
 
-class _Lines(NamedTuple):
-    """Lines of one kind that compete for the caches, and the reads that look for them."""
+def _table_lines(
+    of: Popularity, reads: NDArray[np.float64], misses: Misses, pages_per_table: float
+) -> _TableLines:
+    """Return the lines that walks look for."""
+    objects = of.classes.objects
+    # Entries of the lowest level belong to small pages; the others are on every way down.
+    below = misses.rates[0], misses.coverage[0]
+    above = (misses.rates * misses.coverage).sum(axis=0), of.everywhere
+    kind, level = np.nonzero(reads > 0)
+    small = (level == 1) & (kind != READ_EPT_TABLE)
+    total = np.array(
+        [float((missed * present * objects).sum()) for missed, present in (below, above)]
+    )
+    which = np.where(small, 0, 1)
+    known = total[which] > 0.0
+    kind, level, which = kind[known], level[known], which[known]
+    missed = np.stack([below[0], above[0]])[which]
+    present = np.stack([below[1], above[1]])[which]
+    times = np.append(misses.times, np.zeros(LEVEL_STRIDE))[level - 1]
+    own = (kind != READ_EPT_TABLE) & (times > 0.0)
+    span = _SPAN_PAGES[level]
+    pages = np.where(kind == READ_EPT_TABLE, span * pages_per_table, span)[:, None]
+    in_a_row = of.classes.run / ENTRIES_PER_LINE * missed / of.classes.rate
+    lines = Lines(
+        Units(of, missed * (reads[kind, level] / total[which])[:, None], present),
+        pages,
+        np.where(of.cyclic, np.maximum(pages * in_a_row, 1.0), 1.0),
+        np.where(own, span / ENTRIES_PER_LINE, 0.0)[:, None],
+        np.where(own, times, 0.0)[:, None],
+    )
+    return _TableLines(kind, level, lines, missed * present * objects / total[which][:, None])
 
-    units: _Units
-    pages: float  # that one line stands for
-    row: NDArray[np.float64]  # reads in a row
-    own_pages: float = 0.0  # pages whose reads are as far apart as their TLB entry lives
-    tlb_time: float = 0.0
 
-    def read_again(self, time: float) -> NDArray[np.float64]:
-        """Return the share of reads for whose line the last read is no longer ago than a time.
-
-        What is read at random is read again after any time, what is read from end to end after a
-        full turn and not before.  Of reads in a row only the first can come too late.
-        """
-        units = self.units
-        if not np.isfinite(time):
-            return np.ones(len(units.weight))
-        # Walks for one page are at least the TLB's time apart, and 1 / rate on average.
-        apart = min(self.tlb_time, time) if self.own_pages else 0.0
-        rate = units.rate(self.own_pages) if self.own_pages else units.weight
-        later = (time - apart) / np.maximum(1.0 - rate * apart, 0.1)
-        own = units.objects(self.own_pages) if self.own_pages else np.ones(len(rate))
-        others = np.maximum(units.objects(self.pages) - own, 0.0)
-        unread = -rate * later + others * units.log_unread(time)
-        in_turn = (units.rate(self.pages) / self.row * time) >= 1.0
-        cyclic = units.classes.run > 1.0
-        missed = np.where(cyclic, ~in_turn, np.exp(np.maximum(unread, -700.0)))
-        return 1.0 - missed / self.row
+def _stays(of: Popularity, tables: Lines, cpu: Cpu) -> list[float]:
+    """Return how long a line stays in each cache, in accesses."""
+    fill, cache = cpu.cache.fill_lines, cpu.cache
+    sizes = ((1, cache.l1_bytes), (fill, cache.l2_bytes), (fill, cache.llc_bytes))
+    read = np.empty(of.nr_groups)
+    s = np.empty(NR_ROOT_FIELDS)
+    times = []
+    for together, size in sizes:
+        data = of.data_lines(together)
+        weight, turns, objects, nr = (
+            np.concatenate([own[None], others])
+            for own, others in (
+                (data.units.weight, tables.units.weight),
+                (data.turns, tables.turns),
+                (data.objects, tables.objects),
+                (data.nr, tables.nr),
+            )
+        )
+        lines = weight, turns, objects, nr, of.share, of.group, of.cyclic, read
+        times.append(float(_stay(*lines, s, 10.0, size / LINE_BYTES)))
+    return times
 
 
 def walk_cost(
     cpu: Cpu,
-    classes: Classes,
+    of: Popularity,
     counts: NDArray[np.int64],
-    coverage: NDArray[np.float64],
+    misses: Misses,
     pages_per_table: float,
     remote: Remote = LOCAL,
 ) -> WalkCost:
@@ -250,8 +227,8 @@ def walk_cost(
     ----------
     counts
         Counters of an `Mmu` after (warmed) accesses.
-    coverage
-        (sizes, classes) share of each class's pages mapped by entries of 4K, 2M, 1G.
+    misses
+        As `misses_of` finds them from these.
     pages_per_table
         Data pages of the guest for one table page.
     """
@@ -259,44 +236,16 @@ def walk_cost(
     walks = float(counts[C_WALKS]) / accesses
     counted = counts[C_READS : C_READS + NR_READ_CLASSES * LEVEL_STRIDE]
     reads = counted.reshape(NR_READ_CLASSES, -1) / accesses
-    by_size = counts[C_FILLS : C_FILLS + len(coverage)] / accesses
-    by_object, tlb_times = miss_rates(classes, by_size, coverage)
-    group = groups(classes)
-    everywhere = np.ones(len(classes.rate))
-    lines = {}
-    wanted = {}
-    for kind, level in np.argwhere(reads > 0):
-        pages = _span_pages(int(kind), int(level), pages_per_table)
-        # Entries of the lowest level belong to small pages; the others are on every way down.
-        small = level == 1 and kind != READ_EPT_TABLE
-        missed = by_object[0] if small else (by_object * coverage).sum(axis=0)
-        present = coverage[0] if small else everywhere
-        total = float((missed * present * classes.objects).sum())
-        if total <= 0.0:
-            continue
-        own = kind != READ_EPT_TABLE and level <= len(tlb_times) and tlb_times[level - 1] > 0.0
-        lines[kind, level] = _Lines(
-            _Units(classes, missed * (reads[kind, level] / total), present, group),
-            pages,
-            _walks_in_a_row(classes, missed, pages),
-            float(PTRS_PER_TABLE ** (level - 1)) if own else 0.0,
-            float(tlb_times[level - 1]) if own else 0.0,
-        )
-        wanted[kind, level] = missed * present * classes.objects / total
-    tables = list(lines.values())
-    times = [
-        _Competing([_data_lines(classes, group, together), *tables]).stay(size)
-        for together, size in (
-            (1, cpu.cache.l1_bytes),
-            (cpu.cache.fill_lines, cpu.cache.l2_bytes),
-            (cpu.cache.fill_lines, cpu.cache.llc_bytes),
-        )
-    ]
+    tables = _table_lines(of, reads, misses, pages_per_table)
+    times = _stays(of, tables.lines, cpu)
     found = np.zeros((NR_READ_CLASSES, LEVEL_STRIDE, len(PLACES)))
     found[reads > 0, 0] = 1.0  # where no class of accesses is known to walk, walks are few
-    for place, part in lines.items():
-        hit = [float((wanted[place] * part.read_again(time)).sum()) for time in times]
-        found[place] = np.diff([0.0, *np.maximum.accumulate(hit), 1.0])
+    hits = np.zeros((len(tables.kind), len(times) + 2))
+    for i, time in enumerate(times):
+        hits[:, 1 + i] = (tables.wanted * tables.lines.read_again(time)).sum(axis=1)
+    hits[:, 1:-1] = np.maximum.accumulate(hits[:, 1:-1], axis=1)
+    hits[:, -1] = 1.0
+    found[tables.kind, tables.level] = np.diff(hits)
     latency = cpu.latency
     cycles = found @ np.array(
         [latency.l1_cycles, latency.l2_cycles, latency.llc_cycles, latency.dram_cycles]
@@ -315,11 +264,11 @@ def walk_cost(
         walk_cycles=per_walk + latency.walk_cycles if walks else 0.0,
         ept_ratio=ept / float(spent.sum()) if walks else 0.0,
         l2_tlb_hits=float(counts[C_L2_HITS]) / accesses,
-        data_dram=_from_memory(classes, group, cpu.cache.fill_lines, times[-1]),
+        data_dram=_from_memory(of, cpu.cache.fill_lines, times[-1]),
     )
 
 
-def _from_memory(classes: Classes, group: NDArray[np.int64], together: int, time: float) -> float:
+def _from_memory(of: Popularity, together: int, time: float) -> float:
     """Return the share of accesses whose line is in no cache; what is read in turn is prefetched.
 
     Parameters
@@ -329,27 +278,8 @@ def _from_memory(classes: Classes, group: NDArray[np.int64], together: int, time
     time
         How long the last level of caches keeps a line.
     """
-    missed = 1.0 - _data_lines(classes, group, together).read_again(time)
-    at_random = classes.run <= 1.0
-    return float((classes.rate * classes.objects * missed * at_random).sum())
-
-
-def _data_lines(classes: Classes, group: NDArray[np.int64], together: int) -> _Lines:
-    """Return the lines of the data itself: an access reads one line of its page.
-
-    Parameters
-    ----------
-    together
-        Lines that a read brings in.
-    """
-    line_rate = classes.rate * (together / LINES_PER_PAGE)
-    by_line = classes._replace(
-        region_first=classes.region_first * LINES_PER_PAGE,
-        region_pages=classes.region_pages * LINES_PER_PAGE,
-        objects=classes.objects * LINES_PER_PAGE,
-    )
-    everywhere = np.ones(len(line_rate))
-    return _Lines(_Units(by_line, line_rate, everywhere, group), 1.0, everywhere)
+    missed = 1.0 - of.data_lines(together).read_again(time)
+    return float((of.classes.rate * of.classes.objects * missed * ~of.cyclic).sum())
 
 
 @kernel
@@ -390,25 +320,40 @@ def _kept(
     return total
 
 
-class _Competing:
-    """Lines of all kinds that share a cache, as arrays."""
+@kernel
+def _stay(
+    weight: NDArray[np.float64],
+    turns: NDArray[np.float64],
+    objects: NDArray[np.float64],
+    units: NDArray[np.float64],
+    share: NDArray[np.float64],
+    group: NDArray[np.int64],
+    cyclic: NDArray[np.bool_],
+    read: NDArray[np.float64],
+    s: NDArray[np.float64],
+    ten: float,
+    target: float,
+) -> float:
+    """Return the time after which so many lines are held, as `_solve_time` does.
 
-    def __init__(self, lines: list[_Lines]) -> None:
-        units = lines[0].units
-        self.arrays = (
-            np.stack([part.units.weight for part in lines]),
-            np.stack([part.units.rate(part.pages) / part.row for part in lines]),
-            np.stack([part.units.objects(part.pages) for part in lines]),
-            np.stack([part.units.units(part.pages) for part in lines]),
-            units.share,
-            units.group,
-            units.classes.run > 1.0,
-            np.empty(int(units.group.max()) + 1),
-        )
-
-    def stay(self, size_bytes: int) -> float:
-        """Return how long a line stays in a cache, in accesses."""
-        return _solve_time(lambda time: float(_kept(*self.arrays, time)), size_bytes / LINE_BYTES)
+    Parameters
+    ----------
+    s
+        (NR_ROOT_FIELDS,) work space.
+    ten
+        Ten, as a number that the compiler does not know: a power of it is to be that of Python.
+    """
+    of = weight, turns, objects, units, share, group, cyclic, read
+    f_high = _kept(*of, ten**_MOST_POWER)
+    if f_high <= target:
+        return math.inf
+    f_low = _kept(*of, ten**_LEAST_POWER)
+    if f_low >= target:
+        return ten**_LEAST_POWER
+    begin_root(s, _LEAST_POWER, f_low - target, _MOST_POWER, f_high - target)
+    while next_place(s):
+        s[VALUE] = _kept(*of, ten ** s[AT]) - target
+    return float(ten ** s[AT])
 
 
 def operations_per_cycle(

@@ -186,6 +186,11 @@ def new_mmu(cpu: Cpu) -> Mmu:
     )
 
 
+def shares_tlb(cpu: Cpu) -> bool:
+    """Say whether entries of page tables and of pages compete for one TLB's ways."""
+    return any(tlb.holds_tables for tlb in cpu.tlbs)
+
+
 def cold_mmu() -> Mmu:
     """Return an MMU without walk caches, and with one TLB entry a page size."""
     one = tuple(TlbSpec(size, 1, (size,), 1, 1, (), False, "") for size in PAGE_SIZES)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.prefetch import prefetch
-from hostsim.core.units import NO_PFN, PTRS_PER_TABLE
+from hostsim.core.units import HPAGE_PMD_ORDER, NO_PFN, PTRS_PER_TABLE
 from hostsim.mmu.paging import (
     E_LEAF,
     E_NONE,
@@ -295,3 +295,76 @@ def access_pages(
     mmu.counts[C_ACCESSES] += nr
     mmu.counts[C_L1_HITS] += l1_hits
     mmu.counts[C_L2_HITS] += l2_hits
+
+
+@kernel
+def missed_pages(
+    mmu: Mmu,
+    small: NDArray[np.bool_],
+    vpid: int,
+    pages: NDArray[np.int32],
+    missed: NDArray[np.int64],
+) -> int:
+    """Look accesses up in the TLBs alone, filling them as walks would, and list those that miss.
+
+    What TLBs hold depends on the sizes of their entries, not on the tables behind them.
+
+    Parameters
+    ----------
+    small
+        (windows,) which of them have entries of 4 KiB; the others have one of 2 MiB.
+    pages
+        Page numbers, all mapped.
+    missed
+        Written: the pages that need a walk, in order.
+
+    Returns
+    -------
+    int
+        How many need one.
+    """
+    last = NO_PFN
+    l1_hits = 0
+    l2_hits = 0
+    walks = 0
+    for i in range(pages.size):
+        vpn = int(pages[i])
+        if vpn == last:
+            l1_hits += 1
+            continue
+        last = vpn
+        if first_level_hit(mmu, vpn, vpid) != NOTHING:
+            l1_hits += 1
+        elif second_level_hit(mmu, vpn, vpid) != NOTHING:
+            l2_hits += 1
+        else:
+            missed[walks] = vpn
+            walks += 1
+            fill(mmu, vpn, 0 if small[vpn >> HPAGE_PMD_ORDER] else 1, vpid, vpn)
+    mmu.counts[C_ACCESSES] += pages.size
+    mmu.counts[C_L1_HITS] += l1_hits
+    mmu.counts[C_L2_HITS] += l2_hits
+    mmu.counts[C_WALKS] += walks
+    return walks
+
+
+@kernel
+def walk_missed(
+    mmu: Mmu,
+    guest: PageTables,
+    ept: PageTables,
+    nested: bool,
+    vpid: int,
+    missed: NDArray[np.int64],
+) -> None:
+    """Walk for pages that `missed_pages` has counted: together they do what `access_pages` does.
+
+    Only where no walk cache shares its entries with a TLB.
+    """
+    for i in range(missed.size):
+        if i % AHEAD == 0:
+            _look_ahead(mmu, guest, ept, nested, missed, i, min(i + AHEAD, missed.size))
+        if nested:
+            walk_nested(mmu, guest, ept, missed[i], vpid)
+        else:
+            walk_native(mmu, guest, missed[i], vpid)

@@ -2,23 +2,29 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference.mmu_classes import State, all_huge, classes_around
 
-from fleet.hardware import load_cpu
+from fleet.hardware import builtin_names, load_cpu
 from fleet.mmu_figures import Sampler
 from fleet.mmu_sample import (
     SMALL,
     Class,
     Side,
     _accesses,
+    _count,
+    _count_walks,
+    _missed,
     _space,
     footprint_pages,
     sample,
     small_windows,
 )
 from hostsim.core.host_columns import MMU_COLUMNS
-from hostsim.core.units import HPAGE_PMD_ORDER
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mmu.cost import Remote
+from hostsim.mmu.cpus import shares_tlb
 from hostsim.mmu.paging import look_up
 
 CPU = "ice-lake-sp"
@@ -62,6 +68,37 @@ def test_another_seed_draws_another_sample():
     assert (sample(key, 1, 16_000) != sample(key, 2, 16_000)).any()
 
 
+SEPARATE = ["haswell", "ice-lake-sp", "nehalem", "skylake-sp"]  # walk caches that share no TLB
+
+
+@given(
+    st.sampled_from(SEPARATE),
+    st.sampled_from(["memcached", "idle", "jvm", "xsbench", "build-server"]),
+    st.integers(18, 38),
+    st.integers(0, len(SMALL) - 1),
+    st.sampled_from(Side),
+    st.booleans(),
+)
+@settings(max_examples=40)
+def test_tlbs_alone_and_then_the_walks_count_what_single_accesses_do(
+    cpu, workload, footprint, small, side, tables_huge
+):
+    """Every counter of every part, from the same tables."""
+    key = Class(cpu, workload, footprint, small, side, tables_huge)
+    nr = footprint_pages(footprint)
+    pages = _accesses(workload, footprint, 1, 6000).pages.astype(np.int64)
+    missed = _missed(cpu, workload, footprint, small, 1, 6000)
+    apart = _count_walks(cpu, _space(key, nr, missed.pages, missed.nr_small_windows), missed)
+    together = _count(cpu, _space(key, nr, pages, -(-nr // HPAGE_PMD_NR)), pages)
+    assert apart.tolist() == together.tolist()
+
+
+def test_walks_are_counted_apart_only_where_they_are_apart():
+    """Zen keeps page-directory entries in its second-level TLB."""
+    apart = {name for name in builtin_names() if not shares_tlb(load_cpu(name))}
+    assert apart == {*SEPARATE, "cascade-lake", "sapphire-rapids"}
+
+
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("native", [False, True])
 def test_weights_of_the_classes_around_a_state_add_up_to_one(state, native):
@@ -101,8 +138,8 @@ def test_small_windows_are_a_share_of_any_part(share, nr):
 def test_tables_of_a_sample_have_the_page_sizes_of_its_class(side, tables_huge):
     key = Class(CPU, "memcached", 32, 2, side, tables_huge)
     nr = footprint_pages(32)
-    pages = _accesses(key.workload, key.footprint, 1, 5000).pages
-    space = _space(key, nr, pages)
+    pages = _accesses(key.workload, key.footprint, 1, 5000).pages.astype(np.int64)
+    space = _space(key, nr, pages, nr >> HPAGE_PMD_ORDER)
     small = small_windows(len(space.huge), SMALL[2])
     for page in pages:
         here = bool(small[page >> HPAGE_PMD_ORDER])

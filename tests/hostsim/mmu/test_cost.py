@@ -17,15 +17,16 @@ from guestsim.workload import (
 )
 from hostsim.mmu.caches import NR_PLACES, new_caches, read_line, read_pages
 from hostsim.mmu.cost import (
-    Classes,
     Remote,
     miss_rates,
+    misses_of,
     operations_per_cycle,
     walk_cost,
     walk_share,
 )
 from hostsim.mmu.cpus import CacheSpec, LatencySpec
 from hostsim.mmu.paging import map_leaf, new_page_tables, tables_needed
+from hostsim.mmu.popularity import Classes, Popularity
 from hostsim.mmu.tlb import C_ACCESSES, C_FILLS, C_READS, C_WALKS, LEVEL_STRIDE, NR_COUNTERS
 
 LATENCY = LatencySpec(4, 14, 75, 261, 9, 0, 400)
@@ -65,6 +66,11 @@ def as_classes(workload):
     return Classes(*(np.array(column, float) for column in zip(*rows, strict=True)))
 
 
+def cost_of_walks(cpu, classes, counts, coverage, *rest):
+    of = Popularity(classes)
+    return walk_cost(cpu, of, counts, misses_of(of, counts, coverage), *rest)
+
+
 def all_small(classes):
     return np.stack([np.ones(len(classes.rate)), *np.zeros((2, len(classes.rate)))])
 
@@ -100,8 +106,9 @@ PROGRAMS = {
 
 def test_popular_objects_cause_fewer_walks_each_than_their_share():
     classes = as_classes(ZIPF)
-    missed, times = miss_rates(classes, np.array([0.5, 0.0, 0.0]), all_small(classes))
-    missed = missed[0]
+    walks = np.array([0.5, 0.0, 0.0])
+    rates, times, _ = miss_rates(Popularity(classes), walks, all_small(classes))
+    missed = rates[0]
     assert (missed * classes.objects).sum() == pytest.approx(0.5)
     passed = missed / classes.rate
     assert np.all(np.diff(passed) >= -1e-12)
@@ -144,13 +151,13 @@ def test_the_analytic_model_finds_lines_where_simulated_caches_do(name, nested, 
     assert full.sum() > 0
     simulated = (full * latency).sum() / mmu.counts[C_WALKS]
     coverage = all_small(as_classes(workload))
-    cost = walk_cost(CPU, as_classes(workload), mmu.counts, coverage, 512.0)
+    cost = cost_of_walks(CPU, as_classes(workload), mmu.counts, coverage, 512.0)
     assert cost.reads.sum() * nr == pytest.approx(full.sum())
     assert cost.walk_cycles == pytest.approx(simulated, rel=0.06)
     assert np.allclose(cost.found[cost.reads > 0].sum(axis=1), 1.0)
     extra = LATENCY.remote_cycles - LATENCY.dram_cycles
     for remote, kinds in ((Remote(memory=True), [0]), (Remote(ept=True), [1, 2])):
-        far = walk_cost(CPU, as_classes(workload), mmu.counts, coverage, 512.0, remote)
+        far = cost_of_walks(CPU, as_classes(workload), mmu.counts, coverage, 512.0, remote)
         farther = simulated + full[kinds, :, -1].sum() * extra / mmu.counts[C_WALKS]
         assert far.walk_cycles == pytest.approx(farther, rel=0.06)
 
@@ -164,7 +171,7 @@ def test_what_is_remote_costs_the_difference_for_every_line_from_memory(spaces):
     classes = as_classes(UNIFORM)
 
     def cost(**remote):
-        return walk_cost(CPU, classes, mmu.counts, all_small(classes), 512.0, Remote(**remote))
+        return cost_of_walks(CPU, classes, mmu.counts, all_small(classes), 512.0, Remote(**remote))
 
     near = cost()
     from_memory = near.reads * near.found[..., -1] / near.walks
@@ -190,7 +197,7 @@ def test_data_waits_for_memory_where_it_is_read_at_random(name, least, most, spa
     draw_pages(*compile_workload(workload), 1, 0, pages)
     read_pages(mmu, caches, guest, empty_ept(), False, 1, pages, 5, 0)
     classes = as_classes(workload)
-    found = walk_cost(CPU, classes, mmu.counts, all_small(classes), 512.0).data_dram
+    found = cost_of_walks(CPU, classes, mmu.counts, all_small(classes), 512.0).data_dram
     assert least <= found <= most
 
 
@@ -211,7 +218,7 @@ def test_a_line_is_found_in_the_smallest_cache_that_still_holds_it():
 def test_a_walk_that_never_happens_costs_nothing(spaces):
     counts = fresh(CPU).counts.copy()
     counts[0] = 100
-    cost = walk_cost(CPU, as_classes(UNIFORM), counts, all_small(as_classes(UNIFORM)), 512.0)
+    cost = cost_of_walks(CPU, as_classes(UNIFORM), counts, all_small(as_classes(UNIFORM)), 512.0)
     assert cost.walks == cost.walk_cycles == cost.ept_ratio == 0.0
 
 
@@ -221,6 +228,6 @@ def test_walks_where_no_class_is_mapped_so_cost_the_first_cache():
     counts = np.zeros(NR_COUNTERS, np.int64)
     counts[C_ACCESSES], counts[C_WALKS], counts[C_FILLS] = 10_000, 5, 5
     counts[C_READS + 1] = 5  # of class 0, level 1
-    cost = walk_cost(CPU, classes, counts, np.array([[0.0], [1.0], [0.0]]), 512.0)
+    cost = cost_of_walks(CPU, classes, counts, np.array([[0.0], [1.0], [0.0]]), 512.0)
     assert cost.walk_cycles == LATENCY.l1_cycles + LATENCY.walk_cycles
     assert cost.ept_ratio == 0.0
