@@ -16,11 +16,12 @@ Simplified: a read and a write violation of a page are one.
 from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
-from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER, NO_PFN
 from hostsim.mm.cost import C_EPT_VIOLATION, charge
 from hostsim.mm.fault import FAULT_OK, FAULT_OOM, touch_range
 from hostsim.mm.lru import LRU_YOUNG
 from hostsim.mm.mm_types import (
+    MIGRATE_UNMOVABLE,
     MM_BASE,
     MM_EPT,
     MM_EPT_2M,
@@ -28,6 +29,7 @@ from hostsim.mm.mm_types import (
     MM_EPT_TABLES,
     MM_EPT_VIOLATIONS,
     MM_HAS_EPT,
+    MM_NR_NODES,
     MM_NX_FIRST,
     MM_NX_SPLITS,
     MM_RAM_PAGES,
@@ -36,7 +38,16 @@ from hostsim.mm.mm_types import (
     P_ZERO_PB,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_NONE, W_TAG, W_ZERO, maps_huge, table_head, window_word
+from hostsim.mm.mmap import (
+    W_HUGE,
+    W_NONE,
+    W_TABLE,
+    W_TAG,
+    W_ZERO,
+    maps_huge,
+    table_head,
+    window_word,
+)
 from hostsim.mm.mmu_notifier import (
     E_DIRECTORY,
     E_LEAF,
@@ -55,9 +66,10 @@ from hostsim.mm.mmu_notifier import (
     set_ept,
 )
 from hostsim.mm.numa import run_on_node_of
-from hostsim.mm.pgtable import alloc_table, free_table
+from hostsim.mm.page_alloc import take_listed
+from hostsim.mm.pgtable import alloc_table, free_table, own_pages
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
-from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_SWAP, frame_at
+from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_SWAP, frame_at, near_extent
 from hostsim.mm.tunables import (
     T_KVM_EAGER_PAGE_SPLIT,
     T_KVM_LARGEPAGES,
@@ -154,6 +166,20 @@ def _count(mem: Memory, mm: int, nr: int) -> None:
 
 
 @kernel
+def _add_small(mem: Memory, mm: int, table: int, x: int, first: int, end: int) -> int:
+    """Install the missing 4 KiB leaves of pages that extents from ``x`` on map; return how many."""
+    added = 0
+    while x != NIL and int(mem.ext[x].vpn) < end:
+        start = max(first, int(mem.ext[x].vpn))
+        nr = min(end, int(mem.ext[x].vpn) + int(mem.ext[x].nr)) - start
+        if nr > 0 and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
+            pfn = frame_at(mem, x, start)
+            added += add_leaves(mem, table, start, nr, pfn, frame_at(mem, x, start + 1) - pfn)
+        x = int(mem.ext[x].next)
+    return added
+
+
+@kernel
 def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     """Install the missing 4 KiB leaves of pages that the host maps; False: memory ran out."""
     table = _table_of(mem, mm, window)
@@ -166,14 +192,8 @@ def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
         pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
         added = add_leaves(mem, table, first, end - first, pfn, 1)
     elif word != W_NONE:
-        x = table_head(word)
-        while x != NIL and int(mem.ext[x].vpn) < end:
-            start = max(first, int(mem.ext[x].vpn))
-            nr = min(end, int(mem.ext[x].vpn) + int(mem.ext[x].nr)) - start
-            if nr > 0 and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
-                pfn = frame_at(mem, x, start)
-                added += add_leaves(mem, table, start, nr, pfn, frame_at(mem, x, start + 1) - pfn)
-            x = int(mem.ext[x].next)
+        x = near_extent(mem, mm, first, table_head(word))
+        added = _add_small(mem, mm, table, x, first, end)
     _count(mem, mm, added)
     return True
 
@@ -236,6 +256,41 @@ def _map_leaves(mem: Memory, mm: int, window: int, end: int) -> int:
     return window
 
 
+@kernel
+def _map_tables(mem: Memory, mm: int, window: int, end: int) -> int:
+    """Install tables of 4 KiB leaves where the host has small pages; return up to where.
+
+    As `ept_access` on each window, up to the first whose table is more than a page off a list.
+    """
+    if mem.mm[mm, MM_NR_NODES] > 1 or mem.mm[mm, MM_EPT] < EPT_ROOT_PAGES:
+        return window
+    base = mem.mm[mm, MM_BASE]
+    while window < end:
+        nr = 0
+        while (
+            window + nr < end
+            and int(mem.windows[base + window + nr]) & W_TAG == W_TABLE
+            and int(mem.ept[base + window + nr]) & E_TAG == E_NONE
+            and int(mem.ept[_directory(mem, mm, window + nr)]) & E_DIRECTORY != 0
+        ):
+            nr += 1
+        if nr == 0:
+            break
+        pfn, taken, step = take_listed(mem, MIGRATE_UNMOVABLE, nr)
+        if pfn == NO_PFN:
+            break
+        own_pages(mem, mm, KIND_EPT, pfn, taken, step)
+        mem.mm[mm, MM_EPT_TABLES] += taken
+        for at in range(window, window + taken):
+            table = new_ept_table(mem, mm, at)
+            set_ept(mem, mm, at, E_TABLE, table)
+            first = at << HPAGE_PMD_ORDER
+            x = table_head(int(mem.windows[base + at]))
+            _count(mem, mm, _add_small(mem, mm, table, x, first, first + HPAGE_PMD_NR))
+        window += taken
+    return window
+
+
 @hot_kernel
 def _reached(mem: Memory, mm: int, page: int, end: int) -> int:
     """Let the guest write pages that it has reached before; return the first that it has not.
@@ -282,6 +337,7 @@ def guest_access(mem: Memory, mm: int, start: int, nr: int, write: bool) -> int:
         stop = min(end, (window + 1) << HPAGE_PMD_ORDER)
         if stop - page == HPAGE_PMD_NR:
             mapped = _map_leaves(mem, mm, window, end >> HPAGE_PMD_ORDER)
+            mapped = _map_tables(mem, mm, mapped, end >> HPAGE_PMD_ORDER)
             if mapped > window:
                 page = mapped << HPAGE_PMD_ORDER
                 continue

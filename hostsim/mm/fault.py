@@ -36,6 +36,7 @@ from hostsim.mm.mm_types import (
     MM_VMAS,
     NIL,
     P_MAP_SEQ,
+    P_NEAR,
     P_RESUME,
     P_ZERO_PB,
     P_ZERO_USERS,
@@ -69,6 +70,7 @@ from hostsim.mm.rmap import (
     KIND_SWAP,
     cut_extent,
     frame_at,
+    near_extent,
 )
 from hostsim.mm.slowpath import (
     GFP_DIRECT,
@@ -292,8 +294,12 @@ def _touch_table(
 ) -> int:
     """Access pages ``start .. end - 1`` of a window with a page table; see `touch_range`."""
     before = NIL
-    x = table_head(window_word(mem, mm, window))
+    x = near_extent(mem, mm, start, table_head(window_word(mem, mm, window)))
     page = start
+    while x != NIL and mem.ext[x].vpn + int(mem.ext[x].nr) <= page:
+        before = x
+        x = int(mem.ext[x].next)
+    mem.pool[P_NEAR] = before + 1
     while page < end:
         while x != NIL and mem.ext[x].vpn + int(mem.ext[x].nr) <= page:
             before = x

@@ -1,8 +1,8 @@
 """Faults of empty windows in a row, as a program that fills its memory makes them.
 
 `fault_huge_run` and `fault_small_run` leave the machine as that many faults one after the other
-would (`hostsim.mm.fault`), for as long as a zone serves them from its per-CPU lists, refilled
-without a look at any watermark.
+would (`hostsim.mm.fault`), for as long as one zone serves them from its per-CPU lists, refilled
+without a look at any watermark, and one their page tables.
 
 Source: as `hostsim.mm.fault`; it is a faster way through the same kernel code.
 Simplified: `Memory.touched` names the page tables of a run behind its other pages, those of small
@@ -34,24 +34,21 @@ from hostsim.mm.mm_types import (
     NR_PCP_LISTS,
     P_BOOSTED,
     P_IN_ORDER,
-    P_NODE,
     P_TRACED,
     PCP_COUNT,
     Z_BOOST,
     Z_FREE,
-    Z_MANAGED,
     Z_RESERVE,
     Z_WMARK_HIGH,
     Z_WMARK_LOW,
-    ZONE_NORMAL,
     Memory,
 )
 from hostsim.mm.mmap import W_NONE, huge_word, set_window, table_head, table_word, window_word
 from hostsim.mm.numa import mod_node_page_state, zone_statistics
-from hostsim.mm.page_alloc import account_rss, rmqueue_bulk
+from hostsim.mm.page_alloc import account_rss, rmqueue_bulk, usable_zone
 from hostsim.mm.pcp import list_index, note_alloc, pop_head
 from hostsim.mm.pgtable import own_pages
-from hostsim.mm.physmem import PB_HUGE, first_zone, set_state, zone_idx
+from hostsim.mm.physmem import PB_HUGE, set_state, zone_idx
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_ANON, KIND_PGTABLE, add_extent, try_extend
 from hostsim.mm.slowpath import alloc_flags_nofragment
 from hostsim.mm.touched import note_touched
@@ -113,12 +110,11 @@ def _map_huge_run(mem: Memory, mm: int, window: int, nr: int, pfn: int, step: in
 
 
 @kernel
-def _account(mem: Memory, mm: int, zone: int, pages: int, tables: int, faults: int) -> None:
-    """Count what so many faults took from the per-CPU lists of a zone in so many requests."""
-    mem.vmstat[PGALLOC + zone_idx(zone)] += pages + tables
-    zone_statistics(mem, zone, faults + tables)
-    note_alloc(mem, zone, faults + tables)
-    mem.vmstat[PGFAULT] += faults
+def _account(mem: Memory, zone: int, pages: int, requests: int) -> None:
+    """Count what was taken from the per-CPU lists of a zone in so many requests."""
+    mem.vmstat[PGALLOC + zone_idx(zone)] += pages
+    zone_statistics(mem, zone, requests)
+    note_alloc(mem, zone, requests)
 
 
 @inline_kernel
@@ -126,15 +122,6 @@ def _note_tables(mem: Memory, pfn: int, nr: int, step: int) -> None:
     """Note page tables handed out, if any."""
     if mem.pool[P_TRACED] != 0 and nr > 0:
         note_touched(mem, pfn, nr, step, 0)
-
-
-@inline_kernel
-def _preferred_zone(mem: Memory) -> int:
-    """Return the zone that serves a request first."""
-    zone = ZONE_NORMAL + mem.pool[P_NODE]
-    while zone > first_zone(mem.pool[P_NODE]) and mem.zone[zone, Z_MANAGED] == 0:
-        zone -= 1
-    return int(zone)
 
 
 @kernel
@@ -151,10 +138,13 @@ def fault_huge_run(mem: Memory, mm: int, window: int, nr: int) -> int:
         nr = min(nr, 1)
     if nr <= 0 or mem.tunables[T_DEFER_UNDERUSED] != 0:
         return 0
-    zone = _preferred_zone(mem)
+    zone = usable_zone(mem, HPAGE_PMD_ORDER)
+    table_zone = usable_zone(mem, 0)
+    if zone == NIL or table_zone == NIL:
+        return 0
     era = mem.tunables[T_PCP_6_12] != 0
     huge = zone * NR_PCP_LISTS + list_index(HPAGE_PMD_ORDER, MIGRATE_MOVABLE, era)
-    tables = zone * NR_PCP_LISTS + list_index(0, MIGRATE_UNMOVABLE, era)
+    tables = table_zone * NR_PCP_LISTS + list_index(0, MIGRATE_UNMOVABLE, era)
     keep_apart = alloc_flags_nofragment(mem)
     base = mem.mm[mm, MM_BASE] + window
     done = 0
@@ -181,13 +171,16 @@ def fault_huge_run(mem: Memory, mm: int, window: int, nr: int) -> int:
             nr_tables = 0
             table_step = step
         nr_tables += here
-        mem.zone[zone, PCP_COUNT] -= here * (HPAGE_PMD_NR + 1)
+        mem.zone[zone, PCP_COUNT] -= here << HPAGE_PMD_ORDER
+        mem.zone[table_zone, PCP_COUNT] -= here
         done += here
     _note_tables(mem, first_table, nr_tables, table_step)
     if done > 0:
         pages = done << HPAGE_PMD_ORDER
         khugepaged_enter(mem, mm)
-        _account(mem, mm, zone, pages, done, done)
+        _account(mem, zone, pages, done)
+        _account(mem, table_zone, done, done)
+        mem.vmstat[PGFAULT] += done
         account_rss(mem, mm, window, pages)
         mem.mm[mm, MM_HUGE] += done
         mem.mm[mm, MM_THP_ALLOC] += done
@@ -242,7 +235,9 @@ def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
     """
     if mem.mm[mm, MM_NR_NODES] > 1:
         return 0
-    zone = _preferred_zone(mem)
+    zone = usable_zone(mem, 0)
+    if zone == NIL:
+        return 0
     era = mem.tunables[T_PCP_6_12] != 0
     data = zone * NR_PCP_LISTS + list_index(0, MIGRATE_MOVABLE, era)
     tables = zone * NR_PCP_LISTS + list_index(0, MIGRATE_UNMOVABLE, era)
@@ -284,7 +279,8 @@ def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
     _note_tables(mem, first_table, nr_tables, 1)
     if done > 0:
         pages = done << HPAGE_PMD_ORDER
-        _account(mem, mm, zone, pages, done, pages)
+        _account(mem, zone, pages + done, pages + done)
+        mem.vmstat[PGFAULT] += pages
         mod_node_page_state(mem, pfn, NR_ANON_PAGES, pages)
         charge(mem, C_FAULT, pages)
         charge(mem, C_CLEAR_PAGE, pages)

@@ -16,8 +16,11 @@ from hostsim.mm.mm_types import (
     MM_HAS_EPT,
     MM_RAM_ANON,
     MM_RAM_PAGES,
+    NIL,
     NR_PCP_LISTS,
+    P_BOOSTED,
     P_NODE,
+    P_NODEMASK,
     P_TRACED,
     PCP_BELOW_HIGH,
     PCP_COUNT,
@@ -40,7 +43,7 @@ from hostsim.mm.pcp import (
     pop_head,
     push_tail,
 )
-from hostsim.mm.physmem import zone_idx, zone_to_nid
+from hostsim.mm.physmem import first_zone, zone_idx, zone_to_nid
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import T_PCP_6_12, T_PCP_ORDER_0
 from hostsim.mm.vmstat import NR_GUEST_PAGES, PGALLOC, PGFREE
@@ -115,6 +118,16 @@ def _mark(mem: Memory, zone: int, which: int) -> int:
     return mem.zone[zone, Z_WMARK_LOW if which == MARK_LOW else Z_WMARK_MIN]
 
 
+@inline_kernel
+def _note_below_high(mem: Memory, zone: int) -> None:
+    """Note that a zone from which pages are wanted is not above its high watermark."""
+    if (
+        mem.zone[zone, PCP_BELOW_HIGH] == 0
+        and mem.zone[zone, Z_FREE] <= mem.zone[zone, Z_WMARK_HIGH]
+    ):
+        mem.zone[zone, PCP_BELOW_HIGH] = 1
+
+
 @kernel
 def get_page_from_freelist(
     mem: Memory, order: int, migratetype: int, nr: int, which: int, nofragment: bool, nodes: int
@@ -132,11 +145,7 @@ def get_page_from_freelist(
         follows = next_zone(mem, zone)
         if mem.zone[zone, Z_MANAGED] == 0 or nodes >> zone_to_nid(zone) & 1 == 0:
             continue
-        if (
-            mem.zone[zone, PCP_BELOW_HIGH] == 0
-            and mem.zone[zone, Z_FREE] <= mem.zone[zone, Z_WMARK_HIGH]
-        ):
-            mem.zone[zone, PCP_BELOW_HIGH] = 1
+        _note_below_high(mem, zone)
         if not zone_watermark_ok(mem, zone, order, _mark(mem, zone, which)):
             continue
         if order == 0 or (
@@ -161,6 +170,45 @@ def get_page_from_freelist(
                 note_touched(mem, pfn, taken, step, order)
             return pfn, taken, step
     return NO_PFN, 0, 0
+
+
+@hot_kernel
+def usable_zone(mem: Memory, order: int) -> int:
+    """Return the first zone of the running CPU's node above its low watermark, or NIL."""
+    zone = ZONE_NORMAL + mem.pool[P_NODE]
+    last = first_zone(mem.pool[P_NODE])
+    while zone >= last:
+        if mem.zone[zone, Z_MANAGED] > 0:
+            _note_below_high(mem, zone)
+            if zone_watermark_ok(mem, zone, order, mem.zone[zone, Z_WMARK_LOW]):
+                return int(zone)
+        zone -= 1
+    return NIL
+
+
+@hot_kernel
+def take_listed(mem: Memory, migratetype: int, nr: int) -> tuple[int, int, int]:
+    """Take up to ``nr`` pages as `get_page_from_freelist` does if the first zone's list has any.
+
+    Returns
+    -------
+    pfn, taken, step
+        As `hostsim.mm.pcp.pop_head`; NO_PFN if more than a look at a list is to be done.
+    """
+    if mem.pool[P_BOOSTED] != 0 or mem.pool[P_NODEMASK] != 0:
+        return NO_PFN, 0, 0
+    zone = usable_zone(mem, 0)
+    head = max(zone, 0) * NR_PCP_LISTS + migratetype
+    if zone == NIL or mem.run[head].next == head:
+        return NO_PFN, 0, 0
+    pfn, taken, step = pop_head(mem, head, nr)
+    mem.zone[zone, PCP_COUNT] -= taken
+    note_alloc(mem, zone, taken)
+    mem.vmstat[PGALLOC + zone_idx(zone)] += taken
+    zone_statistics(mem, zone, taken)
+    if mem.pool[P_TRACED] != 0:
+        note_touched(mem, pfn, taken, step, 0)
+    return pfn, taken, step
 
 
 @kernel

@@ -6,7 +6,7 @@ Simplified: which of a process's table pages a freed table is, is not kept: the 
 """
 
 from hostsim.core.jit import kernel
-from hostsim.core.units import NO_PFN
+from hostsim.core.units import NO_PFN, PAGEBLOCK_NR_PAGES
 from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, MM_EPT, MM_KERNEL, MM_PGTABLES, NIL, Memory
 from hostsim.mm.page_alloc import free_pages
@@ -38,15 +38,17 @@ def _account(mem: Memory, mm: int, kind: int, nr: int) -> None:
 @kernel
 def own_pages(mem: Memory, mm: int, kind: int, pfn: int, nr: int, step: int) -> None:
     """Give a process kernel pages that lie at equal steps, one after the other."""
-    for i in range(nr):
+    _account(mem, mm, kind, nr)
+    while nr > 0:
+        here = min(nr, PAGEBLOCK_NR_PAGES - (pfn & (PAGEBLOCK_NR_PAGES - 1))) if step == 1 else 1
         head = mem.mm[mm, MM_KERNEL] - 1
-        page = pfn + i * step
-        if head == NIL or not try_extend(mem, head, page, 1, False, kind):
-            x = add_extent(mem, page, 1, mm, 0, kind)
+        if head == NIL or not try_extend(mem, head, pfn, here, False, kind):
+            x = add_extent(mem, pfn, here, mm, 0, kind)
             mem.ext[x].next = head
             mem.mm[mm, MM_KERNEL] = x + 1
-        count_unmovable(mem, page, 1)
-    _account(mem, mm, kind, nr)
+        count_unmovable(mem, pfn, here)
+        pfn += here * step
+        nr -= here
 
 
 @kernel

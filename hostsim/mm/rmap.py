@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
-from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
-from hostsim.mm.mm_types import NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, Memory
+from hostsim.core.units import HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.mm.mm_types import NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, P_NEAR, Memory
 from hostsim.mm.physmem import PB_PARTIAL, pageblock_state
 
 KIND_ANON: Final = 0  # anonymous memory of a process: movable, on the LRU
@@ -116,6 +116,26 @@ def del_extent(mem: Memory, x: int) -> None:
     else:
         set_extents_of(mem, int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER, after)
     drop_extent(mem, x)
+
+
+@inline_kernel
+def near_extent(mem: Memory, mm: int, page: int, head: int) -> int:
+    """Return where on its window's list, from ``head``, a search for a page may begin.
+
+    That is the extent where the last search ended, if it lies before the page: who touches pages
+    one after the other does not go through all of a long list each time.
+    """
+    x = mem.pool[P_NEAR] - 1
+    if (
+        x != NIL
+        and int(mem.ext[x].nr) > 0
+        and int(mem.ext[x].owner) == mm
+        and int(mem.ext[x].flags) & (KIND_MASK | EXT_SHARED | EXT_PMD) == KIND_ANON
+        and int(mem.ext[x].vpn) <= page
+        and int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER == page >> HPAGE_PMD_ORDER
+    ):
+        return int(x)
+    return head
 
 
 @inline_kernel

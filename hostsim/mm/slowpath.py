@@ -42,7 +42,13 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import ADVICE_HUGE
 from hostsim.mm.numa import next_zone
-from hostsim.mm.page_alloc import ALL_NODES, MARK_LOW, MARK_MIN, get_page_from_freelist
+from hostsim.mm.page_alloc import (
+    ALL_NODES,
+    MARK_LOW,
+    MARK_MIN,
+    get_page_from_freelist,
+    take_listed,
+)
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_of, zone_to_nid
 from hostsim.mm.reclaim import (
@@ -134,6 +140,10 @@ def alloc_pages_gfp(
 @kernel
 def alloc_pages(mem: Memory, order: int, migratetype: int, nr: int) -> tuple[int, int, int]:
     """Allocate with GFP_KERNEL (or GFP_HIGHUSER_MOVABLE); see `alloc_pages_gfp`."""
+    if order == 0:
+        pfn, taken, step = take_listed(mem, migratetype, nr)
+        if pfn != NO_PFN:
+            return pfn, taken, step
     return alloc_pages_gfp(mem, order, migratetype, nr, GFP_KERNEL)
 
 

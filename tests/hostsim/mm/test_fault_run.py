@@ -18,23 +18,30 @@ from hostsim.mm.mm_types import (
     MM_PGTABLES,
     NIL,
     P_IN_ORDER,
+    P_NEAR,
     P_RESUME,
     P_RUN_FREE,
     P_TOUCHED,
     P_TRACED,
     P_WRITTEN_FREE,
     P_WRITTEN_USED,
+    Z_FREE,
+    Z_RESERVE,
+    Z_WMARK_LOW,
+    ZONE_DMA32,
     ZONE_NORMAL,
     Memory,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, mm_alloc
+from hostsim.mm.slowpath import GFP_KERNEL, alloc_pages, alloc_pages_gfp
 from hostsim.mm.state import used_parts
 from hostsim.mm.tunables import set_tunable
-from hostsim.mm.vmstat import THP_FAULT_ALLOC
+from hostsim.mm.vmstat import PGALLOC, THP_FAULT_ALLOC
 from hostsim.mm.zap import discard_range, exit_mm
 
 WINDOWS = 96
 RAM = 64 * HPAGE_PMD_NR
+FILLER = 3  # process that uses up a zone
 
 
 def machine(kernel, pages, before, advice=ADVICE_HUGE, cpus=1):
@@ -69,7 +76,7 @@ def touch(mem, mm, first, nr):
 def comparable(mem: Memory):
     """Return all state but the notes of what was written when, which differ on purpose."""
     parts = {name: part.copy() for name, part in used_parts(mem).items()}
-    parts["pool"][[P_RESUME, P_WRITTEN_FREE, P_WRITTEN_USED]] = 0
+    parts["pool"][[P_NEAR, P_RESUME, P_WRITTEN_FREE, P_WRITTEN_USED]] = 0
     parts["pool"][P_TOUCHED] = 0
     del parts["wrec"], parts["scratch"], parts["touched"]
     dead = int(mem.pool[P_RUN_FREE]) - 1
@@ -161,6 +168,111 @@ def test_a_run_ends_where_movable_memory_does(left):
     """Behind it a fault takes pageblocks of another type."""
     (run, mm), (single, _) = nearly_full(left), nearly_full(left)
     assert_alike(run, single, mm)
+
+
+def low_in_normal(left, kernel="6.12"):
+    """Return a machine whose Normal zone is some pages above its low watermark or below it."""
+    mem, mm = machine(kernel, 3 << 19, [])
+    assert mm_alloc(mem, 3 << 19, 0, ADVICE_NOHUGE, False, 0) == FILLER
+    page = 0
+    while (above := above_low(mem)) > left:
+        nr = HPAGE_PMD_NR if above - left > 4 * HPAGE_PMD_NR else 1
+        touch(mem, FILLER, page, nr)
+        page += nr
+    return mem, mm
+
+
+def above_low(mem):
+    zone = mem.zone[ZONE_NORMAL]
+    return zone[Z_FREE] - zone[Z_WMARK_LOW] - zone[Z_RESERVE]
+
+
+@pytest.mark.parametrize("advice", [ADVICE_HUGE, ADVICE_NOHUGE])
+@pytest.mark.parametrize("left", [6000, 4500, 1200, 500, 400, 64, 1, 0])
+def test_a_run_goes_on_in_the_zone_below(left, advice):
+    """Near the watermark huge pages come from DMA32 already, page tables from Normal still."""
+    (run, _), (single, _) = low_in_normal(left), low_in_normal(left)
+    mms = [mm_alloc(mem, WINDOWS * HPAGE_PMD_NR, 0, advice, True, 3) for mem in (run, single)]
+    assert mms[0] == mms[1]
+    assert_alike(run, single, mms[0])
+
+
+def test_page_tables_come_from_normal_while_it_has_single_pages():
+    """Lists of both zones have page tables; DMA32's were filled while Normal had none to give."""
+    machines = []
+    for _ in range(2):
+        mem, mm = low_in_normal(0)
+        touch(mem, mm, 0, 1)
+        page = used = 0
+        while above_low(mem) <= 0:
+            discard_range(mem, FILLER, page, 64)
+            page += 64
+        while above_low(mem) >= HPAGE_PMD_NR:  # lists are emptied many pages at a time
+            touch(mem, 0, used, 1)
+            used += 1
+        machines.append(mem)
+    run, single = machines
+    in_dma32 = run.vmstat[PGALLOC + ZONE_DMA32]
+    assert_alike(run, single, mm)
+    assert run.vmstat[PGALLOC + ZONE_DMA32] - in_dma32 == 95 * HPAGE_PMD_NR
+
+
+def test_dma32_serves_runs():
+    mem, mm = low_in_normal(0)
+    nohuge = mm_alloc(mem, WINDOWS * HPAGE_PMD_NR, 0, ADVICE_NOHUGE, True, 3)
+    touch(mem, mm, 0, 1)
+    assert fault_huge_run(mem, mm, 1, 20) == 20
+    assert fault_small_run(mem, nohuge, 0, 20) == 20
+    check_memory(mem)
+
+
+@given(
+    kernel=st.sampled_from(["2.6.38", "6.1", "6.12"]),
+    before=st.lists(events, max_size=8),
+    left=st.sampled_from([None, 100, 1, 0]),
+    asked=st.lists(
+        st.tuples(st.sampled_from([MIGRATE_MOVABLE, MIGRATE_UNMOVABLE]), st.integers(1, 70)),
+        max_size=12,
+    ),
+)
+@settings(max_examples=100, deadline=None)
+def test_pages_off_a_list_are_those_of_the_zonelist(kernel, before, left, asked):
+    """`take_listed` before the whole way, and the whole way alone."""
+    machines = [
+        machine(kernel, 1 << 16, before)[0] if left is None else low_in_normal(left, kernel)[0]
+        for _ in range(2)
+    ]
+    for migratetype, nr in asked:
+        fast = alloc_pages(machines[0], 0, migratetype, nr)
+        assert fast == alloc_pages_gfp(machines[1], 0, migratetype, nr, GFP_KERNEL)
+    left_over, whole = (comparable(mem) for mem in machines)
+    for name in left_over:
+        assert np.array_equal(left_over[name], whole[name]), name
+
+
+@given(
+    pages=st.lists(st.integers(0, 3 * HPAGE_PMD_NR - 1), min_size=1, max_size=60),
+    lengths=st.lists(st.integers(1, 40), min_size=60, max_size=60),
+    dropped=st.lists(st.integers(0, 59), max_size=10),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_search_that_begins_near_finds_what_one_from_the_head_finds(pages, lengths, dropped):
+    """Two processes take frames by turns, so that a window has many extents."""
+    machines = []
+    for forgets in (False, True):
+        mem, mm = machine("6.12", 1 << 16, [], ADVICE_NOHUGE)
+        other = mm_alloc(mem, RAM, 0, ADVICE_NOHUGE, False, 3)
+        for i, (page, nr) in enumerate(zip(pages, lengths, strict=False)):
+            for process in (mm, other):
+                if forgets:
+                    mem.pool[P_NEAR] = 0
+                touch(mem, process, page, min(nr, 3 * HPAGE_PMD_NR - page))
+            if i in dropped:
+                discard_range(mem, mm, page, nr)
+        check_memory(mem)
+        machines.append(comparable(mem))
+    for name in machines[0]:
+        assert np.array_equal(machines[0][name], machines[1][name]), name
 
 
 def test_a_fresh_machine_serves_a_run():
