@@ -9,7 +9,8 @@ import numpy as np
 from fleet.bench_workload import HOST_PAGES, HOST_VCPUS, MAX_LIFE_DAYS, churn_trace, first_vms
 from fleet.claims import Claim, Found, at_least, same
 from fleet.pack import warm_up
-from fleet.placement import Kind, Placer
+from fleet.placement import Placer
+from fleet.plan import Kind
 from hostsim.core.units import NS_PER_DAY
 
 

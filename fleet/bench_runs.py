@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fleet.driver import Backend
 from fleet.live import Progress
 from fleet.scenario import Scenario
-from fleet.scheduler import Backend, Options, run
+from fleet.scheduler import Options, run
 from fleet.usage import cpu_of_tree
 from hostsim.core.units import NS_PER_HOUR
 

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.placement import EpochPlan, Kind, Placer, sorted_plan
+from fleet.placement import Placer
+from fleet.plan import EpochPlan, Kind, sorted_plan
 from fleet.policies import Policy
 from fleet.pool import NO_HOST
 from fleet.scenario import Scenario

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet.placement import DEFAULT_TUNING, EpochPlan, Kind, Placer, Tuning, check_overcommit
+from fleet.placement import DEFAULT_TUNING, Placer, Tuning, check_overcommit
+from fleet.plan import EpochPlan, Kind
 from fleet.pool import LARGER_THAN_ANY_HOST
 from fleet.trace import Trace
 from hostsim.core.units import NS_PER_HOUR, NS_PER_S

@@ -4,12 +4,12 @@ Requested sizes count, not what a VM has touched; overcommit scales what a host 
 in ``fleet.pool``, the policies in ``fleet.policies``.
 """
 
-from enum import IntEnum
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.plan import EpochPlan, Kind, PlanBuffer, plan_buffer, plan_of, with_starts
 from fleet.policies import READ_GAUGES, Ask, Policy, choose_host, find_policy
 from fleet.pool import (
     MAX_PAGES,
@@ -26,23 +26,11 @@ from fleet.pool import (
     take,
 )
 from fleet.trace import NEVER, Trace
-from hostsim.core.byref import ByReference
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
 
-I8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-
-
-class Kind(IntEnum):
-    """What a command of a plan does; those of one time and host sort in this order."""
-
-    STOP = 0
-    START = 1
-    RESTART = 2  # of a VM that was killed
-    REBOOT = 3  # with whatever runs on the host
-    REBOOT_EMPTY = 4
 
 
 _STOP = int(Kind.STOP)
@@ -51,22 +39,6 @@ MAX_CHOICES = 4  # a draw of 63 bits serves so many choices among 10,000 hosts
 MAX_LIFETIME_ERROR = 10.0
 CLOSED_VCPUS = 1 << 40  # that a closed host owes: it fits no VM
 LATEST_NS = float(1 << 62)  # of predicted ends: 146 years
-
-
-class _PlanArrays(NamedTuple):
-    """Where the kernel writes the commands and rejections of one epoch, in event order."""
-
-    t_ns: I64
-    host_id: I32
-    kind: I8
-    vm: I64
-    rejected: I64
-    rejected_t_ns: I64
-    reject_reason: I8
-
-
-class PlanBuffer(ByReference, _PlanArrays):
-    """The buffer as kernels take it, see `_PlanArrays`."""
 
 
 class Tuning(NamedTuple):
@@ -79,18 +51,6 @@ class Tuning(NamedTuple):
 
 DEFAULT_TUNING = Tuning()
 NOT_PINNED: I64 = np.zeros(0, np.int64)
-
-
-class EpochPlan(NamedTuple):
-    """Commands of one epoch, sorted by (host_id, t_ns, stop before start, vm)."""
-
-    t_ns: I64
-    host_id: I32
-    kind: I8  # Kind
-    vm: I64  # row of the trace
-    rejected: I64  # VMs that were turned away, in event order
-    rejected_t_ns: I64
-    reject_reason: I8  # index into hostsim.core.stats.REASON_NAMES
 
 
 @kernel
@@ -343,7 +303,7 @@ class Placer:
         first_vm, next_departure = max(int(self._next[0]), len(pinned)), int(self._next[1])
         last_vm = int(np.searchsorted(self._req.start_ns, t1_ns, "left"))
         last_departure = int(np.searchsorted(self._departure_ns, t1_ns, "left"))
-        out = _plan_buffer(last_vm - first_vm, last_departure - next_departure)
+        out = plan_buffer(last_vm - first_vm, last_departure - next_departure)
         counts = np.zeros(2, np.int64)
         self._next[1] = place_epoch(
             int(self._policy),
@@ -361,8 +321,8 @@ class Placer:
         self._next[0] = last_vm
         self._next[2] = 1
         self._t_ns = t1_ns
-        plan = _plan_of(out, int(counts[0]), int(counts[1]))
-        return plan if not len(pinned) else _with_starts(plan, pinned, t0_ns)
+        plan = plan_of(out, int(counts[0]), int(counts[1]))
+        return plan if not len(pinned) else with_starts(plan, pinned, t0_ns)
 
     def kill(self, vms: I64) -> None:
         """Free the room of VMs that died and drop their departures.
@@ -444,62 +404,3 @@ class Placer:
         self._next[:] = state["next"][:3]
         self._t_ns = int(state["next"][3])
         rebuild(self.pool, self._req)
-
-
-def _plan_buffer(nr_arrivals: int, nr_departures: int) -> PlanBuffer:
-    """Return room for the commands of one epoch."""
-    nr_commands = nr_arrivals + nr_departures
-    buffer: PlanBuffer = PlanBuffer(
-        np.empty(nr_commands, np.int64),
-        np.empty(nr_commands, np.int32),
-        np.empty(nr_commands, np.int8),
-        np.empty(nr_commands, np.int64),
-        np.empty(nr_arrivals, np.int64),
-        np.empty(nr_arrivals, np.int64),
-        np.empty(nr_arrivals, np.int8),
-    )
-    return buffer
-
-
-def _plan_of(out: PlanBuffer, nr_commands: int, nr_rejected: int) -> EpochPlan:
-    """Return what a kernel has planned, in the order of the hosts."""
-    return sorted_plan(
-        EpochPlan(
-            out.t_ns[:nr_commands],
-            out.host_id[:nr_commands],
-            out.kind[:nr_commands],
-            out.vm[:nr_commands],
-            out.rejected[:nr_rejected].copy(),
-            out.rejected_t_ns[:nr_rejected].copy(),
-            out.reject_reason[:nr_rejected].copy(),
-        )
-    )
-
-
-def _with_starts(plan: EpochPlan, hosts: I64, t_ns: int) -> EpochPlan:
-    """Return a plan in which the first VMs start on their hosts."""
-    nr = len(hosts)
-    return sorted_plan(
-        plan._replace(
-            t_ns=np.concatenate([np.full(nr, t_ns, np.int64), plan.t_ns]),
-            host_id=np.concatenate([hosts.astype(np.int32), plan.host_id]),
-            kind=np.concatenate([np.full(nr, _START, np.int8), plan.kind]),
-            vm=np.concatenate([np.arange(nr), plan.vm]),
-        )
-    )
-
-
-def sorted_plan(plan: EpochPlan) -> EpochPlan:
-    """Order the commands of an epoch for its hosts; rejections keep event order."""
-    order = np.lexsort((plan.vm, plan.kind, plan.t_ns, plan.host_id))
-    return plan._replace(
-        t_ns=plan.t_ns[order],
-        host_id=plan.host_id[order],
-        kind=plan.kind[order],
-        vm=plan.vm[order],
-    )
-
-
-def empty_plan() -> EpochPlan:
-    """Return the plan of an epoch in which nothing happens."""
-    return _plan_of(_plan_buffer(0, 0), 0, 0)

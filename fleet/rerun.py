@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from fleet import rundir
 from fleet.costs import Costs
 from fleet.demand import open_demand
+from fleet.driver import Driver
 from fleet.migration import Emigrant
 from fleet.node import Node
 from fleet.rundir import RunDirectory, epoch_of
 from fleet.scan import scan
 from fleet.scenario import Scenario
-from fleet.scheduler import Driver, Options, warm_up
+from fleet.scheduler import warm_up
 from fleet.schema import rows_of
 from fleet.shard import InlineBackend, Load, MakeNode, Move, Shard, ShardPlan, Step, Tables
 from fleet.sink import HOST_COLUMN
@@ -77,9 +78,7 @@ def rerun(
     warm_up()
     needed = hosts_needed(run, host_id)
     backend = RerunBackend(run, scenario, needed, make_node)
-    driver = Driver(
-        scenario, open_demand(scenario), backend, _Nowhere(), Costs(), Options(checkpoint_epochs=0)
-    )
+    driver = Driver(scenario, open_demand(scenario), backend, _Nowhere(), Costs())
     node = backend.shard.nodes[needed.index(host_id)]
 
     def after(progress: Any) -> None:

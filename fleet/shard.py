@@ -15,7 +15,7 @@ from fleet.captured import captured_on
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage, usage_of_samplers
 from fleet.node import START, Commands, Node
-from fleet.placement import EpochPlan
+from fleet.plan import EpochPlan
 from fleet.scenario import Scenario
 from fleet.state import pack, unpack
 from fleet.trace import Trace

@@ -6,7 +6,7 @@ import pytest
 from fleet.captured import FLAVOUR, captured_hosts, captured_on, with_captured
 from fleet.demand import make_placer, open_demand
 from fleet.loading import build
-from fleet.placement import Kind
+from fleet.plan import Kind
 from fleet.trace import NEVER, make_trace
 from hostsim.core.errors import ScenarioError
 from hostsim.core.units import NS_PER_HOUR

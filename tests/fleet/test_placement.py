@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from reference.placement import NEVER, ReferencePlacer
 
 from fleet.bench_workload import churn_trace
-from fleet.placement import DEFAULT_TUNING, Kind, Placer, Tuning, expected_ends
+from fleet.placement import DEFAULT_TUNING, Placer, Tuning, expected_ends
+from fleet.plan import Kind
 from fleet.policies import POLICIES
 from fleet.pool import GROUP_HOSTS, NO_HOST, NO_VM, Gauges
 from fleet.trace import make_trace

@@ -3,7 +3,7 @@ import pytest
 from fakenode import FakeNode, row, stack
 
 from fleet.node import START
-from fleet.placement import EpochPlan
+from fleet.plan import EpochPlan
 from fleet.shard import (
     Move,
     Shard,
