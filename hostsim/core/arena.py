@@ -22,21 +22,25 @@ class Field(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    paged: bool = False  # begins on a page of its own
 
 
-def nr_bytes(field: Field) -> int:
-    """Return what an array takes."""
-    return int(np.prod(field.shape, dtype=np.int64)) * field.dtype.itemsize
+def _nr_entries(field: Field) -> int:
+    return int(np.prod(field.shape, dtype=np.int64))
 
 
 def carve(fields: Iterable[Field]) -> dict[str, NDArray[Any]]:
-    """Return zero-filled arrays, all in one new private mapping, resident only where touched."""
+    """Return zero-filled arrays, all in one new private mapping, resident only where touched.
+
+    They lie in the order of the fields: what is touched together should stand together.
+    """
     fields = list(fields)
     offsets: list[int] = []
     end = 0
     for field in fields:
-        offsets.append(end)
-        end += -(-nr_bytes(field) // _ALIGN_BYTES) * _ALIGN_BYTES
+        align = mmap.PAGESIZE if field.paged else _ALIGN_BYTES
+        offsets.append(-(-end // align) * align)
+        end = offsets[-1] + _nr_entries(field) * field.dtype.itemsize
     mapping = mmap.mmap(
         -1, max(end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     )
@@ -44,7 +48,7 @@ def carve(fields: Iterable[Field]) -> dict[str, NDArray[Any]]:
         mapping.madvise(mmap.MADV_NOHUGEPAGE)
     return {
         field.name: np.frombuffer(
-            mapping, field.dtype, int(np.prod(field.shape, dtype=np.int64)), offset
+            mapping, field.dtype, _nr_entries(field), offset
         ).reshape(field.shape)
         for field, offset in zip(fields, offsets, strict=True)
     }

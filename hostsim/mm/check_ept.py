@@ -4,6 +4,7 @@ Source: the invariants that KVM keeps by its notifiers (Linux v6.1 arch/x86/kvm/
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mm.check_free import Ints, agree, chain, forbid
@@ -21,6 +22,8 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     MM_WINDOWS,
     NIL,
+    P_EPT_BITS_FREE,
+    P_EPT_BITS_USED,
     P_EPT_FREE,
     P_EPT_USED,
     P_WORDS_USED,
@@ -63,12 +66,34 @@ def _host_frames(mem: Memory, word: int, window: int) -> Ints:
     return frames
 
 
+def leaf_bits(mem: Memory, table: int) -> NDArray[np.bool_]:
+    """Return which of its 512 leaves a table has."""
+    row = int(mem.ept_table["bits"][table]) - 1
+    if row == NIL:
+        return np.full(HPAGE_PMD_NR, mem.ept_table["nr"][table] != 0)
+    words = mem.ept_bits["bits"][row]
+    return np.unpackbits(words.view(np.uint8), bitorder="little").astype(np.bool_)
+
+
+def _check_bits(mem: Memory, tables: list[int]) -> None:
+    """Check that the tables that have leaves in part, and no others, have rows of bits."""
+    used = int(mem.pool[P_EPT_BITS_USED])
+    nr, rows = mem.ept_table["nr"][tables], mem.ept_table["bits"][tables].astype(np.int64) - 1
+    part = (nr != 0) & (nr != HPAGE_PMD_NR)
+    forbid("EPT table in part whose bits are not kept", part & (rows == NIL), nr=nr)
+    forbid("EPT table whose bits are kept for nothing", ~part & (rows != NIL), nr=nr)
+    free = (mem.ept_bits["bits"][:used, 0].astype(np.int64) - 1).tolist()
+    unused = chain("free rows of EPT bits", free, int(mem.pool[P_EPT_BITS_FREE]) - 1, used)
+    found = np.sort(np.concatenate([rows[rows != NIL], np.array(unused, np.int64)]))
+    agree("rows of EPT bits", found=found, used=np.arange(used))
+
+
 def _check_table(mem: Memory, table: int, mm: int, window: int, word: int) -> int:
     """Compare a table's leaves with the host's mapping; return how many there are."""
     record = mem.ept_table[table]
     agree("process of an EPT table", table=record["mm"], word=mm)
     agree("window of an EPT table", table=record["window"], word=window)
-    bits = np.unpackbits(record["bits"].view(np.uint8), bitorder="little").astype(np.bool_)
+    bits = leaf_bits(mem, table)
     nr = int(bits.sum())
     agree(f"leaves of EPT table {table}", counter=record["nr"], bits=nr)
     frames = _host_frames(mem, word, window)
@@ -138,3 +163,4 @@ def check_ept(mem: Memory) -> None:
     free = (mem.ept_table["nr"][:used].astype(np.int64) - 1).tolist()
     unused = chain("free EPT tables", free, int(mem.pool[P_EPT_FREE]) - 1, used)
     agree("EPT tables", found=np.sort(np.array(tables + unused, np.int64)), used=np.arange(used))
+    _check_bits(mem, tables)

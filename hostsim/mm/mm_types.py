@@ -143,14 +143,17 @@ KSM_ITEM_DTYPE: Final = np.dtype(
 )
 EPT_TABLE_DTYPE: Final = np.dtype(
     [
-        ("bits", "u4", (NR_WORDS,)),  # 1 = a 4 KiB leaf is present
         ("frames", "i8"),  # sum over leaves of mmu_notifier.leaf_sum
         ("nr", "i4"),  # leaves; free chain when unused
+        ("bits", "i4"),  # row + 1 of `ept_bits`, 0: all 512 leaves are present, or none
         ("mm", "i4"),
         ("window", "i4"),
         ("nx_next", "i4"),  # next + 1 table that an instruction fetch made; NIL if it was not
         ("nx_prev", "i4"),
     ]
+)
+EPT_BITS_DTYPE: Final = np.dtype(
+    [("bits", "u4", (NR_WORDS,))]  # 1 = a 4 KiB leaf is present; free chain in the first word
 )
 
 # Columns of Memory.zone
@@ -308,7 +311,9 @@ P_UNMOVABLE_BLOCKS: Final = 72  # pageblocks that hold unmovable pages
 P_REPORTED_SMALL: Final = 73  # 1: `reported` is kept, blocks below a pageblock are reported
 P_IN_ORDER: Final = 74  # 1: `touched` has a run's page tables where they were taken, not behind it
 P_NEAR: Final = 75  # extent + 1 at which the last fault in a list of extents went on
-NR_POOL: Final = 76
+P_EPT_BITS_USED: Final = 76
+P_EPT_BITS_FREE: Final = 77
+NR_POOL: Final = 78
 UNIT_32M_SHIFT: Final = 4  # pageblocks of a unit of 32 MiB
 UNIT_1G_SHIFT: Final = HPAGE_PUD_ORDER - PAGEBLOCK_ORDER
 TIME_SCALE_ONE: Final = 1 << 16
@@ -395,6 +400,7 @@ class _MemoryArrays(NamedTuple):
     hugetlb: NDArray[Any]  # int64 (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS)
     ept: NDArray[Any]  # int32 (words,) EPT entry of every window: hostsim.mm.mmu_notifier
     ept_table: NDArray[Any]  # (words,) EPT_TABLE_DTYPE, tables of 4 KiB leaves
+    ept_bits: NDArray[Any]  # (words,) EPT_BITS_DTYPE, which leaves a table in part has
     compact: NDArray[Any]  # int64 (NR_COMPACT,) the compaction in progress
     touched: NDArray[Any]  # int64 (entries, 2) runs of frames handed out: first, pages
     lru_queue: NDArray[Any]  # int64 (4 * keys,) lists in order, as reclaim found them

@@ -26,6 +26,8 @@ from hostsim.mm.mm_types import (
     MM_WINDOWS,
     NIL,
     NR_WORDS,
+    P_EPT_BITS_FREE,
+    P_EPT_BITS_USED,
     P_EPT_FREE,
     P_EPT_USED,
     P_ZERO_PB,
@@ -79,9 +81,38 @@ def set_ept(mem: Memory, mm: int, window: int, tag: int, value: int) -> None:
 @inline_kernel
 def has_leaf(mem: Memory, table: int, page: int) -> bool:
     """Tell whether a table has a leaf for a page."""
+    row = int(mem.ept_table[table].bits) - 1
+    if row == NIL:
+        return mem.ept_table[table].nr != 0
     i = page & (HPAGE_PMD_NR - 1)
-    word = int(np.int64(mem.ept_table[table].bits[i // WORD_FRAMES]))
+    word = int(np.int64(mem.ept_bits[row].bits[i // WORD_FRAMES]))
     return (word >> (i % WORD_FRAMES)) & 1 != 0
+
+
+@kernel
+def _take_bits(mem: Memory, table: int) -> int:
+    """Give a table that has all leaves or none a row of bits; return it."""
+    row = mem.pool[P_EPT_BITS_FREE] - 1
+    if row != NIL:
+        mem.pool[P_EPT_BITS_FREE] = int(np.int64(mem.ept_bits[row].bits[0]))
+    else:
+        row = mem.pool[P_EPT_BITS_USED]
+        mem.pool[P_EPT_BITS_USED] += 1
+    every = (1 << WORD_FRAMES) - 1 if mem.ept_table[table].nr != 0 else 0
+    for i in range(NR_WORDS):
+        mem.ept_bits[row].bits[i] = every
+    mem.ept_table[table].bits = row + 1
+    return row
+
+
+@inline_kernel
+def _drop_bits(mem: Memory, table: int) -> None:
+    """Return a table's row of bits, if it has one."""
+    row = int(mem.ept_table[table].bits) - 1
+    if row != NIL:
+        mem.ept_bits[row].bits[0] = mem.pool[P_EPT_BITS_FREE]
+        mem.pool[P_EPT_BITS_FREE] = row + 1
+        mem.ept_table[table].bits = 0
 
 
 @inline_kernel
@@ -93,6 +124,16 @@ def _run_sum(first: int, pfn: int, step: int, nr: int) -> int:
     return nr * i * j + (i * step + j) * pairs + step * squares
 
 
+@inline_kernel
+def _count_leaves(mem: Memory, table: int, nr: int, total: int, present: int) -> None:
+    """Count leaves that a table has gained (1) or lost (0), and their sum of frames."""
+    sign = 1 if present else -1
+    mem.ept_table[table].frames += sign * total
+    mem.ept_table[table].nr += sign * nr
+    mem.mm[mem.ept_table[table].mm, MM_EPT_4K] += sign * nr
+    mem.vmstat[NR_EPT_LEAVES_4K] += sign * nr
+
+
 @kernel
 def _set_leaves(
     mem: Memory, table: int, page: int, nr: int, pfn: int, step: int, present: int
@@ -102,6 +143,14 @@ def _set_leaves(
     A word of the table at a time, those that change whole summed together; bit by bit only where
     some are and some are not.
     """
+    row = int(mem.ept_table[table].bits) - 1
+    if row == NIL:
+        if (mem.ept_table[table].nr != 0) == (present != 0):
+            return 0
+        if nr == HPAGE_PMD_NR:
+            _count_leaves(mem, table, nr, _run_sum(0, pfn, step, nr), present)
+            return nr
+        row = _take_bits(mem, table)
     i = page & (HPAGE_PMD_NR - 1)
     changed = 0
     total = 0
@@ -110,9 +159,9 @@ def _set_leaves(
         shift = i % WORD_FRAMES
         here = min(nr, WORD_FRAMES - shift)
         mask = run_mask(shift, here)
-        word = int(np.int64(mem.ept_table[table].bits[i // WORD_FRAMES]))
+        word = int(np.int64(mem.ept_bits[row].bits[i // WORD_FRAMES]))
         other = mask & (~word if present else word)
-        mem.ept_table[table].bits[i // WORD_FRAMES] = word ^ other
+        mem.ept_bits[row].bits[i // WORD_FRAMES] = word ^ other
         if other == mask:
             whole += here
         else:
@@ -130,11 +179,9 @@ def _set_leaves(
     if whole > 0:
         changed += whole
         total += _run_sum(i - whole, pfn - whole * step, step, whole)
-    sign = 1 if present else -1
-    mem.ept_table[table].frames += sign * total
-    mem.ept_table[table].nr += sign * changed
-    mem.mm[mem.ept_table[table].mm, MM_EPT_4K] += sign * changed
-    mem.vmstat[NR_EPT_LEAVES_4K] += sign * changed
+    _count_leaves(mem, table, changed, total, present)
+    if mem.ept_table[table].nr == 0 or mem.ept_table[table].nr == HPAGE_PMD_NR:
+        _drop_bits(mem, table)
     return changed
 
 
@@ -218,8 +265,7 @@ def new_ept_table(mem: Memory, mm: int, window: int) -> int:
     else:
         table = mem.pool[P_EPT_USED]
         mem.pool[P_EPT_USED] += 1
-    for i in range(NR_WORDS):
-        mem.ept_table[table].bits[i] = 0
+    mem.ept_table[table].bits = 0
     mem.ept_table[table].frames = 0
     mem.ept_table[table].nr = 0
     mem.ept_table[table].mm = mm
@@ -267,6 +313,7 @@ def free_ept_table(mem: Memory, mm: int, table: int) -> None:
     """Forget a table and its leaves; its window's word and its page are the caller's."""
     if mem.ept_table[table].nx_next != NIL:
         unlink_nx(mem, mm, table)
+    _drop_bits(mem, table)
     nr = int(mem.ept_table[table].nr)
     mem.mm[mm, MM_EPT_4K] -= nr
     mem.vmstat[NR_EPT_LEAVES_4K] -= nr

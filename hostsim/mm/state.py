@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hostsim.core.arena import Field, carve, nr_bytes
+from hostsim.core.arena import Field, carve
 from hostsim.core.units import HPAGE_PMD_ORDER, NR_PAGE_ORDERS, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     BIG_HEADS_PER_ZONE,
     CLUSTER_DTYPE,
+    EPT_BITS_DTYPE,
     EPT_TABLE_DTYPE,
     EXTENT_DTYPE,
     KSM_ITEM_DTYPE,
@@ -35,6 +36,7 @@ from hostsim.mm.mm_types import (
     NR_ZONE_FIELDS,
     NR_ZONES,
     P_DAEMON_SCALE,
+    P_EPT_BITS_USED,
     P_EPT_USED,
     P_EXT_USED,
     P_KSM_ITEM_USED,
@@ -88,49 +90,57 @@ def carve_memory(
     nr_zones = NR_ZONES + nr_nodes - 1
     nr_mappings = (1 + overcommit) * nr_pages
     max_entities = nr_mappings + nr_pageblocks
-    fields = [
+    words = (nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16)  # windows of all processes
+    slots = max_swap_slots(nr_pages)
+    buckets = 1 << (nr_pages >> 3).bit_length()
+    whole = [  # used from the first to the last entry, so that they share their pages
         Field("pool", (NR_POOL,), np.dtype("i8")),
         Field("vmstat", (nr_vmstat,), np.dtype("i8")),
-        Field("tunables", (nr_tunables,), np.dtype("i8")),
-        Field("cost", (NR_COSTS_MAX,), np.dtype("i8")),
         Field("zone", (nr_zones, NR_ZONE_FIELDS), np.dtype("i8")),
         Field("node", (nr_nodes, NR_NODE_FIELDS), np.dtype("i8")),
         Field("nr_free", (nr_zones, NR_TYPES, NR_PAGE_ORDERS), np.dtype("i8")),
-        Field("run", (nr_pages + nr_zones * NR_PCP_LISTS,), RUN_DTYPE),
-        Field("rec", (nr_pageblocks + nr_zones * NR_TYPES,), RECORD_DTYPE),
-        Field("ext", (nr_mappings,), EXTENT_DTYPE),
-        Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
-        Field("windows", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
-        Field("scratch", (SCRATCH,), np.dtype("i8")),
-        Field("compact", (NR_COMPACT,), np.dtype("i8")),
-        Field("touched", (1, 2), np.dtype("i8")),
+        Field("daemon", (NR_DAEMONS + nr_nodes - 1, NR_DAEMON_FIELDS), np.dtype("i8")),
         Field("unit_32m", (-(-nr_pageblocks >> UNIT_32M_SHIFT),), np.dtype("i2")),
         Field("unit_1g", (-(-nr_pageblocks >> UNIT_1G_SHIFT),), np.dtype("i2")),
-        Field("unmovable", (nr_pageblocks,), np.dtype("i2")),
-        Field("reported", (nr_pageblocks,), REPORTED_DTYPE),
-        Field("daemon", (NR_DAEMONS + nr_nodes - 1, NR_DAEMON_FIELDS), np.dtype("i8")),
-        Field("lru", (nr_pageblocks,), np.dtype("i4")),
-        Field("scan", (NR_SCAN_CONTROL,), np.dtype("i8")),
-        Field("lru_queue", (nr_nodes * NR_LRU_LISTS * max_entities,), np.dtype("i8")),
-        Field("swap_map", (max_swap_slots(nr_pages),), np.dtype("i2")),
-        Field("swap_cache", (max_swap_slots(nr_pages),), np.dtype("i4")),
-        Field("swap_zero", (max_swap_slots(nr_pages),), np.dtype("u1")),
-        Field("swap_cluster", (nr_cluster_rows(max_swap_slots(nr_pages)),), CLUSTER_DTYPE),
-        Field("split_queue", (nr_pageblocks,), QUEUE_DTYPE),
         Field("pb", (nr_pageblocks + nr_zones * (BIG_HEADS_PER_ZONE + 1),), PAGEBLOCK_DTYPE),
-        Field("vma", (MAX_VMAS,), VMA_DTYPE),
-        Field("written", (nr_pageblocks,), np.dtype("i4")),
-        Field("wrec", (nr_pageblocks,), WRITTEN_DTYPE),
+        Field("unmovable", (nr_pageblocks,), np.dtype("i2")),
+        Field("lru", (nr_pageblocks,), np.dtype("i4")),
+        Field("split_queue", (nr_pageblocks,), QUEUE_DTYPE),
+    ]
+    growing = [  # used from the first entry up to as many as there ever were
+        Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
+        Field("windows", (words,), np.dtype("i4"), paged=True),
+        Field("run", (nr_pages + nr_zones * NR_PCP_LISTS,), RUN_DTYPE, paged=True),
+        Field("rec", (nr_pageblocks + nr_zones * NR_TYPES,), RECORD_DTYPE, paged=True),
+        Field("ext", (nr_mappings,), EXTENT_DTYPE, paged=True),
+        Field("wrec", (nr_pageblocks,), WRITTEN_DTYPE, paged=True),
+        Field("written", (nr_pageblocks,), np.dtype("i4"), paged=True),
+        Field("ept", (words,), np.dtype("i4"), paged=True),
+        Field("ept_table", (words,), EPT_TABLE_DTYPE, paged=True),
+        Field("ept_bits", (words,), EPT_BITS_DTYPE, paged=True),
+        Field("vma", (MAX_VMAS,), VMA_DTYPE, paged=True),
+    ]
+    seldom = [  # of machines with swap, KSM and so on, and work space
+        Field("scan", (NR_SCAN_CONTROL,), np.dtype("i8"), paged=True),
+        Field("hugetlb", (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS), np.dtype("i8")),
+        Field("tunables", (nr_tunables,), np.dtype("i8")),
+        Field("cost", (NR_COSTS_MAX,), np.dtype("i8")),
+        Field("touched", (1, 2), np.dtype("i8")),
+        Field("scratch", (SCRATCH,), np.dtype("i8")),
+        Field("compact", (NR_COMPACT,), np.dtype("i8")),
+        Field("reported", (nr_pageblocks,), REPORTED_DTYPE),
+        Field("swap_map", (slots,), np.dtype("i2")),
+        Field("swap_cache", (slots,), np.dtype("i4")),
+        Field("swap_zero", (slots,), np.dtype("u1")),
+        Field("swap_cluster", (nr_cluster_rows(slots),), CLUSTER_DTYPE),
         Field("ksm_node", (nr_pages,), KSM_NODE_DTYPE),
         Field("ksm_item", (nr_mappings,), KSM_ITEM_DTYPE),
         Field("ksm_frame", (nr_pages,), np.dtype("i4")),
-        Field("ksm_stable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
-        Field("hugetlb", (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS), np.dtype("i8")),
-        Field("ept", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), np.dtype("i4")),
-        Field("ept_table", ((nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16),), EPT_TABLE_DTYPE),
-        Field("ksm_unstable", (1 << (nr_pages >> 3).bit_length(),), np.dtype("i4")),
+        Field("ksm_stable", (buckets,), np.dtype("i4")),
+        Field("ksm_unstable", (buckets,), np.dtype("i4")),
+        Field("lru_queue", (nr_nodes * NR_LRU_LISTS * max_entities,), np.dtype("i8")),
     ]
-    arrays = carve(sorted(fields, key=nr_bytes))  # small ones share their pages
+    arrays = carve(whole + growing + seldom)
     arrays["pool"][P_PAGEBLOCKS] = nr_pageblocks
     arrays["pool"][P_NODE_PAGES] = nr_pages // nr_nodes
     arrays["pool"][P_LRU_SEQ] = arrays["pool"][P_LRU_TAIL] = LRU_FIRST_GENERATION
@@ -149,6 +159,7 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
         "mm": int(mem.pool[P_MM_USED]),
         "ept": int(mem.pool[P_WORDS_USED]),
         "ept_table": int(mem.pool[P_EPT_USED]),
+        "ept_bits": int(mem.pool[P_EPT_BITS_USED]),
         "vma": int(mem.pool[P_VMA_USED]),
         "wrec": int(mem.pool[P_WRITTEN_USED]),
         "ksm_node": int(mem.pool[P_KSM_NODE_USED]),

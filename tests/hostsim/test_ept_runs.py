@@ -8,6 +8,7 @@ from hostsim.core.units import HPAGE_PMD_NR
 from hostsim.ept import guest_access
 from hostsim.host import new_process
 from hostsim.mm.check import check_memory
+from hostsim.mm.check_ept import leaf_bits
 from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import MM_BASE, MM_KERNEL
@@ -51,7 +52,7 @@ def mapped(mem, mm):
     for window in range(WINDOWS):
         word = int(mem.ept[mem.mm[mm, MM_BASE] + window])
         if word & E_TAG == E_TABLE:
-            tables[window] = mem.ept_table[word >> E_SHIFT]["bits"].tolist()
+            tables[window] = leaf_bits(mem, word >> E_SHIFT).tolist()
     row = mem.mm[mm].copy()
     row[MM_KERNEL] = 0  # number of an extent
     words = mem.windows[mem.mm[mm, MM_BASE] :][:WINDOWS] & W_TAG
@@ -104,5 +105,5 @@ def test_leaves_are_counted_and_summed_word_by_word_as_bit_by_bit(nr, step, hole
                     added += add_leaves(mem, table, page, 1, pfn + page * step, step)
             else:
                 added += add_leaves(mem, table, first, end - first, pfn + first * step, step)
-        tables.append((added, bytes(mem.ept_table[table])))
+        tables.append((added, bytes(mem.ept_table[table]), leaf_bits(mem, table).tolist()))
     assert tables[0] == tables[1]
