@@ -136,7 +136,7 @@ def boot_memory(spec: GuestSpec, nr_pages: int, vcpus: int) -> Memory:
     if nr_pages < MIN_PAGES:
         raise ValueError(f"nr_pages {nr_pages}: a guest needs {MIN_PAGES} to boot")
     low = int(low_ram_pages(nr_pages))
-    booted = new_memory(nr_pages, spec.kernel, vcpus, memmap=True, dma32_end=low)
+    booted = new_memory(nr_pages, spec.kernel, vcpus, True, low, keep_lru=False)
     set_thp(booted, spec.thp_enabled, spec.thp_defrag, spec.use_zero_page)
     for name, value in spec.settings:
         write_setting(booted, name, value)

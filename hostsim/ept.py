@@ -19,7 +19,7 @@ from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER, NO_PFN
 from hostsim.mm.cost import C_EPT_VIOLATION, charge
 from hostsim.mm.fault import FAULT_OK, FAULT_OOM, touch_range
-from hostsim.mm.lru import LRU_YOUNG
+from hostsim.mm.lru_stamp import LRU_YOUNG, huge_stamp, set_huge_stamp
 from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     MM_BASE,
@@ -306,7 +306,7 @@ def _reached(mem: Memory, mm: int, page: int, end: int) -> int:
         pb = word >> 2
         if mem.written[pb] != 0 or pageblock_state(mem, pb) != PB_HUGE:
             break
-        mem.lru[pb] |= LRU_YOUNG
+        set_huge_stamp(mem, pb, huge_stamp(mem, pb) | LRU_YOUNG)
         page = min(end, (window + 1) << HPAGE_PMD_ORDER)
     return page
 

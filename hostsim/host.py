@@ -262,8 +262,9 @@ class Host:
         """Begin with a state, or with the memory of a machine that has just booted."""
         spec = self.spec
         overcommit = KSM_OVERCOMMIT if ("ksm/run", "1") in spec.settings else 1
+        swaps = spec.swap_pages > 0
         if state is not None:
-            self.mem = memory_of_host(state, spec.kernel, spec.vcpus, overcommit)
+            self.mem = memory_of_host(state, spec.kernel, spec.vcpus, overcommit, swaps)
         else:
             self.mem = new_memory(
                 spec.memory_pages,
@@ -272,6 +273,7 @@ class Host:
                 memmap=True,
                 nr_nodes=spec.nr_nodes,
                 overcommit=overcommit,
+                keep_lru=swaps,
             )
         if spec.costs:
             self.mem.cost[:NR_COSTS] = spec.costs

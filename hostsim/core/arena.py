@@ -47,8 +47,8 @@ def carve(fields: Iterable[Field]) -> dict[str, NDArray[Any]]:
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         mapping.madvise(mmap.MADV_NOHUGEPAGE)
     return {
-        field.name: np.frombuffer(
-            mapping, field.dtype, _nr_entries(field), offset
-        ).reshape(field.shape)
+        field.name: np.frombuffer(mapping, field.dtype, _nr_entries(field), offset).reshape(
+            field.shape
+        )
         for field, offset in zip(fields, offsets, strict=True)
     }

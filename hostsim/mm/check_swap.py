@@ -103,7 +103,7 @@ def check_swap(mem: Memory, state: NDArray[np.int64]) -> Mask:
     """
     _check_queue(mem, state)
     used = int(mem.pool[P_EXT_USED])
-    generation = int(max(mem.lru.max(initial=0), mem.ext["lru"][:used].max(initial=0))) >> 4
+    generation = int(max(mem.lru.max(initial=0), mem.ext_lru[:used].max(initial=0))) >> 4
     forbid("stamp from the future", [generation > mem.pool[P_LRU_SEQ]], generation=[generation])
     nr = int(mem.pool[P_SWAP_SLOTS])
     compound = (state == PB_COMPOUND) & (mem.pb["b"][: state.size] & COMPOUND_SWAPCACHE != 0)

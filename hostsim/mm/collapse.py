@@ -17,7 +17,15 @@ from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_
 from hostsim.mm.content import clear_huge, is_written, note_written
 from hostsim.mm.cost import C_SCAN_PTE, C_SCAN_WINDOW, charge, charge_huge_copy
 from hostsim.mm.ksm_tree import put_ksm_page
-from hostsim.mm.lru import LRU_DIRTY, LRU_REFERENCED, LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import (
+    LRU_DIRTY,
+    LRU_REFERENCED,
+    LRU_YOUNG,
+    extent_stamp,
+    huge_stamp,
+    set_huge_stamp,
+)
 from hostsim.mm.mm_types import (
     MM_ADVICE,
     MM_HUGE,
@@ -113,10 +121,10 @@ def alloc_hugepage_khugepaged_gfpmask(mem: Memory) -> int:
 @inline_kernel
 def is_young(mem: Memory, x: int) -> bool:
     """Tell whether pages were accessed; a huge page has one mark for all its mappings."""
-    stamp = int(mem.ext[x].lru)
+    stamp = extent_stamp(mem, x)
     pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
     if pageblock_state(mem, pb) == PB_COMPOUND:
-        stamp |= int(mem.lru[pb])
+        stamp |= huge_stamp(mem, pb)
     return stamp & (LRU_YOUNG | LRU_REFERENCED) != 0
 
 
@@ -277,7 +285,7 @@ def collapse_huge_page(mem: Memory, mm: int, window: int, gfp: int, by_khugepage
     charge_huge_copy(mem)
     _replace_pages(mem, mm, window, pb)
     set_window(mem, mm, window, huge_word(pb))
-    mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG | LRU_DIRTY)
+    set_huge_stamp(mem, pb, fresh_stamp(mem, LRU_YOUNG | LRU_DIRTY))
     mem.mm[mm, MM_HUGE] += 1
     mem.vmstat[NR_ANON_THPS] += 1
     mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_ANON_PAGES, HPAGE_PMD_NR)

@@ -15,7 +15,8 @@ from hostsim.core.units import (
 )
 from hostsim.mm.content import clear_huge, is_written, note_written
 from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge, charge_huge_copy
-from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import LRU_YOUNG, set_extent_stamp, set_huge_stamp
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, NIL, P_MAP_SEQ, Memory
 from hostsim.mm.mmap import W_HUGE, W_TAG, huge_word, set_window, table_word, window_word
 from hostsim.mm.mmu_notifier import notify
@@ -59,7 +60,7 @@ def _copy_huge(mem: Memory, mm: int, window: int, old: int, new: int) -> None:
     _drop_old(mem, mm, window, old)
     mod_node_page_state(mem, new << PAGEBLOCK_ORDER, NR_ANON_PAGES, HPAGE_PMD_NR)
     set_window(mem, mm, window, huge_word(new))
-    mem.lru[new] = fresh_stamp(mem, LRU_YOUNG)
+    set_huge_stamp(mem, new, fresh_stamp(mem, LRU_YOUNG))
     mem.vmstat[NR_ANON_THPS] += 1
     charge_huge_copy(mem)
 
@@ -91,7 +92,7 @@ def _copy_small(mem: Memory, mm: int, window: int, old: int) -> bool:
             _undo(mem, head)
             return pfn != NO_PFN
         x = add_extent(mem, pfn, 1, mm, first + i, KIND_ANON)
-        mem.ext[x].lru = fresh_stamp(mem, LRU_YOUNG)
+        set_extent_stamp(mem, x, fresh_stamp(mem, LRU_YOUNG))
         if not is_written(mem, old, i):
             mem.ext[x].flags |= EXT_ZERO
         if last == NIL:

@@ -23,7 +23,14 @@ from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fault_run import fault_run, map_run
 from hostsim.mm.fork import wp_huge, wp_page
 from hostsim.mm.hugetlb import hugetlb_fault, windows_per_page
-from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import (
+    LRU_YOUNG,
+    extent_stamp,
+    huge_stamp,
+    set_extent_stamp,
+    set_huge_stamp,
+)
 from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -129,7 +136,7 @@ def thp_eligible(mem: Memory, mm: int, window: int) -> bool:
 def map_huge(mem: Memory, mm: int, window: int, pb: int) -> None:
     """Map a fresh huge page by the window's PMD."""
     set_window(mem, mm, window, huge_word(pb))
-    mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
+    set_huge_stamp(mem, pb, fresh_stamp(mem, LRU_YOUNG))
     mem.mm[mm, MM_HUGE] += 1
     mem.vmstat[NR_ANON_THPS] += 1
     mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_ANON_PAGES, HPAGE_PMD_NR)
@@ -312,7 +319,7 @@ def _touch_table(
             if alone and not swapped:
                 alone = mem.written[int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER] == 0
             if not swapped and (alone or not write):
-                mem.ext[x].lru |= LRU_YOUNG
+                set_extent_stamp(mem, x, extent_stamp(mem, x) | LRU_YOUNG)
                 page = int(mem.ext[x].vpn) + int(mem.ext[x].nr)
             elif (page - first) % step != 0 or not chosen(seed, page, fraction):
                 page += 1
@@ -444,7 +451,7 @@ def touch_range(
             return FAULT_OOM
         word = window_word(mem, mm, window)
         if word & W_TAG == W_HUGE:
-            mem.lru[word >> 2] |= LRU_YOUNG
+            set_huge_stamp(mem, word >> 2, huge_stamp(mem, word >> 2) | LRU_YOUNG)
             if write and mem.written[word >> 2] != 0:
                 note_access(mem, word >> 2, page, stop, step, fraction, seed, start)
         elif word & W_TAG == W_TABLE:

@@ -19,7 +19,8 @@ from hostsim.core.units import (
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
-from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import LRU_YOUNG, set_extent_stamp, set_huge_stamp
 from hostsim.mm.mm_slot import khugepaged_enter, thp_enabled
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -103,7 +104,7 @@ def _map_huge_run(mem: Memory, mm: int, window: int, nr: int, pfn: int, step: in
         mem.pb[pb].a = mm
         mem.pb[pb].b = window + i
         mem.windows[base + i] = huge_word(pb)
-        mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
+        set_huge_stamp(mem, pb, fresh_stamp(mem, LRU_YOUNG))
     mod_node_page_state(mem, pfn, NR_ANON_PAGES, nr << HPAGE_PMD_ORDER)
     if mem.pool[P_TRACED] != 0:
         note_touched(mem, pfn, nr, step, HPAGE_PMD_ORDER)
@@ -210,7 +211,7 @@ def map_run(
         ):
             flags = KIND_ANON | (EXT_DESCENDING if step < 0 and here > 1 else 0)
             x = add_extent(mem, low, here, mm, vpn, flags)
-            mem.ext[x].lru = fresh_stamp(mem, LRU_YOUNG)
+            set_extent_stamp(mem, x, fresh_stamp(mem, LRU_YOUNG))
             if before == NIL:
                 mem.ext[x].next = table_head(window_word(mem, mm, window))
                 set_window(mem, mm, window, table_word(x))

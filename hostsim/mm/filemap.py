@@ -11,12 +11,13 @@ Simplified: one file; readahead, writeback by age and refaults are not there.
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import NO_PFN, PAGEBLOCK_NR_PAGES
-from hostsim.mm.lru import (
+from hostsim.mm.lru import extent_on_lru, fresh_stamp
+from hostsim.mm.lru_stamp import (
     LRU_ACTIVE,
     LRU_DIRTY,
     LRU_REFERENCED,
-    extent_on_lru,
-    fresh_stamp,
+    extent_stamp,
+    set_extent_stamp,
 )
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -50,7 +51,7 @@ def page_cache_fill(mem: Memory, pages: int, dirty: bool) -> int:
             low = pfn if step > 0 else pfn - here + 1
             flags = KIND_FILE | (EXT_DESCENDING if step < 0 and here > 1 else 0)
             x = add_extent(mem, low, here, NIL, first + at, flags)
-            mem.ext[x].lru = fresh_stamp(mem, LRU_DIRTY if dirty else 0)
+            set_extent_stamp(mem, x, fresh_stamp(mem, LRU_DIRTY if dirty else 0))
             pfn += here * step
             at += here
         done += taken
@@ -70,11 +71,11 @@ def page_cache_access(mem: Memory, pages: int) -> int:
         if not extent_on_lru(mem, x, True):
             continue
         done += int(mem.ext[x].nr)
-        stamp = int(mem.ext[x].lru)
+        stamp = extent_stamp(mem, x)
         if stamp & LRU_ACTIVE or stamp & LRU_REFERENCED == 0:
-            mem.ext[x].lru = stamp | LRU_REFERENCED
+            set_extent_stamp(mem, x, stamp | LRU_REFERENCED)
             continue
-        mem.ext[x].lru = fresh_stamp(mem, LRU_ACTIVE | (stamp & LRU_DIRTY))
+        set_extent_stamp(mem, x, fresh_stamp(mem, LRU_ACTIVE | (stamp & LRU_DIRTY)))
         nid = pfn_to_nid(mem, int(mem.ext[x].pfn))
         mem.node[nid, N_LRU_ACTIVE + 1] += int(mem.ext[x].nr)
         mem.vmstat[PGACTIVATE] += int(mem.ext[x].nr)
@@ -86,7 +87,7 @@ def drop_pagecache(mem: Memory) -> int:
     """Free all clean pages of the page cache (1 to vm/drop_caches); return how many."""
     freed = 0
     for x in range(mem.pool[P_EXT_USED]):
-        if extent_on_lru(mem, x, True) and mem.ext[x].lru & LRU_DIRTY == 0:
+        if extent_on_lru(mem, x, True) and extent_stamp(mem, x) & LRU_DIRTY == 0:
             pfn, nr = int(mem.ext[x].pfn), int(mem.ext[x].nr)
             del_extent(mem, x)
             mod_node_page_state(mem, pfn, NR_FILE_PAGES, -nr)

@@ -13,7 +13,8 @@ from hostsim.mm.content import is_written, note_written
 from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge
 from hostsim.mm.cow_huge import cow_huge
 from hostsim.mm.ksm_tree import ksm_enter, put_ksm_page
-from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import LRU_YOUNG, extent_stamp, set_extent_stamp
 from hostsim.mm.mm_slot import khugepaged_fork
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -140,7 +141,7 @@ def _copy_pinned(mem: Memory, parent: int, child: int, window: int) -> bool:
             return False
         before = link_before(mem, child, window, vpn)
         y = add_extent(mem, pfn, 1, child, vpn, KIND_ANON | zero)
-        mem.ext[y].lru = fresh_stamp(mem, LRU_YOUNG)
+        set_extent_stamp(mem, y, fresh_stamp(mem, LRU_YOUNG))
         link_extent(mem, child, window, before, y)
         account_rss(mem, child, window, 1)
         mod_node_page_state(mem, pfn, NR_ANON_PAGES, 1)
@@ -172,7 +173,7 @@ def _copy_table(mem: Memory, parent: int, child: int, window: int, pins: bool) -
         else:
             mem.ext[x].flags |= EXT_SHARED
             y = add_extent(mem, pfn, nr, child, vpn, int(mem.ext[x].flags))
-            mem.ext[y].lru = mem.ext[x].lru
+            set_extent_stamp(mem, y, extent_stamp(mem, x))
             account_rss(mem, child, window, nr)
         if last == NIL:
             set_window(mem, child, window, table_word(y))
@@ -299,7 +300,7 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
     notify(mem, mm, window, page, page + 1)
     x = isolate_page(mem, x, page)
     before = unlink_from_window(mem, mm, window, x)
-    stamp = int(mem.ext[x].lru) | LRU_YOUNG
+    stamp = extent_stamp(mem, x) | LRU_YOUNG
     del_extent(mem, x)
     mem.vmstat[PGFAULT] += 1
     if merged:
@@ -321,6 +322,6 @@ def wp_page(mem: Memory, mm: int, window: int, page: int) -> bool:
     ):
         return True
     y = add_extent(mem, pfn, 1, mm, page, KIND_ANON)
-    mem.ext[y].lru = stamp
+    set_extent_stamp(mem, y, stamp)
     link_extent(mem, mm, window, before, y)
     return True

@@ -18,6 +18,17 @@ from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, PAGEBLOCK_ORDER
+from hostsim.mm.lru_stamp import (
+    LRU_ACTIVE,
+    LRU_FLAGS,
+    LRU_LAST_GENERATION,
+    LRU_SHIFT,
+    extent_stamp,
+    huge_stamp,
+    keeps_lru,
+    set_extent_stamp,
+    set_huge_stamp,
+)
 from hostsim.mm.mm_types import (
     N_LRU_ACTIVE,
     N_LRU_ANON,
@@ -44,14 +55,6 @@ from hostsim.mm.physmem import (
     pfn_to_nid,
 )
 from hostsim.mm.rmap import KIND_ANON, KIND_FILE, KIND_MASK, KIND_SWAPCACHE
-
-LRU_ACTIVE: Final = 1  # on the active list
-LRU_YOUNG: Final = 2  # the accessed bit of a mapping: page tables or EPT
-LRU_REFERENCED: Final = 4  # PG_referenced
-LRU_DIRTY: Final = 8  # changed since it was written to its file
-LRU_FLAGS: Final = 15
-LRU_SHIFT: Final = 4  # generation above
-LRU_LAST_GENERATION: Final = (1 << 26) - 1
 
 INACTIVE_ANON: Final = 0
 ACTIVE_ANON: Final = 1
@@ -80,14 +83,16 @@ def tail_stamp(mem: Memory, flags: int) -> int:
 @kernel
 def halve_generations(mem: Memory) -> None:
     """Renumber: every generation is halved, so that order stays and neighbours may tie."""
-    for pb in range(mem.pool[P_PAGEBLOCKS]):
-        stamp = int(mem.lru[pb])
+    nr_huge = mem.pool[P_PAGEBLOCKS] if keeps_lru(mem) else 0
+    for pb in range(nr_huge):
+        stamp = huge_stamp(mem, pb)
         if stamp != 0:
-            mem.lru[pb] = (stamp >> (LRU_SHIFT + 1) << LRU_SHIFT) | (stamp & LRU_FLAGS)
-    for x in range(mem.pool[P_EXT_USED]):
-        stamp = int(mem.ext[x].lru)
+            set_huge_stamp(mem, pb, (stamp >> (LRU_SHIFT + 1) << LRU_SHIFT) | (stamp & LRU_FLAGS))
+    nr_small = mem.pool[P_EXT_USED] if keeps_lru(mem) else 0
+    for x in range(nr_small):
+        stamp = extent_stamp(mem, x)
         if stamp != 0:
-            mem.ext[x].lru = (stamp >> (LRU_SHIFT + 1) << LRU_SHIFT) | (stamp & LRU_FLAGS)
+            set_extent_stamp(mem, x, (stamp >> (LRU_SHIFT + 1) << LRU_SHIFT) | (stamp & LRU_FLAGS))
     mem.pool[P_LRU_SEQ] = (mem.pool[P_LRU_SEQ] >> 1) + 1
     mem.pool[P_LRU_TAIL] >>= 1
     for nid in range(len(mem.node)):
@@ -145,16 +150,16 @@ def collect(mem: Memory, nid: int, lru: int) -> int:
     if not file:
         nr_pageblocks = mem.pool[P_NODE_PAGES] >> PAGEBLOCK_ORDER
         for pb in range(nid * nr_pageblocks, (nid + 1) * nr_pageblocks):
-            if mem.lru[pb] & LRU_ACTIVE == active and huge_on_lru(mem, pb):
-                generation = int(mem.lru[pb]) >> LRU_SHIFT
+            if huge_stamp(mem, pb) & LRU_ACTIVE == active and huge_on_lru(mem, pb):
+                generation = huge_stamp(mem, pb) >> LRU_SHIFT
                 mem.lru_queue[base + nr] = (generation << _KEY_SHIFT) | (pb << 1) | 1
                 nr += 1
                 pages += HPAGE_PMD_NR
     for x in range(mem.pool[P_EXT_USED]):
-        if mem.ext[x].lru & LRU_ACTIVE == active and extent_on_lru(mem, x, file):
+        if extent_stamp(mem, x) & LRU_ACTIVE == active and extent_on_lru(mem, x, file):
             if pfn_to_nid(mem, int(mem.ext[x].pfn)) != nid:
                 continue
-            generation = int(mem.ext[x].lru) >> LRU_SHIFT
+            generation = extent_stamp(mem, x) >> LRU_SHIFT
             mem.lru_queue[base + nr] = (generation << _KEY_SHIFT) | (x << 1)
             nr += 1
             pages += int(mem.ext[x].nr)
@@ -211,10 +216,10 @@ def _entity_of(mem: Memory, key: int, lru: int) -> int:
     at = entity >> 1
     if entity & 1:
         alive = huge_on_lru(mem, at)
-        stamp = int(mem.lru[at])
+        stamp = huge_stamp(mem, at)
     else:
         alive = extent_on_lru(mem, at, lru >= INACTIVE_FILE)
-        stamp = int(mem.ext[at].lru)
+        stamp = extent_stamp(mem, at)
     if alive and stamp >> LRU_SHIFT == key >> _KEY_SHIFT and stamp & LRU_ACTIVE == active:
         return entity
     return NIL
@@ -263,12 +268,12 @@ def rotate(mem: Memory, key: int, lru: int) -> None:
     if entity == NIL:
         return
     if entity & 1:
-        mem.lru[entity >> 1] = tail_stamp(mem, int(mem.lru[entity >> 1]) & LRU_FLAGS)
-        push_front(mem, lru, entity, int(mem.lru[entity >> 1]))
+        set_huge_stamp(mem, entity >> 1, tail_stamp(mem, huge_stamp(mem, entity >> 1) & LRU_FLAGS))
+        push_front(mem, lru, entity, huge_stamp(mem, entity >> 1))
     else:
         x = entity >> 1
-        mem.ext[x].lru = tail_stamp(mem, int(mem.ext[x].lru) & LRU_FLAGS)
-        push_front(mem, lru, entity, int(mem.ext[x].lru))
+        set_extent_stamp(mem, x, tail_stamp(mem, extent_stamp(mem, x) & LRU_FLAGS))
+        push_front(mem, lru, entity, extent_stamp(mem, x))
 
 
 @kernel

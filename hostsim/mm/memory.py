@@ -73,6 +73,7 @@ def new_memory(
     dma32_end: int = DMA32_END_PFN,
     nr_nodes: int = 1,
     overcommit: int = 1,
+    keep_lru: bool = True,
 ) -> Memory:
     """Return the memory of a freshly booted machine, every frame free.
 
@@ -93,6 +94,8 @@ def new_memory(
         NUMA nodes of equal size: 1 to MAX_NUMNODES.
     overcommit
         Mappings of a frame, beside its first, for which there is room: of forks and merging.
+    keep_lru
+        Whether the order of pages on the LRU lists is kept; not of a machine that never swaps.
 
     Raises
     ------
@@ -105,7 +108,7 @@ def new_memory(
     step = nr_nodes << MAX_PAGE_ORDER
     if nr_pages <= 0 or nr_pages % step:
         raise ValueError(f"nr_pages {nr_pages} is not a positive multiple of {step}")
-    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES, nr_nodes, overcommit)
+    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES, nr_nodes, overcommit, keep_lru)
     for zone, (start, end) in enumerate(zone_spans(nr_pages, dma32_end, nr_nodes)):
         mem.zone[zone, Z_START] = start
         mem.zone[zone, Z_END] = end

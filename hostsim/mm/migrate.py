@@ -13,6 +13,7 @@ from hostsim.mm.compact_control import CC_MAP, CC_NR_MIGRATE, CC_NR_WANTED, CC_S
 from hostsim.mm.compact_target import compaction_alloc
 from hostsim.mm.cost import C_MIGRATE_PAGE, charge
 from hostsim.mm.ksm_tree import ksm_migrate_page
+from hostsim.mm.lru_stamp import extent_stamp
 from hostsim.mm.mm_types import NIL, P_MAP_SEQ, Memory
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.page_alloc import free_pages
@@ -81,7 +82,7 @@ def merge_next(mem: Memory, x: int) -> bool:
         return False
     flags = int(mem.ext[x].flags)
     other = int(mem.ext[y].flags)
-    if (flags ^ other) & ~EXT_DESCENDING != 0 or mem.ext[x].lru != mem.ext[y].lru:
+    if (flags ^ other) & ~EXT_DESCENDING != 0 or extent_stamp(mem, x) != extent_stamp(mem, y):
         return False
     pfn = int(mem.ext[x].pfn)
     nr = int(mem.ext[x].nr)

@@ -77,7 +77,6 @@ EXTENT_DTYPE: Final = np.dtype(
         ("nr", "i2"),  # pages, 1..512
         ("owner", "i2"),  # mm, NIL for the kernel itself
         ("flags", "i2"),  # KIND_* and EXT_*
-        ("lru", "i4"),  # place on the LRU lists: hostsim.mm.lru
     ]
 )
 CLUSTER_DTYPE: Final = np.dtype(
@@ -378,7 +377,8 @@ class _MemoryArrays(NamedTuple):
     rec: NDArray[Any]  # (heads + nr_pageblocks,) RECORD_DTYPE, partial pageblocks
     ext: NDArray[Any]  # (extents,) EXTENT_DTYPE
     run: NDArray[Any]  # (heads + runs,) RUN_DTYPE, per-CPU lists
-    lru: NDArray[Any]  # int32 (nr_pageblocks,) place of a huge page on the LRU lists
+    lru: NDArray[Any]  # int32 (nr_pageblocks,) stamp of a huge page: hostsim.mm.lru_stamp
+    ext_lru: NDArray[Any]  # int32 (extents,) stamp of an extent; like `lru` empty without swap
     nr_free: NDArray[Any]  # int64 (zones, types, 11) free blocks on each list
     zone: NDArray[Any]  # int64 (zones, NR_ZONE_FIELDS): DMA, DMA32, Normal, further nodes' Normal
     node: NDArray[Any]  # int64 (nodes, NR_NODE_FIELDS)

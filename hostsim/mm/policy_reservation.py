@@ -14,7 +14,8 @@ not the least recently used; khugepaged does nothing.
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
-from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import LRU_YOUNG, set_extent_stamp, set_huge_stamp
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MM_HUGE, NIL, Memory
 from hostsim.mm.mmap import (
     W_TABLE,
@@ -53,10 +54,10 @@ def reserve(mem: Memory, mm: int, window: int, page: int, pb: int) -> None:
     set_state(mem, pb, PB_COMPOUND, MIGRATE_MOVABLE)
     mem.pb[pb].a = NIL
     mem.pb[pb].b = 0
-    mem.lru[pb] = fresh_stamp(mem, LRU_YOUNG)
+    set_huge_stamp(mem, pb, fresh_stamp(mem, LRU_YOUNG))
     pfn = (pb << PAGEBLOCK_ORDER) + (page & (HPAGE_PMD_NR - 1))
     x = add_extent(mem, pfn, 1, mm, page, KIND_ANON)
-    mem.ext[x].lru = LRU_YOUNG
+    set_extent_stamp(mem, x, LRU_YOUNG)
     set_window(mem, mm, window, table_word(x))
     deferred_split(mem, pb)
     account_rss(mem, mm, window, 1)

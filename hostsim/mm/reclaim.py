@@ -14,13 +14,7 @@ from typing import Final
 from hostsim.core.jit import kernel
 from hostsim.core.units import COSTLY_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.kcompactd import wakeup_kcompactd
-from hostsim.mm.lru import (
-    ACTIVE_ANON,
-    ACTIVE_FILE,
-    INACTIVE_ANON,
-    INACTIVE_FILE,
-    lru_size,
-)
+from hostsim.mm.lru import ACTIVE_ANON, ACTIVE_FILE, INACTIVE_ANON, INACTIVE_FILE, lru_size
 from hostsim.mm.mm_types import (
     N_COST_ANON,
     N_COST_FILE,

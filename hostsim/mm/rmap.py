@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.mm.lru_stamp import extent_stamp, set_extent_stamp
 from hostsim.mm.mm_types import NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, P_NEAR, Memory
 from hostsim.mm.physmem import PB_PARTIAL, pageblock_state
 
@@ -71,7 +72,7 @@ def new_extent(mem: Memory, pfn: int, nr: int, owner: int, vpn: int, flags: int)
     mem.ext[x].flags = flags
     mem.ext[x].owner = owner
     mem.ext[x].next = NIL
-    mem.ext[x].lru = 0
+    set_extent_stamp(mem, x, 0)
     return x
 
 
@@ -194,7 +195,7 @@ def cut_extent(mem: Memory, x: int, vpn: int) -> int:
         y = new_extent(mem, second_pfn, rest, owner, vpn, flags)
     else:
         y = add_extent(mem, second_pfn, rest, owner, vpn, flags)
-    mem.ext[y].lru = mem.ext[x].lru
+    set_extent_stamp(mem, y, extent_stamp(mem, x))
     mem.ext[y].next = mem.ext[x].next
     mem.ext[x].next = y
     return y

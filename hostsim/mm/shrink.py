@@ -15,16 +15,22 @@ from hostsim.mm.lru import (
     ACTIVE_FILE,
     INACTIVE_ANON,
     INACTIVE_FILE,
-    LRU_ACTIVE,
-    LRU_DIRTY,
-    LRU_REFERENCED,
-    LRU_YOUNG,
     collect,
     fresh_stamp,
     lru_size,
     next_entity,
     push_front,
     tail_stamp,
+)
+from hostsim.mm.lru_stamp import (
+    LRU_ACTIVE,
+    LRU_DIRTY,
+    LRU_REFERENCED,
+    LRU_YOUNG,
+    extent_stamp,
+    huge_stamp,
+    set_extent_stamp,
+    set_huge_stamp,
 )
 from hostsim.mm.mm_types import (
     N_COST_ANON,
@@ -142,14 +148,14 @@ def _young_in_huge(mem: Memory, pb: int) -> int:
     if pageblock_state(mem, pb) == PB_HUGE:
         mm, first = int(mem.pb[pb].a), int(mem.pb[pb].b) << HPAGE_PMD_ORDER
         ept = clear_flush_young(mem, mm, int(mem.pb[pb].b), first, first + HPAGE_PMD_NR)
-        young = 1 if ept or mem.lru[pb] & LRU_YOUNG else 0
-    mem.lru[pb] &= ~LRU_YOUNG
+        young = 1 if ept or huge_stamp(mem, pb) & LRU_YOUNG else 0
+    set_huge_stamp(mem, pb, huge_stamp(mem, pb) & ~LRU_YOUNG)
     if pageblock_state(mem, pb) == PB_COMPOUND:
         x = int(mem.pb[pb].a)
         while x != NIL:
-            if mem.ext[x].lru & LRU_YOUNG or _young_in_ept(mem, x):
+            if extent_stamp(mem, x) & LRU_YOUNG or _young_in_ept(mem, x):
                 young += 1 if mem.ext[x].flags & EXT_PMD else min(int(mem.ext[x].nr), 2)
-                mem.ext[x].lru &= ~LRU_YOUNG
+                set_extent_stamp(mem, x, extent_stamp(mem, x) & ~LRU_YOUNG)
             x = int(mem.ext[x].next_b)
     return young
 
@@ -157,7 +163,7 @@ def _young_in_huge(mem: Memory, pb: int) -> int:
 @kernel
 def _activate_huge(mem: Memory, pb: int) -> None:
     """Put a huge page at the head of the active list."""
-    mem.lru[pb] = fresh_stamp(mem, LRU_ACTIVE | (int(mem.lru[pb]) & LRU_REFERENCED))
+    set_huge_stamp(mem, pb, fresh_stamp(mem, LRU_ACTIVE | (huge_stamp(mem, pb) & LRU_REFERENCED)))
     nid = pfn_to_nid(mem, pb << PAGEBLOCK_ORDER)
     mem.node[nid, N_LRU_ACTIVE] += HPAGE_PMD_NR
     mem.vmstat[PGACTIVATE] += HPAGE_PMD_NR
@@ -166,8 +172,8 @@ def _activate_huge(mem: Memory, pb: int) -> None:
 @kernel
 def _activate_extent(mem: Memory, x: int, file: bool) -> None:
     """Put small pages at the head of the active list."""
-    keep = int(mem.ext[x].lru) & (LRU_REFERENCED | LRU_DIRTY)
-    mem.ext[x].lru = fresh_stamp(mem, LRU_ACTIVE | keep)
+    keep = extent_stamp(mem, x) & (LRU_REFERENCED | LRU_DIRTY)
+    set_extent_stamp(mem, x, fresh_stamp(mem, LRU_ACTIVE | keep))
     nid = pfn_to_nid(mem, int(mem.ext[x].pfn))
     mem.node[nid, N_LRU_ACTIVE + (1 if file else 0)] += int(mem.ext[x].nr)
     mem.vmstat[PGACTIVATE] += int(mem.ext[x].nr)
@@ -186,7 +192,7 @@ def _cut_pinned(mem: Memory, x: int) -> bool:
     else:
         pinned, rest = cut_at_pin(mem, x)
     if rest != NIL:
-        push_front(mem, INACTIVE_ANON, rest << 1, int(mem.ext[rest].lru))
+        push_front(mem, INACTIVE_ANON, rest << 1, extent_stamp(mem, rest))
     return pinned
 
 
@@ -212,9 +218,9 @@ def _swap_out_pieces(mem: Memory, pb: int) -> None:
         after = int(mem.ext[x].next_b)
         if mem.ext[x].flags & KIND_MASK == KIND_ANON:
             if mem.ext[x].flags & EXT_SHARED:
-                mem.ext[x].lru = fresh_stamp(mem, 0)
+                set_extent_stamp(mem, x, fresh_stamp(mem, 0))
             elif mem.pool[P_PINS] != 0 and _cut_pinned(mem, x):
-                mem.ext[x].lru = fresh_stamp(mem, 0)
+                set_extent_stamp(mem, x, fresh_stamp(mem, 0))
             elif not swap_out_extent(mem, x):
                 _activate_extent(mem, x, False)
                 return
@@ -227,7 +233,7 @@ def _reclaim_huge(mem: Memory, pb: int) -> int:
     compound = pageblock_state(mem, pb) == PB_COMPOUND
     if not compound or mem.pb[pb].b & COMPOUND_SWAPCACHE == 0:
         if mem.scan[SC_MAY_SWAP] == 0:
-            mem.lru[pb] = fresh_stamp(mem, 0)
+            set_huge_stamp(mem, pb, fresh_stamp(mem, 0))
             return 0
         split_first = False
         if compound and mem.tunables[T_SPLIT_BEFORE_SWAP] == SPLIT_BEFORE_SWAP_TABLE:
@@ -260,16 +266,16 @@ def _reclaim_huge(mem: Memory, pb: int) -> int:
 def shrink_huge(mem: Memory, pb: int) -> int:
     """Look at a huge page from the tail of the inactive list; return the pages freed."""
     young = _young_in_huge(mem, pb)
-    verdict = _references(mem, young, mem.lru[pb] & LRU_REFERENCED != 0)
-    mem.lru[pb] &= ~LRU_REFERENCED
+    verdict = _references(mem, young, huge_stamp(mem, pb) & LRU_REFERENCED != 0)
+    set_huge_stamp(mem, pb, huge_stamp(mem, pb) & ~LRU_REFERENCED)
     if young > 0:
-        mem.lru[pb] |= LRU_REFERENCED
+        set_huge_stamp(mem, pb, huge_stamp(mem, pb) | LRU_REFERENCED)
     if verdict == ACTIVATE:
         _activate_huge(mem, pb)
         return 0
     pinned = is_pinned(mem, pb) and mem.tunables[T_PHYSICAL_SPLIT] == 0  # 2.6.38 splits it
     if verdict == KEEP or pinned:
-        mem.lru[pb] = fresh_stamp(mem, int(mem.lru[pb]) & LRU_REFERENCED)
+        set_huge_stamp(mem, pb, fresh_stamp(mem, huge_stamp(mem, pb) & LRU_REFERENCED))
         return 0
     return _reclaim_huge(mem, pb)
 
@@ -292,9 +298,9 @@ def _free_cached(mem: Memory, x: int) -> int:
 @kernel
 def _reclaim_file(mem: Memory, x: int) -> int:
     """Free pages of the page cache, or write them if they are dirty; return the pages freed."""
-    if mem.ext[x].lru & LRU_DIRTY:
-        mem.ext[x].lru = tail_stamp(mem, 0)
-        push_front(mem, INACTIVE_FILE, x << 1, int(mem.ext[x].lru))
+    if extent_stamp(mem, x) & LRU_DIRTY:
+        set_extent_stamp(mem, x, tail_stamp(mem, 0))
+        push_front(mem, INACTIVE_FILE, x << 1, extent_stamp(mem, x))
         return 0
     nr = int(mem.ext[x].nr)
     pfn = int(mem.ext[x].pfn)
@@ -318,11 +324,11 @@ def shrink_extent(mem: Memory, x: int, most: int) -> tuple[int, int]:
     kind = int(mem.ext[x].flags) & KIND_MASK
     file = kind == KIND_FILE
     nr = int(mem.ext[x].nr)
-    referenced = mem.ext[x].lru & LRU_REFERENCED != 0
-    young = 1 if mem.ext[x].lru & LRU_YOUNG or _young_in_ept(mem, x) else 0
-    mem.ext[x].lru &= ~(LRU_REFERENCED | LRU_YOUNG)
+    referenced = extent_stamp(mem, x) & LRU_REFERENCED != 0
+    young = 1 if extent_stamp(mem, x) & LRU_YOUNG or _young_in_ept(mem, x) else 0
+    set_extent_stamp(mem, x, extent_stamp(mem, x) & ~(LRU_REFERENCED | LRU_YOUNG))
     if young > 0:
-        mem.ext[x].lru |= LRU_REFERENCED
+        set_extent_stamp(mem, x, extent_stamp(mem, x) | LRU_REFERENCED)
     verdict = _references(mem, young, referenced)
     if mem.ext[x].flags & EXT_KSM:
         verdict = KEEP
@@ -336,11 +342,15 @@ def shrink_extent(mem: Memory, x: int, most: int) -> tuple[int, int]:
         _activate_extent(mem, x, file)
         return nr, 0
     if verdict == KEEP:
-        mem.ext[x].lru = fresh_stamp(mem, int(mem.ext[x].lru) & (LRU_REFERENCED | LRU_DIRTY))
+        set_extent_stamp(
+            mem, x, fresh_stamp(mem, extent_stamp(mem, x) & (LRU_REFERENCED | LRU_DIRTY))
+        )
         return nr, 0
     if nr > most:
         rest = cut_extent(mem, x, int(mem.ext[x].vpn) + most)
-        push_front(mem, INACTIVE_FILE if file else INACTIVE_ANON, rest << 1, int(mem.ext[rest].lru))
+        push_front(
+            mem, INACTIVE_FILE if file else INACTIVE_ANON, rest << 1, extent_stamp(mem, rest)
+        )
         nr = most
     if kind == KIND_SWAPCACHE:
         return nr, _free_cached(mem, x)
@@ -425,11 +435,11 @@ def shrink_active_list(mem: Memory, lru: int, nr_to_scan: int) -> int:
         if entity & 1:
             pages = HPAGE_PMD_NR
             _young_in_huge(mem, at)
-            mem.lru[at] = fresh_stamp(mem, int(mem.lru[at]) & LRU_REFERENCED)
+            set_huge_stamp(mem, at, fresh_stamp(mem, huge_stamp(mem, at) & LRU_REFERENCED))
         else:
             pages = int(mem.ext[at].nr)
             keep = LRU_REFERENCED | LRU_DIRTY
-            mem.ext[at].lru = fresh_stamp(mem, int(mem.ext[at].lru) & keep)
+            set_extent_stamp(mem, at, fresh_stamp(mem, extent_stamp(mem, at) & keep))
         moved += pages
         mem.vmstat[PGDEACTIVATE] += pages
         mem.node[nid, active] -= pages

@@ -125,10 +125,13 @@ def memory_from(
     return mem
 
 
-def memory_of_host(state: StateSpec, kernel: str, nr_cpus: int, overcommit: int) -> Memory:
+def memory_of_host(
+    state: StateSpec, kernel: str, nr_cpus: int, overcommit: int, keep_lru: bool = True
+) -> Memory:
     """Return memory with the free blocks and pageblock types of a real host.
 
-    Memory in use in pageblocks that are not movable counts as kernel memory.
+    Memory in use in pageblocks that are not movable counts as kernel memory.  Without
+    ``keep_lru`` the host never has swap.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def memory_of_host(state: StateSpec, kernel: str, nr_cpus: int, overcommit: int)
         The free blocks of a zone do not fit into its pageblocks, or a zone manages more pages
         than it has.
     """
-    mem = lay_memory(_zone_states(state), kernel, nr_cpus, state.nr_nodes, overcommit)
+    mem = lay_memory(_zone_states(state), kernel, nr_cpus, state.nr_nodes, overcommit, keep_lru)
     for row in state.zones:
         mem.zone[row.zone, Z_MANAGED] = row.managed_pages
     setup_watermarks(mem)
@@ -158,7 +161,12 @@ def set_marks(mem: Memory, state: StateSpec) -> None:
 
 
 def lay_memory(
-    zones: dict[int, ZoneState], kernel: str, nr_cpus: int, nr_nodes: int = 1, overcommit: int = 1
+    zones: dict[int, ZoneState],
+    kernel: str,
+    nr_cpus: int,
+    nr_nodes: int = 1,
+    overcommit: int = 1,
+    keep_lru: bool = True,
 ) -> Memory:
     """Return memory with free blocks laid out, all else in use since boot; nothing is managed.
 
@@ -169,7 +177,7 @@ def lay_memory(
     """
     pageblocks = {zone: int(state.pageblocks.sum()) for zone, state in zones.items()}
     spans, nr_pages = zone_pageblocks(pageblocks, nr_nodes), pages_of(pageblocks, nr_nodes)
-    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES, nr_nodes, overcommit)
+    mem = carve_memory(nr_pages, NR_VMSTAT, NR_TUNABLES, nr_nodes, overcommit, keep_lru)
     for zone, (first, last) in enumerate(spans):
         mem.zone[zone, Z_START] = first << PAGEBLOCK_ORDER
         mem.zone[zone, Z_END] = last << PAGEBLOCK_ORDER

@@ -16,7 +16,7 @@ from hostsim.core.units import (
 )
 from hostsim.mm.content import forget_huge, is_written
 from hostsim.mm.cost import C_SPLIT, charge
-from hostsim.mm.lru import LRU_YOUNG
+from hostsim.mm.lru_stamp import LRU_YOUNG, extent_stamp, huge_stamp, set_extent_stamp
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_HUGE,
@@ -102,7 +102,7 @@ def make_compound(mem: Memory, pb: int, mm: int, window: int, flags: int) -> int
         window << HPAGE_PMD_ORDER,
         flags,
     )
-    mem.ext[x].lru = mem.lru[pb]
+    set_extent_stamp(mem, x, huge_stamp(mem, pb))
     return x
 
 
@@ -315,7 +315,7 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
     undo_deferred(mem, pb)
     x = int(mem.pb[pb].a)
     while x != NIL:
-        mem.ext[x].lru = mem.lru[pb] | (int(mem.ext[x].lru) & LRU_YOUNG)
+        set_extent_stamp(mem, x, huge_stamp(mem, pb) | (extent_stamp(mem, x) & LRU_YOUNG))
         x = int(mem.ext[x].next_b)
     mem.pool[P_MAP_SEQ] += 1
     mem.vmstat[THP_SPLIT_PAGE] += 1

@@ -80,11 +80,17 @@ def nr_cluster_rows(slots: int) -> int:
 
 
 def carve_memory(
-    nr_pages: int, nr_vmstat: int, nr_tunables: int, nr_nodes: int = 1, overcommit: int = 1
+    nr_pages: int,
+    nr_vmstat: int,
+    nr_tunables: int,
+    nr_nodes: int = 1,
+    overcommit: int = 1,
+    keep_lru: bool = True,
 ) -> Memory:
     """Return zero-filled state for a host with that many frames, resident where touched.
 
     Small pages have room for one mapping a frame and ``overcommit`` more, of forks and merging.
+    Without ``keep_lru`` the machine can have no swap.
     """
     nr_pageblocks = nr_pages >> PAGEBLOCK_ORDER
     nr_zones = NR_ZONES + nr_nodes - 1
@@ -104,7 +110,7 @@ def carve_memory(
         Field("unit_1g", (-(-nr_pageblocks >> UNIT_1G_SHIFT),), np.dtype("i2")),
         Field("pb", (nr_pageblocks + nr_zones * (BIG_HEADS_PER_ZONE + 1),), PAGEBLOCK_DTYPE),
         Field("unmovable", (nr_pageblocks,), np.dtype("i2")),
-        Field("lru", (nr_pageblocks,), np.dtype("i4")),
+        Field("lru", (nr_pageblocks if keep_lru else 0,), np.dtype("i4")),
         Field("split_queue", (nr_pageblocks,), QUEUE_DTYPE),
     ]
     growing = [  # used from the first entry up to as many as there ever were
@@ -113,6 +119,7 @@ def carve_memory(
         Field("run", (nr_pages + nr_zones * NR_PCP_LISTS,), RUN_DTYPE, paged=True),
         Field("rec", (nr_pageblocks + nr_zones * NR_TYPES,), RECORD_DTYPE, paged=True),
         Field("ext", (nr_mappings,), EXTENT_DTYPE, paged=True),
+        Field("ext_lru", (nr_mappings if keep_lru else 0,), np.dtype("i4"), paged=True),
         Field("wrec", (nr_pageblocks,), WRITTEN_DTYPE, paged=True),
         Field("written", (nr_pageblocks,), np.dtype("i4"), paged=True),
         Field("ept", (words,), np.dtype("i4"), paged=True),
@@ -154,6 +161,7 @@ def used_parts(mem: Memory) -> dict[str, NDArray[Any]]:
     used = {
         "rec": int(mem.pool[P_REC_USED]),
         "ext": int(mem.pool[P_EXT_USED]),
+        "ext_lru": int(mem.pool[P_EXT_USED]) if len(mem.lru) else 0,
         "run": int(mem.pool[P_RUN_USED]),
         "windows": int(mem.pool[P_WORDS_USED]),
         "mm": int(mem.pool[P_MM_USED]),
@@ -214,7 +222,14 @@ def restore_parts(parts: dict[str, NDArray[Any]], like: Memory) -> Memory:
         raise ValueError(f"missing or unknown: {odd}")
     nr_pages = int(like.pool[P_PAGEBLOCKS]) << PAGEBLOCK_ORDER
     overcommit = len(like.ext) // nr_pages - 1
-    mem = carve_memory(nr_pages, len(like.vmstat), len(like.tunables), len(like.node), overcommit)
+    mem = carve_memory(
+        nr_pages,
+        len(like.vmstat),
+        len(like.tunables),
+        len(like.node),
+        overcommit,
+        len(like.lru) > 0,
+    )
     fill_parts(mem, parts)
     if mem.pool[P_PAGEBLOCKS] != like.pool[P_PAGEBLOCKS]:
         raise ValueError(f"pool: of a machine of {mem.pool[P_PAGEBLOCKS]} pageblocks")

@@ -16,7 +16,8 @@ from typing import Final
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
 from hostsim.mm.cost import C_CLEAR_PAGE, C_COPY_PAGE, C_FAULT, C_SWAP_PAGE, charge
-from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import LRU_YOUNG, extent_stamp, set_extent_stamp
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_RAM_PAGES,
@@ -135,7 +136,7 @@ def _read_page(mem: Memory, mm: int, window: int, vpn: int, ahead: bool) -> bool
     slot = slot_at(mem, x, vpn)
     mem.swap_cache[slot] = pfn + 1
     y = add_extent(mem, pfn, 1, NIL, slot, KIND_SWAPCACHE | (EXT_READAHEAD if ahead else 0))
-    mem.ext[y].lru = fresh_stamp(mem, 0)
+    set_extent_stamp(mem, y, fresh_stamp(mem, 0))
     mod_node_page_state(mem, pfn, NR_SWAPCACHED, 1)
     if ahead:
         mem.vmstat[SWAP_RA] += 1
@@ -173,10 +174,10 @@ def _map_page(mem: Memory, mm: int, window: int, vpn: int, pfn: int, zero: bool)
         and int(mem.ext[before].vpn) + int(mem.ext[before].nr) == vpn
         and try_extend(mem, before, pfn, 1, False, flags)
     ):
-        mem.ext[before].lru |= LRU_YOUNG
+        set_extent_stamp(mem, before, extent_stamp(mem, before) | LRU_YOUNG)
         return
     y = add_extent(mem, pfn, 1, mm, vpn, flags)
-    mem.ext[y].lru = fresh_stamp(mem, LRU_YOUNG)
+    set_extent_stamp(mem, y, fresh_stamp(mem, LRU_YOUNG))
     link_extent(mem, mm, window, before, y)
 
 
@@ -200,7 +201,7 @@ def _map_from_huge(mem: Memory, mm: int, window: int, vpn: int, slot: int, pb: i
         y = add_extent(
             mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, mm, window << HPAGE_PMD_ORDER, KIND_ANON
         )
-        mem.ext[y].lru = LRU_YOUNG
+        set_extent_stamp(mem, y, LRU_YOUNG)
         link_extent(mem, mm, window, NIL, y)
         mem.mm[mm, MM_SWAP] -= HPAGE_PMD_NR
         account_rss(mem, mm, window, HPAGE_PMD_NR)

@@ -15,6 +15,7 @@ from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
+from hostsim.mm.lru_stamp import keeps_lru
 from hostsim.mm.mm_types import (
     NIL,
     NR_CLUSTER_HEADS,
@@ -74,6 +75,8 @@ def swapon(mem: Memory, slots: int) -> bool:
     Of a last cluster that is not whole, the slots are left out.
     """
     clusters = slots >> HPAGE_PMD_ORDER
+    if not keeps_lru(mem):
+        return False
     if clusters + NR_CLUSTER_HEADS > mem.swap_cluster.size or mem.pool[P_SWAP_SLOTS] != 0:
         return False
     for state in range(NR_CLUSTER_HEADS):

@@ -17,14 +17,8 @@ from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.content import is_written, nr_zero_pages
 from hostsim.mm.cost import C_SWAP_PAGE, charge
-from hostsim.mm.lru import (
-    INACTIVE_ANON,
-    fresh_stamp,
-    key_of,
-    push_front,
-    rotate,
-    tail_stamp,
-)
+from hostsim.mm.lru import INACTIVE_ANON, fresh_stamp, key_of, push_front, rotate, tail_stamp
+from hostsim.mm.lru_stamp import extent_stamp, huge_stamp, set_extent_stamp, set_huge_stamp
 from hostsim.mm.mm_types import (
     MIGRATE_MOVABLE,
     MM_HUGE,
@@ -88,7 +82,7 @@ def end_writes(mem: Memory) -> None:
 def under_writeback(mem: Memory, x: int) -> bool:
     """Tell whether the small pages of an extent are just being written to swap."""
     older, newer = mem.scan[SC_WRITES], mem.scan[SC_WRITES + 1]
-    key = key_of(x << 1, int(mem.ext[x].lru))
+    key = key_of(x << 1, extent_stamp(mem, x))
     return mem.ext[x].flags & KIND_MASK == KIND_SWAPCACHE and (older == key or newer == key)
 
 
@@ -132,12 +126,12 @@ def write_huge(mem: Memory, pb: int) -> None:
     """Write a huge page of the swap cache."""
     if mem.tunables[T_SWAP_ZEROMAP] != 0 and nr_zero_pages(mem, pb) == HPAGE_PMD_NR:
         mem.vmstat[SWPOUT_ZERO] += HPAGE_PMD_NR
-        mem.lru[pb] = tail_stamp(mem, 0)
-        push_front(mem, INACTIVE_ANON, (pb << 1) | 1, int(mem.lru[pb]))
+        set_huge_stamp(mem, pb, tail_stamp(mem, 0))
+        push_front(mem, INACTIVE_ANON, (pb << 1) | 1, huge_stamp(mem, pb))
         return
     mem.vmstat[THP_SWPOUT] += 1
-    mem.lru[pb] = fresh_stamp(mem, 0)
-    _begin_write(mem, (pb << 1) | 1, int(mem.lru[pb]), HPAGE_PMD_NR)
+    set_huge_stamp(mem, pb, fresh_stamp(mem, 0))
+    _begin_write(mem, (pb << 1) | 1, huge_stamp(mem, pb), HPAGE_PMD_NR)
 
 
 @kernel
@@ -214,11 +208,11 @@ def _into_swap_cache(mem: Memory, x: int, slot: int) -> None:
     mod_node_page_state(mem, int(mem.ext[x].pfn), NR_ANON_PAGES, -nr)
     if zero and mem.tunables[T_SWAP_ZEROMAP] != 0:
         mem.vmstat[SWPOUT_ZERO] += nr
-        mem.ext[x].lru = tail_stamp(mem, 0)
-        push_front(mem, INACTIVE_ANON, x << 1, int(mem.ext[x].lru))
+        set_extent_stamp(mem, x, tail_stamp(mem, 0))
+        push_front(mem, INACTIVE_ANON, x << 1, extent_stamp(mem, x))
         return
-    mem.ext[x].lru = fresh_stamp(mem, 0)
-    _begin_write(mem, x << 1, int(mem.ext[x].lru), nr)
+    set_extent_stamp(mem, x, fresh_stamp(mem, 0))
+    _begin_write(mem, x << 1, extent_stamp(mem, x), nr)
 
 
 @kernel

@@ -23,7 +23,8 @@ from hostsim.mm.collapse import (
 from hostsim.mm.cost import C_COPY_PAGE
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.fork import copy_mm
-from hostsim.mm.lru import LRU_YOUNG, fresh_stamp
+from hostsim.mm.lru import fresh_stamp
+from hostsim.mm.lru_stamp import LRU_YOUNG
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
     MM_ANON,
@@ -177,7 +178,7 @@ def test_one_young_page_suffices_and_none_does_not():
     mm = guest(mem)
     touch(mem, mm, 0, 10)
     x = table_head(window_word(mem, mm, 0))
-    mem.ext[x]["lru"] = fresh_stamp(mem, 0)
+    mem.ext_lru[x] = fresh_stamp(mem, 0)
     assert collapse(mem, mm) == SCAN_LACK_REFERENCED_PAGE
     touch(mem, mm, 300, 1)
     assert collapse(mem, mm) == SCAN_SUCCEED

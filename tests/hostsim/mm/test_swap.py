@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hostsim.mm.check import check_memory
+from hostsim.mm.collapse import madvise_collapse
+from hostsim.mm.compaction import compact_node
 from hostsim.mm.content import KEY_ZERO
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.fork import copy_mm
@@ -13,6 +15,7 @@ from hostsim.mm.ksm_merge import page_key
 from hostsim.mm.madvise import madvise_pageout
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
+    MM_ADVICE,
     MM_ANON,
     MM_HUGE,
     MM_RAM_PAGES,
@@ -22,7 +25,15 @@ from hostsim.mm.mm_types import (
     P_SWAP_FREE,
     P_SWAP_SLOTS,
 )
-from hostsim.mm.mmap import W_HUGE, W_TAG, mm_alloc, window_word
+from hostsim.mm.mmap import (
+    ADVICE_HUGE,
+    ADVICE_NOHUGE,
+    ADVICE_NONE,
+    W_HUGE,
+    W_TAG,
+    mm_alloc,
+    window_word,
+)
 from hostsim.mm.oom import select_bad_process
 from hostsim.mm.pins import add_pin
 from hostsim.mm.reclaim import run_kswapd, try_to_free_pages
@@ -49,6 +60,34 @@ def machine(kernel="6.1", mib=64, slots=8192, enabled="always"):
 
 def touch(mem, mm, start, nr, write=True, step=1):
     return touch_range(mem, mm, start, nr, step, 1.0, 0, write, start)
+
+
+def test_a_machine_that_keeps_no_order_of_pages_takes_no_swap():
+    mem = new_memory(64 * MIB, "6.12", 1, keep_lru=False)
+    assert len(mem.lru) == len(mem.ext_lru) == 0
+    assert not swapon(mem, 8192)
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_without_swap_nothing_asks_for_the_order_of_pages(kernel):
+    """Faults to the last page, reclaim, khugepaged and compaction: the counters agree."""
+    results = []
+    for keep_lru in (True, False):
+        mem = new_memory(64 * MIB, kernel, 1, keep_lru=keep_lru)
+        set_tunable(mem.tunables, "enabled", "always")
+        small = mm_alloc(mem, 32 * MIB, 0, ADVICE_NOHUGE, False, 0)
+        huge = mm_alloc(mem, 64 * MIB, 0, ADVICE_NONE, False, 0)
+        touch(mem, small, 0, 24 * MIB, step=3)
+        while touch(mem, huge, 0, 64 * MIB) == FAULT_OK:
+            pass
+        run_kswapd(mem, 0, 0)
+        discard_range(mem, small, 0, 8 * MIB)
+        compact_node(mem)
+        mem.mm[small, MM_ADVICE] = ADVICE_HUGE
+        madvise_collapse(mem, small, 8 * MIB, 8 * MIB)
+        check_memory(mem)
+        results.append((mem.vmstat.tolist(), mem.zone.tolist(), mem.nr_free.tolist()))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])

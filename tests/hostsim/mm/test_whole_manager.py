@@ -500,7 +500,7 @@ class WholeManager(RuleBasedStateMachine):
 
 def page_cache_clean(mem):
     """Write all dirty pages of the page cache."""
-    mem.ext["lru"] &= ~8
+    mem.ext_lru[:] &= ~8
 
 
 WholeManager.TestCase.settings = settings(max_examples=30, stateful_step_count=50)
