@@ -31,6 +31,7 @@ from fleet.mmu_sample import (
 from guestsim.behaviour import NR_FIGURES
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.mm.mm_types import NIL
 from hostsim.mmu.cost import Remote
 
 # Columns of a state: how a guest's programs are mapped, in pages
@@ -232,6 +233,7 @@ def _in_fixed_point(mean: NDArray[np.float64], out: NDArray[np.int64]) -> None:
 @kernel
 def figures_of_states(
     states: NDArray[np.int64],
+    program: NDArray[np.int64],
     known: NDArray[np.int8],
     samples: NDArray[np.float64],
     out: NDArray[np.int64],
@@ -245,8 +247,10 @@ def figures_of_states(
     ----------
     states
         (states, NR_STATE)
+    program
+        (states,) number of the program that each is of, NIL for none: its figures are 0.
     known, samples
-        (NR_CLASSES,) and (NR_CLASSES, NR_S_FIGURES) of one program.
+        (programs, NR_CLASSES) and (programs, NR_CLASSES, NR_S_FIGURES).
     out
         (states, NR_FIGURES)
     number, weight, mean
@@ -259,12 +263,19 @@ def figures_of_states(
     """
     waiting = 0
     for i in range(len(states)):
+        for figure in range(NR_FIGURES):
+            out[i, figure] = 0
+        p = program[i]
+        if p == NIL:
+            continue
         complete = True
         local = states[i, ST_REMOTE] == 0 and states[i, ST_REMOTE_EPT] == 0
         for view in range(_NR_VIEWS):
             if view == ALL_LOCAL and local:
                 mean[view, S_RUN_CYCLES] = mean[AS_IT_IS, S_RUN_CYCLES]  # all that is asked of it
-            elif not _mean_of_classes(states[i], view, known, samples, number, weight, mean[view]):
+            elif not _mean_of_classes(
+                states[i], view, known[p], samples[p], number, weight, mean[view]
+            ):
                 complete = False
         if complete:
             _in_fixed_point(mean, out[i])

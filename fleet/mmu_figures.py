@@ -7,6 +7,7 @@ Simplified: what lies on another node is the same share of a program's data, of 
 of all the VM's memory, in 64ths rounded down.
 """
 
+import functools
 import time
 from typing import Final, NamedTuple
 
@@ -27,8 +28,10 @@ from fleet.mmu_classes import (
     new_work_space,
 )
 from fleet.mmu_sample import NR_S_FIGURES, sample
-from guestsim.behaviour import G_CLASS, G_FIGURE, G_PROGRAM, G_TABLES_HOST, NR_FIGURES
+from guestsim.behaviour import G_CLASS, G_FIGURE, G_PROGRAM, NR_FIGURES
+from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.vm_columns import VM_COLUMNS
+from hostsim.mm.mm_types import NIL
 
 
 class SampleUsage(NamedTuple):
@@ -42,13 +45,6 @@ class SampleUsage(NamedTuple):
 NO_USAGE: Final = SampleUsage(0, 0, 0.0)
 
 
-class _Program(NamedTuple):
-    """What is known of a program's classes."""
-
-    known: NDArray[np.int8]  # (NR_CLASSES,)
-    samples: NDArray[np.float64]  # (NR_CLASSES, NR_S_FIGURES), paid for where one is known
-
-
 class Sampler:
     """Samples, remembered, and figures of states from them.
 
@@ -60,7 +56,9 @@ class Sampler:
 
     def __init__(self, seed: int, accesses: int, *, remember: bool = True) -> None:
         self.seed, self.accesses, self.remember = seed, accesses, remember
-        self._programs: dict[tuple[str, str], _Program] = {}
+        self._programs: list[tuple[str, str]] = []  # CPU and workload, by number
+        self._known = np.zeros((1, NR_CLASSES), np.int8)
+        self._samples = np.zeros((1, NR_CLASSES, NR_S_FIGURES))  # paid for where one is known
         self._work = new_work_space()
         self.samples = self.hits = 0
         self.cpu_s = 0.0
@@ -69,38 +67,54 @@ class Sampler:
         """Return what has been done so far."""
         return SampleUsage(self.samples, self.hits, self.cpu_s)
 
-    def figures(self, cpu: str, workload: str, states: NDArray[np.int64]) -> NDArray[np.int64]:
+    def program(self, cpu: str, workload: str) -> int:
+        """Return the number of a program on a CPU."""
+        key = cpu, workload
+        if key not in self._programs:
+            self._programs.append(key)
+            if len(self._programs) > len(self._known):
+                self._make_room()
+        return self._programs.index(key)
+
+    def _make_room(self) -> None:
+        """Make room for twice as many programs."""
+        known = np.flatnonzero(self._known == KNOWN)
+        samples = self._samples.reshape(-1, NR_S_FIGURES)[known]
+        self._known = np.concatenate([self._known, np.zeros_like(self._known)])
+        self._samples = np.zeros((len(self._known), NR_CLASSES, NR_S_FIGURES))
+        self._samples.reshape(-1, NR_S_FIGURES)[known] = samples
+
+    def figures(self, programs: NDArray[np.int64], states: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return figures in the order and units of the columns of ``vms``.
 
         Parameters
         ----------
+        programs
+            (states,) numbers that `program` returned, NIL for none: figures of 0.
         states
-            (states, `fleet.mmu_classes.NR_STATE`) of one program on one CPU.
+            (states, `fleet.mmu_classes.NR_STATE`)
         """
         begin_s = time.process_time()
         if not self.remember:
-            self._programs.clear()
-        program = self._program(cpu, workload)
-        out: NDArray[np.int64] = np.zeros((len(states), NR_FIGURES), np.int64)
-        known, samples = program
-        waiting = figures_of_states(states, known, samples, out, *self._work)
-        self.hits += len(states) - waiting
+            self._known[:] = UNKNOWN
+        out = np.empty((len(states), NR_FIGURES), np.int64)
+        waiting = self._find(programs, states, out)
+        self.hits += int(np.count_nonzero(programs != NIL)) - waiting
         if waiting:
-            for number in np.flatnonzero(known == WANTED).tolist():
-                key = class_of(cpu, workload, number)
-                samples[number] = sample(key, self.seed, self.accesses)
-                known[number] = KNOWN
+            for number, of_program in np.argwhere(self._known == WANTED).tolist():
+                key = class_of(*self._programs[number], of_program)
+                self._samples[number, of_program] = sample(key, self.seed, self.accesses)
+                self._known[number, of_program] = KNOWN
                 self.samples += 1
-            figures_of_states(states, known, samples, out, *self._work)
+            self._find(programs, states, out)
         self.cpu_s += time.process_time() - begin_s
         return out
 
-    def _program(self, cpu: str, workload: str) -> _Program:
-        key = cpu, workload
-        if key not in self._programs:
-            known = np.full(NR_CLASSES, UNKNOWN, np.int8)
-            self._programs[key] = _Program(known, np.zeros((NR_CLASSES, NR_S_FIGURES)))
-        return self._programs[key]
+    def _find(
+        self, programs: NDArray[np.int64], states: NDArray[np.int64], out: NDArray[np.int64]
+    ) -> int:
+        known, samples = self._known, self._samples
+        return int(figures_of_states(states, programs, known, samples, out, *self._work))
 
 
 _SAMPLERS: dict[tuple[int, int], Sampler] = {}
@@ -108,7 +122,10 @@ _SAMPLERS: dict[tuple[int, int], Sampler] = {}
 
 def shared_sampler(seed: int, accesses: int) -> Sampler:
     """Return the sampler that all hosts of this process share."""
-    return _SAMPLERS.setdefault((seed, accesses), Sampler(seed, accesses))
+    key = seed, accesses
+    if key not in _SAMPLERS:
+        _SAMPLERS[key] = Sampler(seed, accesses)
+    return _SAMPLERS[key]
 
 
 class Sampling(NamedTuple):
@@ -120,17 +137,71 @@ class Sampling(NamedTuple):
     accesses: int  # of a sample, 0: no samples
 
 
+@functools.cache
+def _programs(sampling: Sampling) -> NDArray[np.int64]:
+    """Return the number of each class's program, NIL for none."""
+    sampler = shared_sampler(sampling.seed, sampling.accesses)
+    numbers = [sampler.program(sampling.cpu, name) if name else NIL for name in sampling.workloads]
+    return np.array(numbers, np.int64)
+
+
 _COLUMN: Final = {column.name: index for index, column in enumerate(VM_COLUMNS)}
 _RESIDENT: Final = _COLUMN["rss_pages"]
 _REMOTE: Final = _COLUMN["remote_pages"]
 _EPT: Final = _COLUMN["nr_ept_pages"]
 _REMOTE_EPT: Final = _COLUMN["remote_ept_pages"]
+_FIRST_FIGURE: Final = len(VM_COLUMNS) - NR_FIGURES
 
 
-def _parts(some: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return shares in whole parts of `REMOTE_PARTS`."""
-    found: NDArray[np.int64] = np.minimum(some * REMOTE_PARTS // np.maximum(of, 1), REMOTE_PARTS)
-    return found
+@inline_kernel
+def _parts(some: int, of: int) -> int:
+    """Return a share in whole parts of `REMOTE_PARTS`."""
+    return min(some * REMOTE_PARTS // max(of, 1), REMOTE_PARTS)
+
+
+@kernel
+def states_of_guests(
+    guests: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    of_class: NDArray[np.int64],
+    programs: NDArray[np.int64],
+    states: NDArray[np.int64],
+) -> None:
+    """Write the program and the state of some guests as they were looked at last.
+
+    Parameters
+    ----------
+    guests, which
+        The table of guests, and numbers of its rows.
+    rows
+        A row of ``vms`` for each of these.
+    of_class
+        Program of each class of guests.
+    programs, states
+        (guests,) and (guests, NR_STATE), written.
+    """
+    for i in range(which.size):
+        row = which[i]
+        programs[i] = of_class[guests[row, G_CLASS]] if guests[row, G_PROGRAM] > 0 else NIL
+        for column in range(ST_REMOTE):
+            states[i, column] = guests[row, G_PROGRAM + column]
+        states[i, ST_REMOTE] = _parts(rows[i, _REMOTE], rows[i, _RESIDENT])
+        states[i, ST_REMOTE_EPT] = _parts(rows[i, _REMOTE_EPT], rows[i, _EPT])
+
+
+@kernel
+def note_figures(
+    guests: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    figures: NDArray[np.int64],
+) -> None:
+    """Write figures of some guests into their rows, and into the last columns of ``vms``."""
+    for i in range(which.size):
+        for figure in range(NR_FIGURES):
+            guests[which[i], G_FIGURE + figure] = figures[i, figure]
+            rows[i, _FIRST_FIGURE + figure] = figures[i, figure]
 
 
 def measure_guests(
@@ -150,20 +221,11 @@ def measure_guests(
     out
         and into the last columns of a row of ``vms`` for each.
     """
-    sampler = shared_sampler(sampling.seed, sampling.accesses)
-    own = guests[which]
+    programs = np.empty(len(which), np.int64)
     states = np.empty((len(which), NR_STATE), np.int64)
-    states[:, :ST_REMOTE] = own[:, G_PROGRAM : G_TABLES_HOST + 1]
-    states[:, ST_REMOTE] = _parts(out[:, _REMOTE], out[:, _RESIDENT])
-    states[:, ST_REMOTE_EPT] = _parts(out[:, _REMOTE_EPT], out[:, _EPT])
-    figures = np.zeros((len(which), NR_FIGURES), np.int64)
-    for number in np.unique(own[:, G_CLASS]).tolist():
-        workload = sampling.workloads[number]
-        here = np.flatnonzero((own[:, G_CLASS] == number) & (own[:, G_PROGRAM] > 0))
-        if workload and len(here):
-            figures[here] = sampler.figures(sampling.cpu, workload, states[here])
-    guests[which, G_FIGURE : G_FIGURE + NR_FIGURES] = figures
-    out[:, -NR_FIGURES:] = figures
+    states_of_guests(guests, which, out, _programs(sampling), programs, states)
+    sampler = shared_sampler(sampling.seed, sampling.accesses)
+    note_figures(guests, which, out, sampler.figures(programs, states))
 
 
 def usage_of_samplers() -> SampleUsage:

@@ -37,7 +37,7 @@ from fleet.mmu import (
     popularity_of,
     with_error,
 )
-from fleet.profiles import load_workload
+from fleet.profiles import WorkloadFile, build_workload, load_profile
 from guestsim.workload import Workload, compile_workload, draw_pages
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
@@ -192,10 +192,15 @@ class _Accesses(NamedTuple):
     pages: NDArray[np.int32]  # that it accesses, one after the other
 
 
+@functools.cache
+def _profile(workload: str) -> tuple[str, WorkloadFile]:
+    return load_profile(workload)
+
+
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def _accesses(workload: str, footprint: int, seed: int, nr: int) -> _Accesses:
     """Return what a program of a footprint accesses, the same for all its classes."""
-    program = load_workload(workload, footprint_pages(footprint) << PAGE_SHIFT)
+    program = build_workload(*_profile(workload), footprint_pages(footprint) << PAGE_SHIFT)
     text = f"{workload} {footprint}"
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     key = int(stream(seed, Stream.MMU, digest).integers(1 << 62))

@@ -33,7 +33,20 @@ from guestsim.behaviour import (
 from hostsim.core.byref import state_at
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
-from hostsim.mm.mm_types import MM_KERNEL, MM_WINDOWS, NIL, Memory
+from hostsim.mm.mm_types import (
+    MM_ANON,
+    MM_EPT_2M,
+    MM_HUGE,
+    MM_HUGETLB,
+    MM_KERNEL,
+    MM_PGTABLES,
+    MM_RAM_ANON,
+    MM_SWAP,
+    MM_WINDOWS,
+    NIL,
+    P_ZERO_USERS,
+    Memory,
+)
 from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word
 from hostsim.mm.rmap import KIND_MASK, KIND_PGTABLE, KIND_SWAP
@@ -46,7 +59,21 @@ def _on_leaf(host: Memory, vm: int, page: int) -> bool:
 
 
 @kernel
-def _look_at_process(
+def _count_process(guests: NDArray[np.int64], row: int, mem: Memory, mm: int) -> None:
+    """Add what `look_at_process` does where leaves of 2 MiB map all of a guest: from counters."""
+    pages = mem.mm[mm, MM_ANON]
+    huge = mem.mm[mm, MM_HUGE] << HPAGE_PMD_ORDER
+    tables = mem.mm[mm, MM_PGTABLES]
+    guests[row, G_PROGRAM] += pages
+    guests[row, G_PROGRAM_HUGE] += huge
+    guests[row, G_PROGRAM_HOST] += pages
+    guests[row, G_PROGRAM_BOTH] += huge
+    guests[row, G_TABLES] += tables
+    guests[row, G_TABLES_HOST] += tables
+
+
+@kernel
+def look_at_process(
     host: Memory, guests: NDArray[np.int64], row: int, mem: Memory, mm: int, offset: int
 ) -> None:
     """Add a process's pages to what its guest's programs map."""
@@ -80,15 +107,43 @@ def _look_at_process(
 
 
 @kernel
-def look_at_program(host: Memory, guests: NDArray[np.int64], row: int, offset: int) -> None:
-    """Count how a guest's programs are mapped, into its row."""
+def on_leaves_alone(host: Memory, vm: int) -> bool:
+    """Tell whether EPT leaves of 2 MiB map all that backs a VM.
+
+    Then they map each frame that its guest has in use, for each is backed.
+    """
+    leaves = host.mm[vm, MM_EPT_2M]
+    if leaves == 0 or leaves << HPAGE_PMD_ORDER != host.mm[vm, MM_RAM_ANON]:
+        return False
+    # Leaves of these map what is not counted as resident,
+    if host.mm[vm, MM_HUGETLB] != 0 or host.pool[P_ZERO_USERS] != 0:
+        return False
+    return int(host.mm[vm, MM_SWAP]) == 0  # and what is in swap is in use, but not backed
+
+
+@kernel
+def look_at_program(
+    host: Memory, guests: NDArray[np.int64], row: int, offset: int, settled: bool
+) -> None:
+    """Count how a guest's programs are mapped, into its row.
+
+    Parameters
+    ----------
+    settled
+        Whether the host has backed all that the guest has in use: not in the middle of a touch.
+    """
     mem = state_at(host, guests[row, G_STATE])
     for column in range(G_PROGRAM, G_TABLES_HOST + 1):
         guests[row, column] = 0
+    counted = settled and on_leaves_alone(host, guests[row, G_MM])
     for slot in range(NR_SLOTS):
         mm = guests[row, G_SLOT + 2 * slot]
-        if mm != NIL:
-            _look_at_process(host, guests, row, mem, mm, offset)
+        if mm == NIL:
+            continue
+        if counted:
+            _count_process(guests, row, mem, mm)
+        else:
+            look_at_process(host, guests, row, mem, mm, offset)
 
 
 # Places of the figures, as `hostsim.core.stats.MMU_COLUMNS` names them

@@ -1,6 +1,6 @@
 """Reading workload profiles: one TOML file a program, built in or the user's own."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -93,15 +93,14 @@ def _components(section: ComponentSection, pages: int) -> list[Component]:
     return found
 
 
-def build_workload(name: str, raw: dict[str, Any], footprint_bytes: int | None) -> Workload:
-    """Return the workload of a parsed profile.
+def build_workload(name: str, file: WorkloadFile, footprint_bytes: int | None) -> Workload:
+    """Return the workload of a profile.
 
     Raises
     ------
     ScenarioError
         With every problem found.
     """
-    file: WorkloadFile = validated(WorkloadFile, name, raw)
     pages = (footprint_bytes if footprint_bytes is not None else file.footprint) >> PAGE_SHIFT
     if pages < 1:
         raise ScenarioError([Problem(f"{name}: footprint", "is less than a page")])
@@ -136,5 +135,17 @@ def load_workload(name: str, footprint_bytes: int | None = None) -> Workload:
     ScenarioError
         There is none, or it is wrong; with every problem found.
     """
+    return build_workload(*load_profile(name), footprint_bytes)
+
+
+def load_profile(name: str) -> tuple[str, WorkloadFile]:
+    """Return a profile and its name, by that name or from a TOML file.
+
+    Raises
+    ------
+    ScenarioError
+        There is none, or it is wrong.
+    """
     stem, raw = read_description(name, FOLDER, "workload")
-    return build_workload(stem, raw, footprint_bytes)
+    file: WorkloadFile = validated(WorkloadFile, stem, raw)
+    return stem, file

@@ -132,7 +132,7 @@ def fill_vm_rows(
     for i in range(which.size):
         row = which[i]
         look_at_guest(host, guests, row, offset)
-        look_at_program(host, guests, row, offset)
+        look_at_program(host, guests, row, offset, not ended)
         mm = guests[row, G_MM]
         out[i, 0] = t_ns
         out[i, 1] = host_id

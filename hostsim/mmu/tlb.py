@@ -330,14 +330,31 @@ def second_level(mmu: Mmu, size: int, page: int) -> int:
 
 
 @hot_kernel
+def first_level_hit_of(mmu: Mmu, size: int, vpn: int, vpid: int) -> int:
+    """Look a page up in the first level by one size; return where, or NOTHING."""
+    page = vpn >> (size * INDEX_BITS)
+    return _probe_ordered(mmu, L1_TLB + size, page, tag_of(page, size, vpid))
+
+
+@hot_kernel
+def second_level_hit_of(mmu: Mmu, size: int, vpn: int, vpid: int) -> int:
+    """Look a page up in the second level by one size, copying a hit to the first."""
+    page = vpn >> (size * INDEX_BITS)
+    tag = tag_of(page, size, vpid)
+    at = _probe_second_level(mmu, second_level(mmu, size, page), page, tag)
+    if at != NOTHING:
+        _insert_ordered(mmu, L1_TLB + size, page, tag, mmu.value[np.uint64(at)])
+    return at
+
+
+@hot_kernel
 def first_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
     """Look a page up in the first level by every size in use; return where, or NOTHING."""
     sizes = mmu.state[S_SIZES]
     size = 0
     while sizes != 0:
         if sizes & 1:
-            page = vpn >> (size * INDEX_BITS)
-            at = _probe_ordered(mmu, L1_TLB + size, page, tag_of(page, size, vpid))
+            at = first_level_hit_of(mmu, size, vpn, vpid)
             if at != NOTHING:
                 return at
         sizes >>= 1
@@ -352,11 +369,8 @@ def second_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
     size = 0
     while sizes != 0:
         if sizes & 1:
-            page = vpn >> (size * INDEX_BITS)
-            tag = tag_of(page, size, vpid)
-            at = _probe_second_level(mmu, second_level(mmu, size, page), page, tag)
+            at = second_level_hit_of(mmu, size, vpn, vpid)
             if at != NOTHING:
-                _insert_ordered(mmu, L1_TLB + size, page, tag, mmu.value[np.uint64(at)])
                 return at
         sizes >>= 1
         size += 1

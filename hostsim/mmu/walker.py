@@ -51,7 +51,9 @@ from hostsim.mmu.tlb import (
     entry_bits,
     fill,
     first_level_hit,
+    first_level_hit_of,
     second_level_hit,
+    second_level_hit_of,
 )
 
 RARE_WALKS: Final = 4  # where fewer than one access in so many walks, looking ahead is no gain
@@ -333,14 +335,15 @@ def missed_pages(
             l1_hits += 1
             continue
         last = vpn
-        if first_level_hit(mmu, vpn, vpid) != NOTHING:
+        size = 0 if small[vpn >> HPAGE_PMD_ORDER] else 1  # no other entry can hold the page
+        if first_level_hit_of(mmu, size, vpn, vpid) != NOTHING:
             l1_hits += 1
-        elif second_level_hit(mmu, vpn, vpid) != NOTHING:
+        elif second_level_hit_of(mmu, size, vpn, vpid) != NOTHING:
             l2_hits += 1
         else:
             missed[walks] = vpn
             walks += 1
-            fill(mmu, vpn, 0 if small[vpn >> HPAGE_PMD_ORDER] else 1, vpid, vpn)
+            fill(mmu, vpn, size, vpid, vpn)
     mmu.counts[C_ACCESSES] += pages.size
     mmu.counts[C_L1_HITS] += l1_hits
     mmu.counts[C_L2_HITS] += l2_hits

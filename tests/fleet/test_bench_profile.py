@@ -32,7 +32,7 @@ def test_samples_are_counted_by_mechanism():
         ("hostsim.mm.compaction.compact_zone", "compaction"),
         ("hostsim.mm.swapout.add_to_swap", "reclaim and swap"),
         ("hostsim.mm.ksm_merge.try", "KSM"),
-        ("fleet.mmu_state._look_at_process", "samples of translation, kernels"),
+        ("fleet.mmu_state.look_at_process", "samples of translation, kernels"),
         ("guestsim.behaviour.decide", "ticks, turns, behaviour of guests"),
         ("hostsim.mm.daemons.run_daemons", "ticks, turns, behaviour of guests"),
     ],

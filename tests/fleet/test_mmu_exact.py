@@ -78,7 +78,8 @@ def test_a_remembered_figure_is_within_its_confidence_of_the_guests_own_tables(c
     workload, node, rows, tables = case
     state = State(CPU, workload, *node.guests[0, G_PROGRAM : G_TABLES_HOST + 1].tolist())
     names = [column.name for column in MMU_COLUMNS]
-    found = Sampler(1, 40_000).figures(CPU, workload, state.columns())[0]
+    sampler = Sampler(1, 40_000)
+    (found,) = sampler.figures(np.array([sampler.program(CPU, workload)]), state.columns())
     assert rows.vms[-1, -len(names) :].tolist() == found.tolist()
     one = {name: value / 1e6 for name, value in zip(names, found.tolist(), strict=True)}
     cpu = load_cpu(CPU)

@@ -39,7 +39,8 @@ STATES = [
 
 
 def row(sampler, state):
-    (found,) = sampler.figures(state.cpu, state.workload, state.columns()).tolist()
+    program = np.array([sampler.program(state.cpu, state.workload)])
+    (found,) = sampler.figures(program, state.columns()).tolist()
     return found
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.hardware import builtin_names
-from fleet.profiles import build_workload, load_workload
+from fleet.hardware import builtin_names, validated
+from fleet.profiles import WorkloadFile, build_workload, load_workload
 from guestsim.workload import (
     ANY_STEP,
     Component,
@@ -168,4 +168,4 @@ BASE = {
 )
 def test_a_wrong_profile_is_named(change, message):
     with pytest.raises(ScenarioError, match=message):
-        build_workload("mine", {**BASE, **change}, None)
+        build_workload("mine", validated(WorkloadFile, "mine", {**BASE, **change}), None)
