@@ -15,9 +15,9 @@ from typing import Final
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_MS
 from hostsim.mm.cost import C_SCAN_WINDOW
-from hostsim.mm.daemons import SHORTEST_STEP_NS, next_daemon, run_daemons
+from hostsim.mm.daemons import SHORTEST_STEP_NS, next_daemon, run_daemon
 from hostsim.mm.kcompactd import arm_kcompactd
-from hostsim.mm.khugepaged import EVENT
+from hostsim.mm.khugepaged import EVENT, arm_khugepaged
 from hostsim.mm.mm_slot import (
     K_IN_PASS,
     K_REGISTERED,
@@ -243,8 +243,11 @@ def pass_time(mem: Memory, until_ns: int, most_runs: int) -> bool:
     mem.pool[P_SETTLED_NS] = mem.pool[P_COST_NS]
     mem.scratch[R_LOOK] = FIRST_LOOK
     mem.scratch[R_PASSES] = FIRST_LOOK  # so that the first pass to begin is remembered
+    changed = True  # since kcompactd's timer was last looked at: nothing else sets it
     while True:
-        arm_kcompactd(mem)
+        if changed:
+            arm_kcompactd(mem)
+        arm_khugepaged(mem)
         daemon = next_daemon(mem)
         if daemon == NIL or mem.daemon[daemon, D_WAKE] - 1 > until_ns:
             break
@@ -254,6 +257,8 @@ def pass_time(mem: Memory, until_ns: int, most_runs: int) -> bool:
             alone_ns = _alone_until(mem, until_ns)
             skip_rounds(mem, alone_ns)
             skip_passes(mem, alone_ns)
-        run_daemons(mem, mem.daemon[daemon, D_WAKE] - 1)
+        before = _changes(mem)
+        run_daemon(mem, daemon)
+        changed = daemon != DAEMON_KHUGEPAGED or _changes(mem) != before
     mem.pool[P_NOW_NS] = max(mem.pool[P_NOW_NS], until_ns)
     return True

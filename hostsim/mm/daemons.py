@@ -129,6 +129,28 @@ def next_daemon(mem: Memory) -> int:
 
 
 @kernel
+def run_daemon(mem: Memory, daemon: int) -> None:
+    """Let a daemon that falls due make a step; the clock then shows at least that time."""
+    own = mem.daemon[daemon]
+    mem.pool[P_NOW_NS] = max(mem.pool[P_NOW_NS], own[D_WAKE] - 1)
+    own[D_WAKE] = 0
+    before = mem.pool[P_COST_NS]
+    sleep_ns = _step(mem, daemon)
+    work_ns = mem.pool[P_COST_NS] - before
+    mem.pool[P_SETTLED_NS] += work_ns
+    mem.pool[P_DAEMON_NS] += work_ns
+    own[D_SINCE] = mem.pool[P_NOW_NS]
+    own[D_WORK] = work_ns * mem.pool[P_DAEMON_SCALE] // TIME_SCALE_ONE
+    needed_ns = _remaining_ns(mem, daemon)
+    own[D_CREDIT] = max(own[D_CREDIT] - own[D_WORK], 0)
+    if sleep_ns > 0 or sleep_ns == UNTIL_WOKEN:
+        own[D_CREDIT] = SLICE_NS
+    if sleep_ns != UNTIL_WOKEN and own[D_WAKE] == 0:
+        pause_ns = max(needed_ns + sleep_ns, SHORTEST_STEP_NS)
+        own[D_WAKE] = mem.pool[P_NOW_NS] + pause_ns + 1
+
+
+@kernel
 def run_daemons(mem: Memory, until_ns: int) -> None:
     """Run what falls due up to a time, in the order of time; the clock then shows that time."""
     while True:
@@ -137,23 +159,7 @@ def run_daemons(mem: Memory, until_ns: int) -> None:
         daemon = next_daemon(mem)
         if daemon == NIL or mem.daemon[daemon, D_WAKE] - 1 > until_ns:
             break
-        mem.pool[P_NOW_NS] = max(mem.pool[P_NOW_NS], mem.daemon[daemon, D_WAKE] - 1)
-        mem.daemon[daemon, D_WAKE] = 0
-        before = mem.pool[P_COST_NS]
-        sleep_ns = _step(mem, daemon)
-        work_ns = mem.pool[P_COST_NS] - before
-        mem.pool[P_SETTLED_NS] += work_ns
-        mem.pool[P_DAEMON_NS] += work_ns
-        own = mem.daemon[daemon]
-        own[D_SINCE] = mem.pool[P_NOW_NS]
-        own[D_WORK] = work_ns * mem.pool[P_DAEMON_SCALE] // TIME_SCALE_ONE
-        needed_ns = _remaining_ns(mem, daemon)
-        own[D_CREDIT] = max(own[D_CREDIT] - own[D_WORK], 0)
-        if sleep_ns > 0 or sleep_ns == UNTIL_WOKEN:
-            own[D_CREDIT] = SLICE_NS
-        if sleep_ns != UNTIL_WOKEN and own[D_WAKE] == 0:
-            pause_ns = max(needed_ns + sleep_ns, SHORTEST_STEP_NS)
-            own[D_WAKE] = mem.pool[P_NOW_NS] + pause_ns + 1
+        run_daemon(mem, daemon)
     mem.pool[P_NOW_NS] = max(mem.pool[P_NOW_NS], until_ns)
 
 
