@@ -15,6 +15,7 @@ from hostsim.mm.mm_types import (
     TYPE_NAMES,
     Memory,
 )
+from hostsim.mm.page_ext import all_of
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_FREE9,
@@ -105,7 +106,7 @@ def memory_map(mem: Memory, t_ns: int) -> MemoryMap:
     """
     nr = int(mem.pool[P_PAGEBLOCKS])
     state = mem.pb["state"][:nr] & 15
-    unmovable = mem.unmovable[:nr] > 0
+    unmovable = all_of(mem, "unmovable", nr) > 0
     cells = np.full(nr, len(Cell), np.uint8)
     cells[np.isin(state, _FREE_STATES)] = Cell.FREE
     cells[state == PB_PCP] = Cell.PER_CPU

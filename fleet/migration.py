@@ -47,7 +47,7 @@ from hostsim.core.stats import REASON_NAMES
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_MS, NS_PER_S
 from hostsim.ept import start_dirty_log
 from hostsim.host import PROCESS_TABLE_FULL, own_first_page, start_qemu
-from hostsim.mm.content import is_written
+from hostsim.mm.content import is_written, partly_written
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.mm_types import (
     MM_ADVICE,
@@ -178,7 +178,7 @@ def _add_run(runs: NDArray[np.int64], nr: int, page: int, pages: int) -> int:
 def _runs_of_huge(mem: Memory, window: int, pb: int, runs: NDArray[np.int64], nr: int) -> int:
     """Add the pages of a huge page that were ever written: the others are zero and not sent."""
     first = window << HPAGE_PMD_ORDER
-    if mem.written[pb] == 0 or pageblock_state(mem, pb) != PB_HUGE:
+    if not partly_written(mem, pb) or pageblock_state(mem, pb) != PB_HUGE:
         return _add_run(runs, nr, first, HPAGE_PMD_NR)
     for i in range(HPAGE_PMD_NR):
         if is_written(mem, pb, i):

@@ -17,6 +17,7 @@ from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PUD_ORDER, NO_PFN
+from hostsim.mm.content import partly_written
 from hostsim.mm.cost import C_EPT_VIOLATION, charge
 from hostsim.mm.fault import FAULT_OK, FAULT_OOM, touch_range
 from hostsim.mm.lru_stamp import LRU_YOUNG, huge_stamp, set_huge_stamp
@@ -304,7 +305,7 @@ def _reached(mem: Memory, mm: int, page: int, end: int) -> int:
         if word & W_TAG != W_HUGE or int(mem.ept[base + window]) & E_TAG != E_LEAF:
             break
         pb = word >> 2
-        if mem.written[pb] != 0 or pageblock_state(mem, pb) != PB_HUGE:
+        if partly_written(mem, pb) or pageblock_state(mem, pb) != PB_HUGE:
             break
         set_huge_stamp(mem, pb, huge_stamp(mem, pb) | LRU_YOUNG)
         page = min(end, (window + 1) << HPAGE_PMD_ORDER)

@@ -47,6 +47,7 @@ from hostsim.mm.check_hugetlb import check_hugetlb
 from hostsim.mm.check_merge import check_areas, check_ksm, check_written
 from hostsim.mm.check_mm import check_address_spaces
 from hostsim.mm.check_nodes import check_nodes
+from hostsim.mm.check_page_ext import check_page_ext
 from hostsim.mm.check_swap import check_swap
 from hostsim.mm.mm_types import (
     NIL,
@@ -250,6 +251,7 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
     mapped = _check_frames(s, x, pcp, extra, cached, len(mem.zone))
     check_address_spaces(mem, s, x)
     _check_totals(mem, s, x, pcp, mapped, extra.size)
+    check_page_ext(mem)
     check_unmovable(mem, x.pfn, x.nr, x.kind)
     files = x.kind == KIND_FILE
     check_nodes(mem, s, mapped, x.pfn[files], x.nr[files])

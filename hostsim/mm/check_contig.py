@@ -7,11 +7,13 @@ from hostsim.mm.check_free import FREE_STATES, NO_ZONE, Ints, Scan, agree, forbi
 from hostsim.mm.mm_types import (
     P_FREE_1G,
     P_FREE_32M,
+    P_PAGEBLOCKS,
     P_UNMOVABLE_BLOCKS,
     UNIT_1G_SHIFT,
     UNIT_32M_SHIFT,
     Memory,
 )
+from hostsim.mm.page_ext import all_of
 from hostsim.mm.rmap import KIND_BOOT, KIND_EPT, KIND_KERNEL, KIND_PGTABLE
 from hostsim.mm.vmstat import NR_EPT, NR_KERNEL, NR_PAGETABLE
 
@@ -37,21 +39,22 @@ def check_unmovable(mem: Memory, pfn: Ints, nr: Ints, kind: Ints) -> None:
     """Unmovable pages of each pageblock; boot memory counts only where the model allocated it."""
     pb = pfn >> PAGEBLOCK_ORDER
     own = np.isin(kind, (KIND_PGTABLE, KIND_EPT, KIND_KERNEL))
-    size = mem.unmovable.size
+    size = int(mem.pool[P_PAGEBLOCKS])
+    unmovable = all_of(mem, "unmovable", size)
     least = np.bincount(pb[own], weights=nr[own], minlength=size).astype(np.int64)
     boot = kind == KIND_BOOT
     most = least + np.bincount(pb[boot], weights=nr[boot], minlength=size).astype(np.int64)
     forbid(
         "unmovable pages of a pageblock",
-        (mem.unmovable < least) | (mem.unmovable > most),
+        (unmovable < least) | (unmovable > most),
         pageblock=np.arange(size),
-        stored=mem.unmovable,
+        stored=unmovable,
         extents=least,
     )
     counted = mem.vmstat[NR_PAGETABLE] + mem.vmstat[NR_EPT] + mem.vmstat[NR_KERNEL]
-    agree("unmovable pages", stored=mem.unmovable.sum(dtype=np.int64), vmstat=counted)
+    agree("unmovable pages", stored=int(unmovable.sum()), vmstat=counted)
     agree(
         "pageblocks with unmovable pages",
         counter=mem.pool[P_UNMOVABLE_BLOCKS],
-        stored=np.count_nonzero(mem.unmovable),
+        stored=np.count_nonzero(unmovable),
     )

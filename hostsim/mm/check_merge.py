@@ -38,6 +38,7 @@ from hostsim.mm.mm_types import (
     P_WRITTEN_USED,
     Memory,
 )
+from hostsim.mm.page_ext import all_of
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE
 from hostsim.mm.rmap import EXT_KSM
 from hostsim.mm.tunables import T_KSM_MAX_PAGE_SHARING
@@ -72,10 +73,11 @@ def check_areas(mem: Memory) -> None:
 def check_written(mem: Memory, s: Scan) -> None:
     """Check that records of written pages belong to huge pages and count their bits."""
     nr_pageblocks = s.state.size
-    pageblock = np.flatnonzero(mem.written[:nr_pageblocks])
+    written = all_of(mem, "written", nr_pageblocks)
+    pageblock = np.flatnonzero(written)
     huge = np.isin(s.state[pageblock], (PB_HUGE, PB_COMPOUND))
     forbid("record of written pages of no huge page", ~huge, pageblock=pageblock)
-    records = mem.written[pageblock].astype(np.int64) - 1
+    records = written[pageblock] - 1
     used = int(mem.pool[P_WRITTEN_USED])
     unused = chain(
         "free records of written pages",

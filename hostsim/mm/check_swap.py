@@ -21,6 +21,7 @@ from hostsim.mm.mm_types import (
     P_SWAP_SLOTS,
     Memory,
 )
+from hostsim.mm.page_ext import all_of
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_MASK, KIND_SWAP, KIND_SWAPCACHE
 from hostsim.mm.split import COMPOUND_DEFERRED, COMPOUND_SHIFT, COMPOUND_SWAPCACHE
@@ -68,11 +69,12 @@ def _check_queue(mem: Memory, state: Ints) -> None:
     """Compare the deferred split queue with the flags of compound pages."""
     flags = mem.pb["b"][: state.size]
     met: list[int] = []
+    back, ahead = all_of(mem, "prev", state.size), all_of(mem, "next", state.size)
     at, before = int(mem.pool[P_SPLIT_FIRST]), 0
     while at != 0 and len(met) <= state.size:
-        agree("back link in the split queue", stored=mem.split_queue["prev"][at - 1], walked=before)
+        agree("back link in the split queue", stored=back[at - 1], walked=before)
         met.append(at - 1)
-        before, at = at, int(mem.split_queue["next"][at - 1])
+        before, at = at, int(ahead[at - 1])
     agree("end of the split queue", pool=mem.pool[P_SPLIT_LAST], walked=before)
     agree("length of the split queue", pool=mem.pool[P_SPLIT_LEN], walked=len(met))
     listed = np.array(met, np.int64)
@@ -84,8 +86,8 @@ def _check_queue(mem: Memory, state: Ints) -> None:
     odd = on_queue & ~np.isin(state, (PB_HUGE, PB_COMPOUND))
     odd |= on_queue & (state == PB_COMPOUND) & (flags & COMPOUND_SWAPCACHE != 0)
     forbid("not a mapped huge page on the split queue", odd, pageblock=page, state=state)
-    stale = ~on_queue & (mem.split_queue["prev"] != 0)
-    forbid("back link of a page off the split queue", stale, pageblock=page)
+    stale = ~on_queue & ((back != 0) | (ahead != 0))
+    forbid("link of a page off the split queue", stale, pageblock=page)
 
 
 def check_swap(mem: Memory, state: NDArray[np.int64]) -> Mask:

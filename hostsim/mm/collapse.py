@@ -14,7 +14,7 @@ from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NO_PFN, PAGEBLOCK_ORDER
-from hostsim.mm.content import clear_huge, is_written, note_written
+from hostsim.mm.content import clear_huge, is_written, note_written, partly_written
 from hostsim.mm.cost import C_SCAN_PTE, C_SCAN_WINDOW, charge, charge_huge_copy
 from hostsim.mm.ksm_tree import put_ksm_page
 from hostsim.mm.lru import fresh_stamp
@@ -345,7 +345,7 @@ def _replace_pages(mem: Memory, mm: int, window: int, new: int) -> None:
         pfn = int(mem.ext[x].pfn)
         pages = int(mem.ext[x].nr)
         resident += pages
-        if mem.written[new] != 0:
+        if partly_written(mem, new):
             _copy_written(mem, x, new)
         pb = pfn >> PAGEBLOCK_ORDER
         if pageblock_state(mem, pb) == PB_COMPOUND and pages > 1 and flags & EXT_SHARED == 0:

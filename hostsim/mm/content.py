@@ -23,12 +23,14 @@ from hostsim.mm.mm_types import (
     MM_CONTENT,
     MM_IMAGE,
     MM_RAM_PAGES,
+    NIL,
     NR_WORDS,
     P_WRITTEN_FREE,
     P_WRITTEN_USED,
     WORD_FRAMES,
     Memory,
 )
+from hostsim.mm.page_ext import lookup_page_ext, need_page_ext, put_page_ext
 from hostsim.mm.tunables import T_KEEP_WRITTEN
 
 KEY_ZERO: Final = 0  # a page of zeros
@@ -116,28 +118,43 @@ def clear_huge(mem: Memory, pb: int) -> None:
     for word in range(NR_WORDS):
         mem.wrec[record].bits[word] = 0
     mem.wrec[record].nr = 0
-    mem.written[pb] = record + 1
+    mem.page_ext[need_page_ext(mem, pb)].written = record + 1
+
+
+@inline_kernel
+def written_record(mem: Memory, pb: int) -> int:
+    """Return the record of which pages of a huge page are written; NIL if all are."""
+    at = lookup_page_ext(mem, pb)
+    return int(mem.page_ext[at].written) - 1 if at != NIL else NIL
+
+
+@inline_kernel
+def partly_written(mem: Memory, pb: int) -> bool:
+    """Tell whether a pageblock is a huge page of which some pages were never written."""
+    return written_record(mem, pb) != NIL
 
 
 @kernel
 def _free_record(mem: Memory, pb: int) -> None:
-    record = int(mem.written[pb]) - 1
+    at = lookup_page_ext(mem, pb)
+    record = int(mem.page_ext[at].written) - 1
     mem.wrec[record].nr = mem.pool[P_WRITTEN_FREE]
     mem.pool[P_WRITTEN_FREE] = record + 1
-    mem.written[pb] = 0
+    mem.page_ext[at].written = 0
+    put_page_ext(mem, at)
 
 
 @inline_kernel
 def forget_huge(mem: Memory, pb: int) -> None:
     """Drop the record of a huge page that is freed or split."""
-    if mem.written[pb] != 0:
+    if partly_written(mem, pb):
         _free_record(mem, pb)
 
 
 @kernel
 def note_written(mem: Memory, pb: int, first: int, nr: int) -> None:
     """Note that pages ``first .. first + nr - 1`` (0..511) of a huge page are written."""
-    record = int(mem.written[pb]) - 1
+    record = written_record(mem, pb)
     if record < 0:
         return
     if nr == PAGEBLOCK_NR_PAGES:
@@ -160,7 +177,7 @@ def note_written(mem: Memory, pb: int, first: int, nr: int) -> None:
 @inline_kernel
 def is_written(mem: Memory, pb: int, i: int) -> bool:
     """Tell whether page ``i`` (0..511) of a huge page was ever written."""
-    record = int(mem.written[pb]) - 1
+    record = written_record(mem, pb)
     if record < 0:
         return True
     value = int(np.int64(mem.wrec[record].bits[i // WORD_FRAMES]))
@@ -170,5 +187,5 @@ def is_written(mem: Memory, pb: int, i: int) -> bool:
 @kernel
 def nr_zero_pages(mem: Memory, pb: int) -> int:
     """Return how many pages of a huge page were never written."""
-    record = int(mem.written[pb]) - 1
+    record = written_record(mem, pb)
     return PAGEBLOCK_NR_PAGES - int(mem.wrec[record].nr) if record >= 0 else 0

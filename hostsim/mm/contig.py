@@ -16,6 +16,7 @@ from hostsim.core.units import PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     P_FREE_1G,
     P_FREE_32M,
+    P_PAGEBLOCKS,
     P_UNMOVABLE_BLOCKS,
     UNIT_1G_SHIFT,
     UNIT_32M_SHIFT,
@@ -23,6 +24,7 @@ from hostsim.mm.mm_types import (
     Z_START,
     Memory,
 )
+from hostsim.mm.page_ext import need_page_ext, put_page_ext
 
 
 @inline_kernel
@@ -58,16 +60,17 @@ def blocks_taken_run(mem: Memory, pb: int, nr: int) -> None:
         blocks_taken(mem, pb + i, 1)
 
 
-@inline_kernel
+@kernel
 def count_unmovable(mem: Memory, pfn: int, nr: int) -> None:
     """Note unmovable pages in a pageblock; negative: so many fewer."""
-    pb = pfn >> PAGEBLOCK_ORDER
-    before = int(mem.unmovable[pb])
-    mem.unmovable[pb] = before + nr
+    at = need_page_ext(mem, pfn >> PAGEBLOCK_ORDER)
+    before = int(mem.page_ext[at].unmovable)
+    mem.page_ext[at].unmovable = before + nr
     if before == 0:
         mem.pool[P_UNMOVABLE_BLOCKS] += 1
     elif before + nr == 0:
         mem.pool[P_UNMOVABLE_BLOCKS] -= 1
+        put_page_ext(mem, at)
 
 
 @kernel
@@ -79,7 +82,7 @@ def _first_whole(edge: int, shift: int) -> int:
 @kernel
 def init_units(mem: Memory) -> None:
     """Count the units of a machine all of whose zones are wholly free."""
-    nr_blocks = mem.unmovable.size
+    nr_blocks = mem.pool[P_PAGEBLOCKS]
     for level in range(2):
         shift = UNIT_32M_SHIFT if level == 0 else UNIT_1G_SHIFT
         free = 0

@@ -13,7 +13,7 @@ from hostsim.core.units import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
 )
-from hostsim.mm.content import clear_huge, is_written, note_written
+from hostsim.mm.content import clear_huge, is_written, note_written, partly_written
 from hostsim.mm.cost import C_COPY_PAGE, C_FAULT, charge, charge_huge_copy
 from hostsim.mm.lru import fresh_stamp
 from hostsim.mm.lru_stamp import LRU_YOUNG, set_extent_stamp, set_huge_stamp
@@ -52,7 +52,7 @@ def _drop_old(mem: Memory, mm: int, window: int, pb: int) -> None:
 @kernel
 def _copy_huge(mem: Memory, mm: int, window: int, old: int, new: int) -> None:
     """Map a copy of a huge page in its place."""
-    if mem.written[old] != 0:
+    if partly_written(mem, old):
         clear_huge(mem, new)
         for i in range(PAGEBLOCK_NR_PAGES):
             if is_written(mem, old, i):

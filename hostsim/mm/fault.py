@@ -18,7 +18,7 @@ from hostsim.core.units import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
 )
-from hostsim.mm.content import clear_huge, note_written
+from hostsim.mm.content import clear_huge, note_written, partly_written
 from hostsim.mm.cost import C_CLEAR_PAGE, C_FAULT, C_HUGE_FAULT, charge
 from hostsim.mm.fault_run import fault_run, map_run
 from hostsim.mm.fork import wp_huge, wp_page
@@ -276,7 +276,7 @@ def note_access(
     mem: Memory, pb: int, start: int, end: int, step: int, fraction: float, seed: int, first: int
 ) -> None:
     """Note the pages of a huge page that a write to pages ``start .. end - 1`` reaches."""
-    if mem.written[pb] == 0:
+    if not partly_written(mem, pb):
         return
     if step == 1 and fraction >= 1.0:
         note_written(mem, pb, start & (HPAGE_PMD_NR - 1), end - start)
@@ -317,7 +317,7 @@ def _touch_table(
             swapped = flags & KIND_MASK == KIND_SWAP
             alone = flags & (EXT_SHARED | EXT_ZERO) == 0
             if alone and not swapped:
-                alone = mem.written[int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER] == 0
+                alone = not partly_written(mem, int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER)
             if not swapped and (alone or not write):
                 set_extent_stamp(mem, x, extent_stamp(mem, x) | LRU_YOUNG)
                 page = int(mem.ext[x].vpn) + int(mem.ext[x].nr)
@@ -452,7 +452,7 @@ def touch_range(
         word = window_word(mem, mm, window)
         if word & W_TAG == W_HUGE:
             set_huge_stamp(mem, word >> 2, huge_stamp(mem, word >> 2) | LRU_YOUNG)
-            if write and mem.written[word >> 2] != 0:
+            if write and partly_written(mem, word >> 2):
                 note_access(mem, word >> 2, page, stop, step, fraction, seed, start)
         elif word & W_TAG == W_TABLE:
             status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start, write)

@@ -87,7 +87,16 @@ CLUSTER_DTYPE: Final = np.dtype(
         ("prev", "i4"),
     ]
 )
-QUEUE_DTYPE: Final = np.dtype([("next", "i4"), ("prev", "i4")])  # pageblock + 1, 0 at the ends
+PAGE_EXT_DTYPE: Final = np.dtype(
+    [
+        ("pb", "i4"),  # its pageblock, NIL when unused
+        ("chain", "i4"),  # next of the same hash + 1; free chain when unused
+        ("written", "i4"),  # record + 1 of a huge page in `wrec`, 0: all of it is written
+        ("next", "i4"),  # deferred split queue: pageblock + 1, 0 at the ends
+        ("prev", "i4"),
+        ("unmovable", "i2"),  # pages of it that cannot be moved
+    ]
+)
 RUN_DTYPE: Final = np.dtype(
     [
         ("first", "i4"),  # first frame of the block nearest the list's head
@@ -312,7 +321,9 @@ P_IN_ORDER: Final = 74  # 1: `touched` has a run's page tables where they were t
 P_NEAR: Final = 75  # extent + 1 at which the last fault in a list of extents went on
 P_EPT_BITS_USED: Final = 76
 P_EPT_BITS_FREE: Final = 77
-NR_POOL: Final = 78
+P_PAGE_EXT_USED: Final = 78
+P_PAGE_EXT_FREE: Final = 79
+NR_POOL: Final = 80
 UNIT_32M_SHIFT: Final = 4  # pageblocks of a unit of 32 MiB
 UNIT_1G_SHIFT: Final = HPAGE_PUD_ORDER - PAGEBLOCK_ORDER
 TIME_SCALE_ONE: Final = 1 << 16
@@ -390,7 +401,6 @@ class _MemoryArrays(NamedTuple):
     cost: NDArray[Any]  # int64 (NR_COSTS_MAX,) nanoseconds: hostsim.mm.cost
     scratch: NDArray[Any]  # int64 (SCRATCH,) work space of one kernel at a time
     vma: NDArray[Any]  # (areas,) VMA_DTYPE of processes that have more than one
-    written: NDArray[Any]  # int32 (nr_pageblocks,) record + 1 of a huge page, 0: all written
     wrec: NDArray[Any]  # (nr_pageblocks,) WRITTEN_DTYPE, huge pages with pages never written
     ksm_node: NDArray[Any]  # (nr_pages,) KSM_NODE_DTYPE, the stable tree
     ksm_item: NDArray[Any]  # (as `ext`) KSM_ITEM_DTYPE, pages that ksmd has seen
@@ -409,11 +419,11 @@ class _MemoryArrays(NamedTuple):
     swap_cache: NDArray[Any]  # int32 (slots,) frame + 1 that holds a slot's page
     swap_zero: NDArray[Any]  # uint8 (slots,) 1 = the slot stands for a page of zeros
     swap_cluster: NDArray[Any]  # (clusters,) CLUSTER_DTYPE
-    split_queue: NDArray[Any]  # (nr_pageblocks,) QUEUE_DTYPE, deferred split queue
+    page_ext: NDArray[Any]  # (nr_pageblocks,) PAGE_EXT_DTYPE: hostsim.mm.page_ext
+    page_ext_bucket: NDArray[Any]  # int32 (power of 2,) record + 1 by pageblock
     daemon: NDArray[Any]  # int64 (daemons, NR_DAEMON_FIELDS): hostsim.mm.daemons
     unit_32m: NDArray[Any]  # int16 (units,) pageblocks of it not wholly free: hostsim.mm.contig
     unit_1g: NDArray[Any]  # int16 (units,)
-    unmovable: NDArray[Any]  # int16 (nr_pageblocks,) pages of it that cannot be moved
     reported: NDArray[Any]  # (nr_pageblocks,) REPORTED_DTYPE, blocks below order 9: PageReported
 
 

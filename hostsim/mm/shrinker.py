@@ -22,6 +22,7 @@ from hostsim.mm.mm_types import (
     P_SPLIT_LEN,
     Memory,
 )
+from hostsim.mm.page_ext import lookup_page_ext
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
 from hostsim.mm.split import (
     COMPOUND_DEFERRED,
@@ -62,7 +63,7 @@ def deferred_split_scan(mem: Memory, nr: int) -> tuple[int, bool]:
     split = 0
     pb = mem.pool[P_SPLIT_FIRST] - 1
     for _ in range(min(nr, mem.pool[P_SPLIT_LEN])):
-        after = int(mem.split_queue[pb].next) - 1
+        after = int(mem.page_ext[lookup_page_ext(mem, pb)].next) - 1
         partial = pageblock_state(mem, pb) == PB_COMPOUND and mem.pb[pb].b & COMPOUND_DEFERRED != 0
         if (partial or thp_underused(mem, pb)) and split_huge_page(mem, pb):
             split += 1

@@ -14,7 +14,7 @@ from hostsim.core.units import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
 )
-from hostsim.mm.content import forget_huge, is_written
+from hostsim.mm.content import forget_huge, is_written, partly_written
 from hostsim.mm.cost import C_SPLIT, charge
 from hostsim.mm.lru_stamp import LRU_YOUNG, extent_stamp, huge_stamp, set_extent_stamp
 from hostsim.mm.mm_types import (
@@ -32,6 +32,7 @@ from hostsim.mm.mmap import set_window, table_head, table_word, window_word
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
+from hostsim.mm.page_ext import is_queued_ext, lookup_page_ext, need_page_ext, put_page_ext
 from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.pins import any_pinned
 from hostsim.mm.rmap import (
@@ -138,7 +139,8 @@ def deferred_split(mem: Memory, pb: int) -> None:
 @inline_kernel
 def is_queued(mem: Memory, pb: int) -> bool:
     """Tell whether a huge page is on the deferred split queue."""
-    return mem.split_queue[pb].prev != 0 or mem.pool[P_SPLIT_FIRST] == pb + 1
+    at = lookup_page_ext(mem, pb)
+    return at != NIL and is_queued_ext(mem, at)
 
 
 @kernel
@@ -147,10 +149,9 @@ def queue_huge(mem: Memory, pb: int) -> None:
     if is_queued(mem, pb):
         return
     last = mem.pool[P_SPLIT_LAST]
-    mem.split_queue[pb].next = 0
-    mem.split_queue[pb].prev = last
+    mem.page_ext[need_page_ext(mem, pb)].prev = last
     if last != 0:
-        mem.split_queue[last - 1].next = pb + 1
+        mem.page_ext[lookup_page_ext(mem, last - 1)].next = pb + 1
     else:
         mem.pool[P_SPLIT_FIRST] = pb + 1
     mem.pool[P_SPLIT_LAST] = pb + 1
@@ -164,18 +165,21 @@ def undo_deferred(mem: Memory, pb: int) -> None:
         return
     if pageblock_state(mem, pb) == PB_COMPOUND:
         mem.pb[pb].b &= ~COMPOUND_DEFERRED
-    after = int(mem.split_queue[pb].next)
-    before = int(mem.split_queue[pb].prev)
+    at = lookup_page_ext(mem, pb)
+    after = int(mem.page_ext[at].next)
+    before = int(mem.page_ext[at].prev)
     if after != 0:
-        mem.split_queue[after - 1].prev = before
+        mem.page_ext[lookup_page_ext(mem, after - 1)].prev = before
     else:
         mem.pool[P_SPLIT_LAST] = before
     if before != 0:
-        mem.split_queue[before - 1].next = after
+        mem.page_ext[lookup_page_ext(mem, before - 1)].next = after
     else:
         mem.pool[P_SPLIT_FIRST] = after
-    mem.split_queue[pb].prev = 0
+    mem.page_ext[at].next = 0
+    mem.page_ext[at].prev = 0
     mem.pool[P_SPLIT_LEN] -= 1
+    put_page_ext(mem, at)
 
 
 @kernel
@@ -322,7 +326,7 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
     charge(mem, C_SPLIT, 1)
     first = pb << PAGEBLOCK_ORDER
     mapped = _mark_owned(mem, pb)
-    if mem.written[pb] != 0:
+    if partly_written(mem, pb):
         _mark_zero(mem, pb)
         forget_huge(mem, pb)
         if mem.tunables[T_SPLIT_FREES_ZERO] != 0:

@@ -14,6 +14,7 @@ from hostsim.mm.mm_types import (
     MM_NODE,
     MM_PGTABLES,
     NR_TYPES,
+    P_PAGEBLOCKS,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, mm_alloc
 from hostsim.mm.rmap import KIND_BOOT
@@ -99,7 +100,7 @@ def test_pages_of_the_vms_own_node_go_first():
     adopt_vm(mem, mm, VmSpec(2, 30 * 512, 20 * 512, 10 * 512), 512)
     assert mem.mm[mm, MM_ANON] == 20 * 512
     own = mem.ext[(mem.ext["owner"] == mm) & (mem.ext["flags"] & 15 == 0) & (mem.ext["nr"] > 0)]
-    node_pages = 512 * (len(mem.unmovable) // 2)
+    node_pages = int(mem.pool[P_PAGEBLOCKS]) * 512 // 2
     assert set((own["pfn"] // node_pages).tolist()) == {nid}
     check_memory(mem)
 
