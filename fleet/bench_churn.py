@@ -7,7 +7,6 @@ from fleet.claims import Found, at_least
 from fleet.loading import load
 from fleet.scheduler import Options, warm_up
 
-
 NEVER_MS: Final = 10**9  # between two passes: longer than any run of the bench
 
 
