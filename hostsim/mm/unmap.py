@@ -6,12 +6,12 @@ free_page_and_swap_cache.
 
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
-from hostsim.mm.mm_types import NIL, Memory
+from hostsim.mm.mm_types import NIL, P_NEAR, Memory
 from hostsim.mm.mmap import set_window, table_head, table_word, window_word
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
-from hostsim.mm.rmap import EXT_DESCENDING, cut_extent, del_extent, owner_of
+from hostsim.mm.rmap import EXT_DESCENDING, cut_extent, del_extent, near_extent, owner_of
 from hostsim.mm.split import (
     COMPOUND_SHIFT,
     COMPOUND_SWAPCACHE,
@@ -175,6 +175,8 @@ def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> 
     nr = 0
     before = NIL
     x = table_head(window_word(mem, mm, window))
+    if first > window << HPAGE_PMD_ORDER:
+        x = near_extent(mem, mm, first - 1, x)  # one that begins before the first page
     while x != NIL and int(mem.ext[x].vpn) < end:
         vpn = int(mem.ext[x].vpn)
         last = vpn + int(mem.ext[x].nr)
@@ -196,4 +198,5 @@ def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> 
         mem.scratch[nr] = x
         nr += 1
         x = after
+    mem.pool[P_NEAR] = before + 1
     return nr

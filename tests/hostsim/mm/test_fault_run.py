@@ -19,6 +19,9 @@ from hostsim.mm.mm_types import (
     NIL,
     P_IN_ORDER,
     P_NEAR,
+    P_PAGE_EXT_FREE,
+    P_PAGE_EXT_USED,
+    P_PAGEBLOCKS,
     P_RESUME,
     P_RUN_FREE,
     P_TOUCHED,
@@ -33,6 +36,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, mm_alloc
+from hostsim.mm.page_ext import all_of
 from hostsim.mm.slowpath import GFP_KERNEL, alloc_pages, alloc_pages_gfp
 from hostsim.mm.state import used_parts
 from hostsim.mm.tunables import set_tunable
@@ -76,9 +80,11 @@ def touch(mem, mm, first, nr):
 def comparable(mem: Memory):
     """Return all state but the notes of what was written when, which differ on purpose."""
     parts = {name: part.copy() for name, part in used_parts(mem).items()}
-    parts["pool"][[P_NEAR, P_RESUME, P_WRITTEN_FREE, P_WRITTEN_USED]] = 0
-    parts["pool"][P_TOUCHED] = 0
-    del parts["wrec"], parts["scratch"], parts["touched"]
+    parts["pool"][[P_NEAR, P_RESUME, P_WRITTEN_FREE, P_WRITTEN_USED, P_TOUCHED]] = 0
+    parts["pool"][[P_PAGE_EXT_FREE, P_PAGE_EXT_USED]] = 0
+    for name in ("wrec", "scratch", "touched", "page_ext", "page_ext_bucket"):
+        del parts[name]
+    parts["unmovable"] = all_of(mem, "unmovable", int(mem.pool[P_PAGEBLOCKS]))
     dead = int(mem.pool[P_RUN_FREE]) - 1
     while dead != NIL:  # what a node of the per-CPU lists held before it was freed
         parts["run"][dead]["first"] = parts["run"][dead]["nr"] = 0
@@ -263,12 +269,13 @@ def test_a_search_that_begins_near_finds_what_one_from_the_head_finds(pages, len
         mem, mm = machine("6.12", 1 << 16, [], ADVICE_NOHUGE)
         other = mm_alloc(mem, RAM, 0, ADVICE_NOHUGE, False, 3)
         for i, (page, nr) in enumerate(zip(pages, lengths, strict=False)):
-            for process in (mm, other):
+            nr = min(nr, 3 * HPAGE_PMD_NR - page)
+            steps = [(touch, mm), (touch, other)]
+            steps += [(discard_range, other), (discard_range, mm)] if i in dropped else []
+            for step, process in steps:
                 if forgets:
                     mem.pool[P_NEAR] = 0
-                touch(mem, process, page, min(nr, 3 * HPAGE_PMD_NR - page))
-            if i in dropped:
-                discard_range(mem, mm, page, nr)
+                step(mem, process, page, nr)
         check_memory(mem)
         machines.append(comparable(mem))
     for name in machines[0]:
