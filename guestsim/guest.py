@@ -157,6 +157,7 @@ class Layout(NamedTuple):
     nr_bytes: int
     table: NDArray[np.int64]  # of `ByReference`, addresses relative to the mapping
     inside: NDArray[np.bool_]  # rows of the table that lie in the mapping; others are shared
+    addresses: NDArray[np.int64]  # 1 where the table holds an address in the mapping, else 0
     booted: Memory  # the first guest of its kind, never changed
     copies: tuple[tuple[int, int, int], ...]  # runs of pages: offset, source address, bytes
     gaps: tuple[tuple[int, int], ...]  # between them: offset, bytes
@@ -170,10 +171,12 @@ _GRANULE: Final = 256  # bytes compared at once when looking for what a boot wro
 
 
 def _written(mem: Memory) -> list[tuple[str, int, int]]:
-    """Return the parts of arrays that hold anything: name, first byte, bytes."""
+    """Return the parts of a guest's own arrays that hold anything: name, first byte, bytes."""
     used = used_parts(mem)
     parts = []
     for name in Memory._fields:
+        if name in SHARED:
+            continue
         flat = getattr(mem, name).reshape(-1).view(np.uint8)
         flat = flat[: used[name].nbytes]
         edges = np.arange(0, len(flat), _GRANULE)
@@ -214,13 +217,12 @@ def guest_layout(spec: GuestSpec, nr_pages: int, vcpus: int) -> Layout:
     )
     table[inside, 0] -= base
     written = [
-        (addresses[name] - base + first, nr_bytes)
-        for name, first, nr_bytes in _written(booted)
-        if name not in SHARED
+        (addresses[name] - base + first, nr_bytes) for name, first, nr_bytes in _written(booted)
     ]
     pages, gaps = _pages_and_gaps(written, end - base)
     copies = tuple((offset, base + offset, nr_bytes) for offset, nr_bytes in pages)
-    return Layout(end - base, table, inside, booted, copies, gaps, touched, [])
+    own = np.stack([inside, np.zeros_like(inside)], axis=1).astype(np.int64)
+    return Layout(end - base, table, inside, own, booted, copies, gaps, touched, [])
 
 
 _Ranges = tuple[tuple[int, int], ...]
@@ -245,9 +247,8 @@ class Guest:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
         self._mapping = mmap.mmap(-1, layout.nr_bytes, flags=flags)
         self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
-        self.base = np.frombuffer(self._mapping, np.uint8, 1).ctypes.data
-        self.table = layout.table.copy()
-        self.table[layout.inside, 0] += self.base
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        self.table = layout.table + self.base * layout.addresses
         self.address = int(self.table.ctypes.data)  # what kernels make the state from
 
     @classmethod
