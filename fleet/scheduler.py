@@ -1,5 +1,6 @@
 """A run: its directory, its record, who computes it, how it ended; the loop is in ``driver``."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from fleet.store import STAGING, Store
 from fleet.trace import Trace, make_trace
 from hostsim.core import jit_options
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
+from hostsim.core.jit import warm_mark
 from hostsim.core.stats import SCHEMA_VERSION
 from hostsim.core.units import NS_PER_HOUR
 
@@ -202,10 +204,8 @@ def _note_end(lock: Lock, record: dict[str, Any], status: str) -> None:
 
 
 def is_cold() -> bool:
-    """Say whether the kernels are still to be compiled on this machine."""
-    from hostsim.core.jit import cache_folder
-
-    return not cache_folder("fleet.backing").exists()  # compiled late: it calls most others
+    """Say whether kernels are still to be compiled on this machine."""
+    return not warm_mark(__name__).exists()
 
 
 def warm_up() -> None:
@@ -218,10 +218,14 @@ def warm_up() -> None:
     flavour = np.zeros(1, np.int16)
     trace = make_trace(start_ns, end_ns, vcpus, pages, flavour, pages, ("1c",), NS_PER_HOUR)
     Placer(trace, vcpus, pages, "best-fit").epoch(0, NS_PER_HOUR)
+    with contextlib.suppress(OSError):  # a cache that cannot be written
+        warm_mark(__name__).parent.mkdir(parents=True, exist_ok=True)
+        warm_mark(__name__).touch()
 
 
 def _backend(scenario: Scenario, options: Options) -> Backend:
-    warm_up()  # compile here once, not in every worker at the same time
+    if options.inline or is_cold():
+        warm_up()  # compile here once, not in every worker at the same time
     if options.inline:
         return InlineBackend(scenario)
     from fleet.actors import RayBackend

@@ -22,12 +22,18 @@ def make_project(folder, modules):
     return folder
 
 
-def run_python(project, code):
+def run_python(project, code, timeout_s=300):
     """Run code in a new process with the project's kernel cache; return the lines it prints."""
     env = {**os.environ, "PYTHONPATH": str(project), "FLEET_CACHE_DIR": str(project / "cache")}
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, env=env, cwd=project, capture_output=True, text=True, timeout=300, check=False
+        command,
+        env=env,
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

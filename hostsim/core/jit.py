@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ import numba
 import numba.core.bytecode
 import numba.core.event
 from numba.core import types
+from numba.core.registry import cpu_target
 
 from hostsim.core import jit_options
 
@@ -101,6 +102,12 @@ def cache_folder(module: str) -> Path:
     return CACHE_DIR / f"{module}-{_digest(module)}"
 
 
+def warm_mark(module: str) -> Path:
+    """Return the file that is there once the kernels that a module reaches are compiled."""
+    target = hashlib.sha256(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
+    return cache_folder(module) / f"warm-{target.hexdigest()[:16]}"
+
+
 def _njit_cached(function: Callable[..., Any], **options: Any) -> Any:
     """Compile with the flags of all kernels, cached in the folder of the function's module."""
     _config.CACHE_DIR = str(cache_folder(function.__module__))
@@ -160,30 +167,50 @@ def is_cached(dispatcher: Any) -> bool:
     return bool(dispatcher.overloads or dispatcher._cache._cache_file._load_index())
 
 
-class _CacheLock:
-    """Lets one process at a time read and add to the cache: callees are there before callers.
+class _NotCachedError(Exception):
+    """A kernel that is only to be loaded has to be compiled."""
 
-    Reentrant, because compiling a kernel compiles its callees.  A cache that cannot be written
-    needs no lock.
+
+class _CacheLock:
+    """Lets one process at a time add to the cache: callees are there before callers.
+
+    Any number may read meanwhile if none adds.  Reentrant, because compiling a kernel compiles its
+    callees.  A cache that cannot be written needs no lock.
     """
 
     def __init__(self) -> None:
         self._thread = threading.RLock()
         self._depth = 0
         self._file = -1
+        self.reading = False
 
     def held(self) -> bool:
         """Say whether this process is about to compile: a kernel called from Python is not yet."""
         return self._depth > 0
 
-    def __enter__(self) -> None:
+    @contextlib.contextmanager
+    def for_reading(self) -> Iterator[None]:
+        """Keep others from adding to the cache; what is not in it is not compiled."""
+        with self._thread:
+            self.reading = True
+            try:
+                self._begin(fcntl.LOCK_SH)
+                yield
+            finally:
+                self.reading = False
+                self.__exit__()
+
+    def _begin(self, operation: int) -> None:
         self._thread.acquire()
         self._depth += 1
         if self._depth == 1:
             with contextlib.suppress(OSError):
                 CACHE_DIR.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(CACHE_DIR / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+                fcntl.flock(self._file, operation)
+
+    def __enter__(self) -> None:
+        self._begin(fcntl.LOCK_EX)
 
     def __exit__(self, *_exception: object) -> None:
         self._depth -= 1
@@ -220,15 +247,32 @@ def _callees_first(dispatcher: Any) -> Any:
     cache = dispatcher._cache
     load_overload = cache.load_overload
 
-    def compile_after_callees(signature: Any) -> Any:
-        if jit_options.processes and not one_process_at_a_time.held():
-            from hostsim.core.ahead import compile_missing
+    def load(*place: Any) -> Any:
+        if not one_process_at_a_time.reading:
+            return load_overload(*place)
+        found = cache._load_overload(*place)  # with a context that is up to date
+        if found is None:
+            raise _NotCachedError
+        return found
 
-            compile_missing(dispatcher)
+    def load_or_compile(signature: Any) -> Any:
+        loaded = [callee.load_cached() for callee in _callees(dispatcher, "load_cached")]
+        if one_process_at_a_time.reading and not all(loaded):
+            raise _NotCachedError
+        cache.load_overload = load if all(loaded) else lambda *_: None
+        return compile_now(signature)
+
+    def compile_after_callees(signature: Any) -> Any:
+        if not one_process_at_a_time.held():
+            dispatcher.targetctx.refresh()  # once, not for each kernel that is loaded
+            with contextlib.suppress(_NotCachedError), one_process_at_a_time.for_reading():
+                return load_or_compile(signature)
+            if jit_options.processes:
+                from hostsim.core.ahead import compile_missing
+
+                compile_missing(dispatcher)
         with one_process_at_a_time:
-            loaded = [callee.load_cached() for callee in _callees(dispatcher, "load_cached")]
-            cache.load_overload = load_overload if all(loaded) else lambda *_: None
-            return compile_now(signature)
+            return load_or_compile(signature)
 
     dispatcher.compile = compile_after_callees
     return dispatcher
@@ -247,8 +291,14 @@ def _call_by_symbol(dispatcher: Any) -> Any:
 
     def load_cached() -> bool:
         if not dispatcher.overloads:
-            for signature, *_ in dispatcher._cache._cache_file._load_index():
-                compile_alone(signature)
+            file = dispatcher._cache._cache_file
+            index = file._load_index()
+            file._load_index = lambda: index  # not once more for each signature
+            try:
+                for signature, *_ in list(index):
+                    compile_alone(signature)
+            finally:
+                del file._load_index
         return len(dispatcher.overloads) > 0
 
     dispatcher.compile = compile_alone

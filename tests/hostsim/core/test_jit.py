@@ -1,6 +1,8 @@
 """Kernels compiled one by one and cached one by one: a cached caller finds the right callee."""
 
+import fcntl
 import shutil
+import subprocess
 
 import pytest
 from kernel_project import make_project, run_python
@@ -65,6 +67,26 @@ def test_a_callee_compiled_anew_serves_a_cached_caller(project):
     (folder,) = (project / "cache/kernels").glob("hostsim.callee-*")
     shutil.rmtree(folder)
     assert run(project) == [7, 20, 1]
+
+
+def test_processes_load_at_the_same_time(project):
+    """A cache that another process reads is read, and nothing else waits for that."""
+    run(project)
+    with (project / "cache/kernels/lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert run(project) == [7, 20, 1]
+
+
+def test_nothing_is_compiled_while_another_process_reads(project):
+    """What it reads has its callees, so nothing is added in between."""
+    run(project)
+    (folder,) = (project / "cache/kernels").glob("hostsim.callee-*")
+    shutil.rmtree(folder)
+    with (project / "cache/kernels/lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with pytest.raises(subprocess.TimeoutExpired):
+            run_python(project, RUN, timeout_s=4)
+    assert not list(folder.glob("*.nbc"))
 
 
 def test_a_kernel_has_no_default_arguments():
