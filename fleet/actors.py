@@ -8,7 +8,6 @@ lost machine, is asked nothing any more, refuses the calls of its successor, and
 writes files.
 """
 
-import gc
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from fleet import cluster, handshake  # first: ray reads its environment when it
 import ray
 import ray.exceptions
 
+from fleet.collector import collect_rarely
 from fleet.journal import Journal
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage
@@ -47,7 +47,6 @@ OBJECT_STORE_BYTES = 256 << 20  # rows of an epoch pass through it: 45 MB for 10
 LOOK_EVERY_S = 0.2  # between two looks at whether the workers on this machine still live
 LOOK_AT_FILES_S = 1.0  # between two looks at how far runs are that report nothing
 HOSTS_PER_CALL = 16  # whose states are on the way at once, a shard
-RARE_COLLECTIONS = 50_000, 20, 20  # a worker makes next to no cycles, and has many objects
 MAX_LOSSES = 3  # of one shard in one epoch: what kills it will do so again
 _Steps = Generator[Any, Any, None]  # yields references of calls, takes their results
 
@@ -72,7 +71,7 @@ class ShardActor(Shard):
         if different:  # a machine that joined the cluster while the run was going on
             raise WorkerError(f"node {ray.util.get_node_ip_address()} has {different}")
         super().__init__(plan)
-        gc.set_threshold(*RARE_COLLECTIONS)
+        collect_rarely()
         self.attempt = attempt
 
     def advance_as(self, attempt: int, step: Step) -> Tables:
@@ -442,5 +441,5 @@ def run_each(
 
 
 def _one_call(function: Callable[..., None], *args: Any) -> None:
-    gc.set_threshold(*RARE_COLLECTIONS)
+    collect_rarely()
     function(*args)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleet.collector import collect_rarely
 from hostsim.core import jit_options
 from hostsim.core.errors import HugefleetError, ScenarioError
 
@@ -367,6 +368,7 @@ def main() -> None:
     """Run the command line; the one place where errors become messages and exit codes."""
     jit_options.processes = len(os.sched_getaffinity(0))
     jit_options.announce = _say_compiling
+    collect_rarely()
     try:
         app(prog_name="fleet")
     except HugefleetError as error:

@@ -38,11 +38,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def _imports(source: str) -> list[str]:
-    """Return the modules of this project that a source text imports."""
-    return re.findall(r"^from ((?:hostsim|guestsim|fleet)[\w.]*) import", source, re.MULTILINE)
-
-
 @functools.cache
 def _module_sources(module: str) -> frozenset[str]:
     """Return the names of a module and of all it imports, directly or not, from this project."""
@@ -52,7 +47,7 @@ def _module_sources(module: str) -> frozenset[str]:
         name = todo.pop()
         if name not in found:
             found.add(name)
-            todo += _imports(_source(name))
+            todo += _imports(name)
     return frozenset(found)
 
 
@@ -62,6 +57,13 @@ def _source(module: str) -> str:
     loaded = getattr(sys.modules.get(module), "__file__", None)
     path = Path(loaded) if loaded else _ROOT.joinpath(*module.split(".")).with_suffix(".py")
     return path.read_text() if path.is_file() else ""
+
+
+@functools.cache
+def _imports(module: str) -> list[str]:
+    """Return the modules of this project that a module imports."""
+    pattern = r"^from ((?:hostsim|guestsim|fleet)[\w.]*) import"
+    return re.findall(pattern, _source(module), re.MULTILINE)
 
 
 @functools.cache
