@@ -4,6 +4,7 @@ Here the two meet: a guest decides what it touches and releases, the host faults
 A node knows no Ray and no other node.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ RESTART = 2  # start of a VM that was killed
 REBOOT = 3  # the host has failed; nothing else happens on it in that epoch
 REBOOT_EMPTY = 4  # the host is empty and boots anew
 _NOTHING: NDArray[np.int64] = np.zeros(0, np.int64)
+_NO_OPS: NDArray[np.int64] = np.zeros((0, NR_O_FIELDS), np.int64)
 NO_VMS: Mapping[int, VmSpec] = {}
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
 _REASON = {name: code for code, name in enumerate(REASON_NAMES)}
@@ -129,7 +131,7 @@ class Node:
         """Make what is empty between two epochs: operations, turns, progress, free rows."""
         self._turn_progress = np.zeros(NR_T_FIELDS, np.int64)
         self._progress = np.zeros(NR_PROGRESS, np.int64)
-        self._first_ops: NDArray[np.int64] = np.zeros((OPS_PER_GUEST, NR_O_FIELDS), np.int64)
+        self._first_ops = _NO_OPS
         self._nr_first_ops = 0  # of VMs that start together
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._fit_rows()
@@ -137,8 +139,7 @@ class Node:
     def _fit_rows(self) -> None:
         """Make the work space that grows with the table of guests."""
         rows = len(self.guests)
-        self._ops: NDArray[np.int64] = np.zeros((rows * OPS_PER_GUEST, NR_O_FIELDS), np.int64)
-        self._turns: NDArray[np.int64] = np.zeros((rows, 2), np.int64)
+        self._ops, self._turns = _work_space(rows)
         self._free_rows = np.flatnonzero(self.guests[:, G_VM] < 0).tolist()  # a heap
 
     def save(self) -> State:
@@ -328,7 +329,8 @@ class Node:
         """Let the VMs that start together touch what they have from the beginning."""
         nr, self._nr_first_ops = self._nr_first_ops, 0
         if nr:
-            self._apply(t_ns, self._first_ops, nr)
+            first, self._first_ops = self._first_ops, _NO_OPS
+            self._apply(t_ns, first, nr)
 
     def _run_ticks(self, rows: NDArray[np.int64], begin_ns: int) -> None:
         """Let guests and the kernel use memory for some ticks, a row of ``hosts`` each."""
@@ -460,6 +462,13 @@ class Node:
                 guest[G_PAGES],
             ]
         )
+
+
+@functools.cache
+def _work_space(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return room for the operations and turns of a tick, shared by the nodes of this process."""
+    ops: NDArray[np.int64] = np.zeros((rows * OPS_PER_GUEST, NR_O_FIELDS), np.int64)
+    return ops, np.zeros((rows, 2), np.int64)
 
 
 def _with_room(ops: NDArray[np.int64], used: int, more: int) -> NDArray[np.int64]:

@@ -114,8 +114,8 @@ def carve_memory(
         Field("lru", (nr_pageblocks if keep_lru else 0,), np.dtype("i4")),
     ]
     growing = [  # used from the first entry up to as many as there ever were
-        Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8")),
-        Field("page_ext", (nr_pageblocks,), PAGE_EXT_DTYPE, paged=True),
+        Field("page_ext", (nr_pageblocks,), PAGE_EXT_DTYPE),
+        Field("mm", (MAX_PROCESSES, NR_MM_FIELDS), np.dtype("i8"), paged=True),
         Field("windows", (words,), np.dtype("i4"), paged=True),
         Field("run", (nr_pages + nr_zones * NR_PCP_LISTS,), RUN_DTYPE, paged=True),
         Field("rec", (nr_pageblocks + nr_zones * NR_TYPES,), RECORD_DTYPE, paged=True),
