@@ -82,7 +82,7 @@ def upper_tables(nr_pages: int) -> int:
 
 
 @kernel
-def _boot(mem: Memory, nr_pages: int, boot_pages: int) -> bool:
+def _boot(mem: Memory, nr_pages: int, boot_pages: int, balloon_pages: int) -> bool:
     """Let a kernel boot: its own memory, the files it reads, its daemons."""
     cache = boot_pages * CACHE_SHARE // 8
     daemons = boot_pages * DAEMONS_SHARE // 8
@@ -90,7 +90,7 @@ def _boot(mem: Memory, nr_pages: int, boot_pages: int) -> bool:
         return False
     mm_alloc(mem, 0, nr_pages + CACHE_SLACK_PAGES, ADVICE_NOHUGE, False, 0)
     start_process(mem, daemons, 0, ADVICE_NONE)
-    mm_alloc(mem, 0, nr_pages, ADVICE_NOHUGE, False, 0)
+    mm_alloc(mem, 0, balloon_pages, ADVICE_NOHUGE, False, 0)
     if touch_range(mem, MM_CACHE, 0, cache, 1, 1.0, 0, True, 0) != FAULT_OK:
         return False
     return touch_range(mem, MM_DAEMONS, 0, daemons, 1, 1.0, 0, True, 0) == FAULT_OK
@@ -146,7 +146,8 @@ def boot_memory(spec: GuestSpec, nr_pages: int, vcpus: int) -> Memory:
     reserved = np.flatnonzero((mem.pb["state"][: nr_pages >> HPAGE_PMD_ORDER] & 15) == PB_RESERVED)
     for pb in reserved:
         note_touched(mem, int(pb) << HPAGE_PMD_ORDER, HPAGE_PMD_NR, 1, 0)
-    if not _boot(mem, nr_pages, boot_footprint(spec, nr_pages)):
+    balloon_pages = nr_pages if spec.balloon_ratio > 0.0 else 0  # none: the VMs have no device
+    if not _boot(mem, nr_pages, boot_footprint(spec, nr_pages), balloon_pages):
         raise ValueError(f"nr_pages {nr_pages}: too little memory to boot")
     return mem
 

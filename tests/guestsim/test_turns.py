@@ -35,7 +35,9 @@ class Machine:
     """A guest without a host: what it writes is forgotten after each operation."""
 
     def __init__(self, kernel="6.12"):
-        self.mem = boot_memory(GUESTS._replace(kernel=kernel, boot_pages=4096), PAGES, 2)
+        self.mem = boot_memory(
+            GUESTS._replace(kernel=kernel, boot_pages=4096, balloon_ratio=1.0), PAGES, 2
+        )
         self.guests = np.zeros((1, NR_G_FIELDS), np.int64)
         self.guests[0, G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
         self.guests[0, G_RING] = PAGES
