@@ -52,6 +52,7 @@ from hostsim.mmu.paging import (
     PageTables,
     map_leaf,
     new_page_tables,
+    put_leaf,
     table_at,
     tables_needed,
 )
@@ -161,6 +162,7 @@ def map_sample(
     guest_small: bool,
     host_small: bool,
     tables_small: bool,
+    mapped: NDArray[np.int32],
 ) -> bool:
     """Map the pages that a sample accesses; return whether the tables had room.
 
@@ -168,19 +170,30 @@ def map_sample(
     ----------
     small
         (windows,) which of them have small entries, in the guest, on the host or both.
+    mapped
+        (windows, 2) work space of zeros: where a page of the window is mapped, the tables of level
+        1 in guest and EPT, or any number where there is none.
     """
     for i in range(pages.size):
         page = pages[i]
-        here = small[page >> HPAGE_PMD_ORDER]
+        window = page >> HPAGE_PMD_ORDER
+        in_guest = small[window] and guest_small
+        on_host = small[window] and host_small
+        if mapped[window, 0] != 0:
+            if in_guest:
+                put_leaf(guest, int(mapped[window, 0]), page, 1, page)
+            if on_host:
+                put_leaf(ept, int(mapped[window, 1]), page, 1, page)
+            continue
         used = guest.root[R_USED]
-        if not _map_either(guest, page, here and guest_small):
-            return False
-        if not _map_either(ept, page, here and host_small):
+        if not (_map_either(guest, page, in_guest) and _map_either(ept, page, on_host)):
             return False
         if guest.root[R_USED] != used:
-            lowest = 1 if here and guest_small else 2
+            lowest = 1 if in_guest else 2
             if not _place_tables(guest, ept, page, lowest, small.size, tables_small):
                 return False
+        mapped[window, 0] = table_at(guest, page, 1) if in_guest else 1
+        mapped[window, 1] = table_at(ept, page, 1) if on_host else 1
     return True
 
 
@@ -267,7 +280,8 @@ def _space(key: Class, nr_pages: int, pages: NDArray[np.int64], nr_small_windows
     of_tables = tables_needed(nr_tables, MIN_LEVELS, 1) + 2 * MIN_LEVELS
     ept = new_page_tables(used + of_tables, MIN_LEVELS, 0)
     sides = (key.side != Side.HOST, key.side != Side.GUEST, not key.tables_huge)
-    if not map_sample(guest, ept, pages, small, *sides):
+    mapped = np.zeros((len(small), 2), np.int32)
+    if not map_sample(guest, ept, pages, small, *sides, mapped):
         raise AssertionError("tables for a footprint did not suffice")  # counted above
     nested = key.side != Side.NATIVE
     return Space(guest, ept, nested, nr_pages, ~small, ~small, nr_tables)

@@ -77,6 +77,12 @@ def index_at(page: int, level: int) -> int:
     return (page >> ((level - 1) * INDEX_BITS)) & INDEX_MASK
 
 
+@inline_kernel
+def put_leaf(tables: PageTables, table: int, page: int, level: int, frame: int) -> None:
+    """Write the leaf of a page into its table of a level."""
+    tables.entry[table * PTRS_PER_TABLE + index_at(page, level)] = (frame << 2) | E_LEAF
+
+
 @kernel
 def map_leaf(tables: PageTables, page: int, level: int, frame: int) -> bool:
     """Map a page by a leaf of a level, making the tables above it.
@@ -105,7 +111,7 @@ def map_leaf(tables: PageTables, page: int, level: int, frame: int) -> bool:
         else:
             table = entry >> 2
         at -= 1
-    tables.entry[table * PTRS_PER_TABLE + index_at(page, level)] = (frame << 2) | E_LEAF
+    put_leaf(tables, table, page, level, frame)
     return True
 
 

@@ -18,6 +18,7 @@ from fleet.mmu_sample import (
     _missed,
     _space,
     footprint_pages,
+    map_sample,
     sample,
     small_windows,
 )
@@ -25,7 +26,7 @@ from hostsim.core.host_columns import MMU_COLUMNS
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mmu.cost import Remote
 from hostsim.mmu.cpus import shares_tlb
-from hostsim.mmu.paging import look_up
+from hostsim.mmu.paging import look_up, new_page_tables
 
 CPU = "ice-lake-sp"
 FIGURE = {column.name: i for i, column in enumerate(MMU_COLUMNS)}
@@ -154,6 +155,26 @@ def test_tables_of_a_sample_have_the_page_sizes_of_its_class(side, tables_huge):
     assert frames.min() >= len(small) << HPAGE_PMD_ORDER
     for frame in frames:
         assert look_up(space.ept, int(frame))[1] == (2 if tables_huge else 1)
+
+
+@given(
+    st.lists(st.integers(0, 8 * HPAGE_PMD_NR - 1), min_size=1, max_size=60),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+    *[st.booleans()] * 3,
+)
+def test_pages_are_mapped_at_once_as_one_by_one(
+    pages, small, guest_small, host_small, tables_small
+):
+    """A window that holds a page already takes another as if nothing were known of it."""
+    pages, small = np.array(pages), np.array(small)
+    sides = guest_small, host_small, tables_small
+    together, alone = ([new_page_tables(64, 4, 0) for _ in range(2)] for _ in range(2))
+    assert map_sample(*together, pages, small, *sides, np.zeros((8, 2), np.int32))
+    for page in pages:
+        assert map_sample(*alone, np.array([page]), small, *sides, np.zeros((8, 2), np.int32))
+    for one, other in zip(together, alone, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            assert mine.tolist() == theirs.tolist()
 
 
 def test_smaller_pages_cost_more_and_the_part_of_each_side_grows_with_it(sampler):
