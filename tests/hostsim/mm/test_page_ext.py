@@ -25,13 +25,13 @@ steps = st.lists(
 @given(steps)
 @settings(max_examples=100, deadline=None)
 def test_records_are_those_of_a_dictionary(operations):
-    """Pageblocks 13 apart, so that several share one of 32 hashes."""
+    """Many pageblocks of three of 32 hashes."""
     mem = new_memory(GIB, "6.12", 1)
     assert mem.page_ext_bucket.size == 32
     unmovable: dict[int, int] = {}
     queued: list[int] = []
     for kind, which in operations:
-        pb = which * 13 % NR_PAGEBLOCKS
+        pb = which % 3 + which // 3 * 32
         if kind == "more":
             count_unmovable(mem, pb << 9, 3)
             unmovable[pb] = unmovable.get(pb, 0) + 3
