@@ -18,6 +18,7 @@ class Costs:
     """What the run has cost so far, over all processes."""
 
     start_s: float = field(default_factory=time.perf_counter)
+    first_rows_s: float = 0.0  # from the beginning of this process to the rows of an epoch
     advance_s: float = 0.0  # wall time between the first submit and the last collect
     barrier_cpu_s: float = 0.0  # of the driver, while no shard computes; no checkpoints
     cpu_s: float = 0.0
@@ -50,6 +51,7 @@ def cost_record(costs: Costs, nr_hosts: int) -> dict[str, float]:
     host_hours = nr_hosts * costs.simulated_ns / NS_PER_HOUR
     return {
         "wall_s": round(time.perf_counter() - costs.start_s, 3),
+        "first_rows_wall_s": round(costs.first_rows_s, 3),
         "advance_wall_s": round(costs.advance_s, 3),
         "barrier_cpu_s": round(costs.barrier_cpu_s, 3),
         "cpu_s": round(costs.cpu_s, 2),

@@ -34,6 +34,7 @@ from fleet.shard import (
     in_host_order,
 )
 from fleet.trace import Trace
+from fleet.usage import age_s
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, REASON_NAMES
 
 NO_HOST_ID = -1
@@ -153,6 +154,7 @@ class Driver:
             ahead = self._place(epoch + 1)  # while the hosts run, as if they told nothing new
             parts = self.backend.collect()
             collected_s = time.thread_time()
+            self.costs.first_rows_s = self.costs.first_rows_s or age_s()
             tables = in_host_order(parts)
             own = [self._host_events(t0_ns, orders), self._rejects(plan), tables["events"]]
             tables["events"] = _by_host(np.concatenate(own))

@@ -8,6 +8,7 @@ most; VmRSS would be free, but counts what processes share once for each.
 import functools
 import os
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ def _stat(pid: int) -> list[str]:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def age_s() -> float:
+    """Return how long ago this process began, in wall time."""
+    began_s = (start_ticks(os.getpid()) or 0) / _TICKS_PER_S
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began_s
 
 
 @functools.cache
