@@ -5,7 +5,8 @@ from typing import Annotated, Final, NamedTuple
 from fleet.bench_runs import measured_run
 from fleet.claims import Found, at_least
 from fleet.loading import load
-from fleet.scheduler import Options, warm_up
+from fleet.scheduler import Options
+from fleet.warmup import warm_up
 
 NEVER_MS: Final = 10**9  # between two passes: longer than any run of the bench
 

@@ -16,9 +16,10 @@ from fleet.bench_runs import measured_run
 from fleet.claims import Claim, Found, at_most
 from fleet.loading import load
 from fleet.scenario import Scenario
-from fleet.scheduler import Options, warm_up
+from fleet.scheduler import Options
 from fleet.shard import InlineBackend, Step, Tables
 from fleet.usage import cpu_of_process, cpu_of_tree
+from fleet.warmup import warm_up
 from hostsim.core import jit_options
 
 OWN_BAR: Final = 0.05

@@ -271,7 +271,7 @@ def columns(context: typer.Context) -> None:
 def compile_kernels() -> None:
     """Compile all kernels into the cache, so that the next run starts at once."""
     from fleet.recordings import replayed
-    from fleet.scheduler import warm_up
+    from fleet.warmup import warm_up
 
     begin_s = time.perf_counter()
     warm_up()

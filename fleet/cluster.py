@@ -211,13 +211,13 @@ def check_nodes(nodes: list[Node]) -> None:
 
 
 def _is_cold() -> bool:
-    from fleet.scheduler import is_cold
+    from fleet.warmup import is_cold
 
     return is_cold()
 
 
 def _warm_up() -> None:
-    from fleet.scheduler import warm_up
+    from fleet.warmup import warm_up
 
     warm_up()
 

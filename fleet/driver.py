@@ -156,6 +156,7 @@ class Driver:
             collected_s = time.thread_time()
             self.costs.first_rows_s = self.costs.first_rows_s or age_s()
             tables = in_host_order(parts)
+            del parts  # as large as the tables
             own = [self._host_events(t0_ns, orders), self._rejects(plan), tables["events"]]
             tables["events"] = _by_host(np.concatenate(own))
             tables["fleet"] = fleet_row(tables["hosts"], self.placer.pool)

@@ -7,7 +7,7 @@ A node knows no Ray and no other node.
 import functools
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +39,10 @@ from guestsim.behaviour import (
 )
 from guestsim.draw import device_shares, guests_key, touched_share
 from guestsim.guest import Guest, Layout, boot_footprint, guest_layout, rounded_pages
-from guestsim.spec import Behaviour, GuestSpec
+from guestsim.spec import GuestSpec
 from hostsim.core.errors import InvariantError
 from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, MIGRATION_COLUMNS, REASON_NAMES
-from hostsim.core.units import NS_PER_HOUR
 from hostsim.core.vm_columns import VM_COLUMNS
 from hostsim.host import PROCESS_TABLE_FULL, Host, adopt_vm, births_per_tick
 from hostsim.mm.mm_types import N_LRU_FIRST, NIL, NR_LRU_LISTS
@@ -483,29 +482,3 @@ def _with_room(ops: NDArray[np.int64], used: int, more: int) -> NDArray[np.int64
 def _table(rows: list[list[int]], columns: int) -> NDArray[np.int64]:
     """Return rows as an array, also when there are none."""
     return np.array(rows, np.int64).reshape(len(rows), columns)
-
-
-def warmup() -> None:
-    """Compile every kernel a node uses, or load it from the cache."""
-    from hostsim.spec import SlabSpec
-
-    slab = SlabSpec(100.0, NS_PER_HOUR, 0.5, NS_PER_HOUR, 64)
-    spec = HostSpec(2, 1 << 19, 0, "6.12", "madvise", "madvise", True, slab)
-    hour = NS_PER_HOUR
-    busy = Behaviour("", 1.0, 0.5, "none", 1.0, 1.0, 0.5, 60.0, 0.1, hour, 1.0, 0.5, hour, 1)
-    guests = GuestSpec(
-        "6.12", "always", "madvise", True, 1 << 12, 0.8, 10.0, hour, 0.5, 0.5, 512, 0, 1.0, 1.0,
-        0.5, (busy,),
-    )  # fmt: skip
-    node = Node(spec, guests, 0, 0, hour // 12, hour)
-    start: dict[str, Any] = {
-        "t_ns": np.array([0, 1, hour // 2], np.int64),
-        "kind": np.array([START, START, STOP], np.int8),
-        "vm_id": np.array([0, 1, 0], np.int64),
-        "vcpus": np.ones(3, np.int32),
-        "memory_pages": np.array([1 << 16, 1 << 15, 1 << 16], np.int64),
-        "age_ns": np.array([hour, 0, 0], np.int64),
-    }
-    node.advance(Commands(**start), 0, hour)
-    terms = MigrationTerms(1e6, NS_PER_HOUR, auto_converge=False, postcopy=True)
-    node.immigrate(hour, node.emigrate(hour, [(1, 0)], terms), terms)

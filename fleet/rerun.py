@@ -23,10 +23,10 @@ from fleet.node import Node
 from fleet.rundir import RunDirectory, epoch_of
 from fleet.scan import scan
 from fleet.scenario import Scenario
-from fleet.scheduler import warm_up
 from fleet.schema import rows_of
 from fleet.shard import InlineBackend, Load, MakeNode, Move, Shard, ShardPlan, Step, Tables
 from fleet.sink import HOST_COLUMN
+from fleet.warmup import warm_up
 from hostsim.core.errors import ResultsError
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, NODE_TABLES, TABLES
 

@@ -1,13 +1,10 @@
 """A run: its directory, its record, who computes it, how it ended; the loop is in ``driver``."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-
-import numpy as np
 
 from fleet import checkpoint, rundir
 from fleet.costs import Costs, cost_record, sampling_record
@@ -15,19 +12,17 @@ from fleet.demand import arrivals_digest, open_demand
 from fleet.driver import Backend, Driver
 from fleet.live import Watch
 from fleet.lock import Lock, held
-from fleet.placement import Placer
 from fleet.scenario import Scenario
 from fleet.shard import (
     InlineBackend,
 )
 from fleet.sink import Sink
 from fleet.store import STAGING, Store
-from fleet.trace import Trace, make_trace
+from fleet.trace import Trace
+from fleet.warmup import is_cold, warm_up
 from hostsim.core import jit_options
 from hostsim.core.errors import Problem, ResultsError, ScenarioError
-from hostsim.core.jit import warm_mark
 from hostsim.core.stats import SCHEMA_VERSION
-from hostsim.core.units import NS_PER_HOUR
 
 _LOG = logging.getLogger(__name__)
 
@@ -201,26 +196,6 @@ def _note_end(lock: Lock, record: dict[str, Any], status: str) -> None:
     except ResultsError:
         if status == "complete":
             raise
-
-
-def is_cold() -> bool:
-    """Say whether kernels are still to be compiled on this machine."""
-    return not warm_mark(__name__).exists()
-
-
-def warm_up() -> None:
-    """Compile the kernels of hosts, guests and placement, or load them from the cache."""
-    from fleet.node import warmup
-
-    warmup()
-    vcpus, pages = np.ones(1, np.int32), np.ones(1, np.int64)
-    start_ns, end_ns = np.zeros(1, np.int64), np.full(1, NS_PER_HOUR)
-    flavour = np.zeros(1, np.int16)
-    trace = make_trace(start_ns, end_ns, vcpus, pages, flavour, pages, ("1c",), NS_PER_HOUR)
-    Placer(trace, vcpus, pages, "best-fit").epoch(0, NS_PER_HOUR)
-    with contextlib.suppress(OSError):  # a cache that cannot be written
-        warm_mark(__name__).parent.mkdir(parents=True, exist_ok=True)
-        warm_mark(__name__).touch()
 
 
 def _backend(scenario: Scenario, options: Options) -> Backend:

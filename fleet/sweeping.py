@@ -19,6 +19,7 @@ from fleet.lock import held
 from fleet.scenario import Scenario
 from fleet.store import Store
 from fleet.sweepdir import SWEEP_FILE, SWEEP_FORMAT, is_sweep, read_sweep
+from fleet.warmup import warm_up
 from hostsim.core import jit_options
 from hostsim.core.errors import Problem, ScenarioError
 
@@ -163,7 +164,7 @@ def _one_by_one(store: Store, todo: list[Planned]) -> Iterator[None]:
 def _on_workers(store: Store, todo: list[Planned], workers: int | None) -> Iterator[None]:
     if not todo:
         return
-    scheduler.warm_up()  # compile here once, not in every worker at the same time
+    warm_up()  # compile here once, not in every worker at the same time
     from fleet import actors
 
     jit_options.processes = 0  # a process with Ray's threads must not fork

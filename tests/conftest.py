@@ -14,7 +14,7 @@ def local_ray():
     import ray
 
     from fleet import actors
-    from fleet.scheduler import warm_up
+    from fleet.warmup import warm_up
 
     warm_up()  # once here, not in every actor
     actors.start(workers=2, address=None)
