@@ -7,6 +7,7 @@ import pytest
 from tiny import TINY
 
 from fleet import scheduler
+from fleet.placement import Placer
 from fleet.scheduler import Options
 
 
@@ -50,7 +51,7 @@ def test_ray_gives_the_bytes_of_one_process_for_any_number_of_actors(run_tiny):
 
 def test_stopped_and_resumed_run_gives_the_same_bytes(run_tiny, tmp_path, monkeypatch):
     expected = digest(run_tiny("whole", inline=True))
-    monkeypatch.setattr(scheduler.Placer, "epoch", stop_at_second(scheduler.Placer.epoch))
+    monkeypatch.setattr(Placer, "epoch", stop_at_second(Placer.epoch))
     with pytest.raises(KeyboardInterrupt):
         run_tiny("stopped", inline=True, checkpoint_epochs=1)
     monkeypatch.undo()
