@@ -33,7 +33,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import ADVICE_NONE, table_head, window_word
-from hostsim.mm.mmu_notifier import E_NONE, E_SHIFT, E_TABLE, E_TAG, ept_word, has_leaf
+from hostsim.mm.mmu_notifier import E_NONE, E_TAG, ept_word, has_leaf, is_table
 from hostsim.mm.rmap import frame_at
 from hostsim.mm.zap import exit_mm
 
@@ -189,9 +189,9 @@ def _is_mapped(host: Memory, vm: int, page: int, nr: int) -> bool:
         stop = min(end, ((page >> HPAGE_PMD_ORDER) + 1) << HPAGE_PMD_ORDER)
         if word & E_TAG == E_NONE:
             return False
-        if word & E_TAG == E_TABLE:
+        if is_table(word):
             while page < stop:
-                if not has_leaf(host, word >> E_SHIFT, page):
+                if not has_leaf(host, word, page):
                     return False
                 page += 1
         page = stop

@@ -51,6 +51,7 @@ from hostsim.mm.mmap import (
 )
 from hostsim.mm.mmu_notifier import (
     E_DIRECTORY,
+    E_FULL,
     E_LEAF,
     E_NONE,
     E_SHIFT,
@@ -60,10 +61,13 @@ from hostsim.mm.mmu_notifier import (
     EPT_MISALIGNED,
     EPT_PC_SLOTS,
     add_leaves,
+    close_table,
     ept_word,
     free_ept_table,
+    is_table,
     link_nx,
     new_ept_table,
+    open_table,
     set_ept,
 )
 from hostsim.mm.numa import run_on_node_of
@@ -119,9 +123,8 @@ def _upper_levels(mem: Memory, mm: int, window: int) -> bool:
 @kernel
 def _table_of(mem: Memory, mm: int, window: int) -> int:
     """Return the table of a window that has no large leaf, made if need be; NIL: no memory."""
-    word = ept_word(mem, mm, window)
-    if word & E_TAG == E_TABLE:
-        return word >> E_SHIFT
+    if is_table(ept_word(mem, mm, window)):
+        return open_table(mem, mm, window)
     if not alloc_table(mem, mm, KIND_EPT):
         return NIL
     table = new_ept_table(mem, mm, window)
@@ -133,7 +136,7 @@ def _table_of(mem: Memory, mm: int, window: int) -> int:
 @kernel
 def _drop_table(mem: Memory, mm: int, window: int) -> None:
     """Free a window's table with its page."""
-    free_ept_table(mem, mm, ept_word(mem, mm, window) >> E_SHIFT)
+    free_ept_table(mem, mm, ept_word(mem, mm, window))
     set_ept(mem, mm, window, E_NONE, 0)
     mem.mm[mm, MM_EPT_TABLES] -= 1
     free_table(mem, mm, KIND_EPT)
@@ -141,7 +144,7 @@ def _drop_table(mem: Memory, mm: int, window: int) -> None:
 
 @kernel
 def _split_leaf(mem: Memory, mm: int, window: int) -> int:
-    """Replace a 2 MiB leaf by a table of 512 leaves; return it, or NIL if memory ran out."""
+    """Replace a 2 MiB leaf by a table of 512 leaves; return it, open, or NIL if memory ran out."""
     if not alloc_table(mem, mm, KIND_EPT):
         return NIL
     word = ept_word(mem, mm, window)
@@ -183,6 +186,8 @@ def _add_small(mem: Memory, mm: int, table: int, x: int, first: int, end: int) -
 @kernel
 def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     """Install the missing 4 KiB leaves of pages that the host maps; False: memory ran out."""
+    if ept_word(mem, mm, window) & E_TAG == E_FULL:
+        return True
     table = _table_of(mem, mm, window)
     if table == NIL:
         return False
@@ -195,6 +200,7 @@ def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     elif word != W_NONE:
         x = near_extent(mem, mm, first, table_head(word))
         added = _add_small(mem, mm, table, x, first, end)
+    close_table(mem, table)
     _count(mem, mm, added)
     return True
 
@@ -220,7 +226,7 @@ def ept_access(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     by_fetch = ept & E_TAG == E_TABLE and mem.ept_table[table].nx_next != NIL
     if not huge or by_fetch or not large_allowed(mem, mm, window):
         return _map_small(mem, mm, window, first, end)
-    if ept & E_TAG == E_TABLE:
+    if is_table(ept):
         _drop_table(mem, mm, window)
     pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
     set_ept(mem, mm, window, E_LEAF, pb)
@@ -288,6 +294,7 @@ def _map_tables(mem: Memory, mm: int, window: int, end: int) -> int:
             first = at << HPAGE_PMD_ORDER
             x = table_head(int(mem.windows[base + at]))
             _count(mem, mm, _add_small(mem, mm, table, x, first, first + HPAGE_PMD_NR))
+            close_table(mem, table)
         window += taken
     return window
 
@@ -405,7 +412,9 @@ def start_dirty_log(mem: Memory, mm: int) -> None:
         split = NIL
         if mem.tunables[T_KVM_EAGER_PAGE_SPLIT] != 0:
             split = _split_leaf(mem, mm, window)
-        if split == NIL and ept_word(mem, mm, window) & E_TAG == E_LEAF:
+        if split != NIL:
+            close_table(mem, split)
+        elif ept_word(mem, mm, window) & E_TAG == E_LEAF:
             set_ept(mem, mm, window, E_NONE, 0)
             mem.mm[mm, MM_EPT_2M] -= 1
             mem.vmstat[NR_EPT_LEAVES_2M] -= 1
@@ -421,10 +430,7 @@ def stop_dirty_log(mem: Memory, mm: int) -> None:
     for window in range(windows):
         word = ept_word(mem, mm, window)
         host = window_word(mem, mm, window)
-        if (
-            word & E_TAG == E_TABLE
-            and mem.ept_table[word >> E_SHIFT].nx_next == NIL
-            and maps_huge(host)
-            and large_allowed(mem, mm, window)
-        ):
+        by_fetch = word & E_TAG == E_TABLE and mem.ept_table[word >> E_SHIFT].nx_next != NIL
+        large = maps_huge(host) and large_allowed(mem, mm, window)
+        if is_table(word) and not by_fetch and large:
             _drop_table(mem, mm, window)

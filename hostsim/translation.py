@@ -31,7 +31,7 @@ from hostsim.mm.mmap import (
     table_head,
     window_word,
 )
-from hostsim.mm.mmu_notifier import E_LEAF, E_SHIFT, E_TABLE, E_TAG, ept_word, has_leaf
+from hostsim.mm.mmu_notifier import E_LEAF, E_SHIFT, E_TAG, ept_word, has_leaf, is_table
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -96,13 +96,13 @@ def map_guest(mem: Memory, mm: int, tables: PageTables) -> bool:
         if ept & E_TAG == E_LEAF:
             if not map_leaf(tables, first, 2, (ept >> E_SHIFT) << PAGEBLOCK_ORDER):
                 return False
-        if ept & E_TAG != E_TABLE:
+        if not is_table(ept):
             continue
         word = window_word(mem, mm, window)
         if maps_huge(word):
             pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
             for page in range(first, first + HPAGE_PMD_NR):
-                if has_leaf(mem, ept >> E_SHIFT, page):
+                if has_leaf(mem, ept, page):
                     pfn = (pb << PAGEBLOCK_ORDER) + page - first
                     if not map_leaf(tables, page, 1, pfn):
                         return False
@@ -111,7 +111,7 @@ def map_guest(mem: Memory, mm: int, tables: PageTables) -> bool:
         while x != NIL:
             page = int(mem.ext[x].vpn)
             for gfn in range(page, page + int(mem.ext[x].nr)):
-                if has_leaf(mem, ept >> E_SHIFT, gfn):
+                if has_leaf(mem, ept, gfn):
                     if not map_leaf(tables, gfn, 1, frame_at(mem, x, gfn)):
                         return False
             x = int(mem.ext[x].next)
@@ -133,7 +133,7 @@ def windows_with_table(mem: Memory, mm: int, kind: int, rank: NDArray[np.int64])
     nr = 0
     for window in range(rank.size):
         if kind == KIND_EPT:
-            owns = ept_word(mem, mm, window) & E_TAG == E_TABLE
+            owns = is_table(ept_word(mem, mm, window))
         else:
             word = window_word(mem, mm, window)
             owns = word != W_NONE and word & W_TAG != W_HUGETLB

@@ -33,6 +33,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_TABLE, W_TAG, W_ZERO
 from hostsim.mm.mmu_notifier import (
     E_DIRECTORY,
+    E_FULL,
     E_LEAF,
     E_NONE,
     E_SHIFT,
@@ -41,6 +42,7 @@ from hostsim.mm.mmu_notifier import (
     EPT_DIRTY_LOG,
     EPT_MISALIGNED,
     EPT_PC_SLOTS,
+    SUM_MASK,
 )
 from hostsim.mm.rmap import EXT_DESCENDING
 from hostsim.mm.vmstat import NR_EPT_LEAVES_2M, NR_EPT_LEAVES_4K, NR_NX_LPAGE_SPLITS
@@ -66,8 +68,11 @@ def _host_frames(mem: Memory, word: int, window: int) -> Ints:
     return frames
 
 
-def leaf_bits(mem: Memory, table: int) -> NDArray[np.bool_]:
-    """Return which of its 512 leaves a table has."""
+def leaf_bits(mem: Memory, word: int) -> NDArray[np.bool_]:
+    """Return which of its 512 leaves the table has to which a word leads."""
+    if word & E_TAG == E_FULL:
+        return np.ones(HPAGE_PMD_NR, np.bool_)
+    table = word >> E_SHIFT
     row = int(mem.ept_table["bits"][table]) - 1
     if row == NIL:
         return np.full(HPAGE_PMD_NR, mem.ept_table["nr"][table] != 0)
@@ -88,24 +93,30 @@ def _check_bits(mem: Memory, tables: list[int]) -> None:
     agree("rows of EPT bits", found=found, used=np.arange(used))
 
 
-def _check_table(mem: Memory, table: int, mm: int, window: int, word: int) -> int:
-    """Compare a table's leaves with the host's mapping; return how many there are."""
+def _check_record(mem: Memory, table: int, mm: int, window: int) -> None:
     record = mem.ept_table[table]
     agree("process of an EPT table", table=record["mm"], word=mm)
     agree("window of an EPT table", table=record["window"], word=window)
-    bits = leaf_bits(mem, table)
+    full = record["nr"] == HPAGE_PMD_NR and record["nx_next"] == NIL
+    forbid("record of an EPT table that has all leaves", [full], mm=[mm], window=[window])
+
+
+def _check_table(mem: Memory, ept: int, mm: int, window: int, host: int) -> int:
+    """Compare a table's leaves with the host's mapping; return how many there are."""
+    bits = leaf_bits(mem, ept)
     nr = int(bits.sum())
-    agree(f"leaves of EPT table {table}", counter=record["nr"], bits=nr)
-    frames = _host_frames(mem, word, window)
+    total = ept >> E_SHIFT
+    if ept & E_TAG == E_TABLE:
+        _check_record(mem, ept >> E_SHIFT, mm, window)
+        record = mem.ept_table[ept >> E_SHIFT]
+        agree(f"leaves of EPT table {ept >> E_SHIFT}", counter=record["nr"], bits=nr)
+        total = int(record["frames"])
+    frames = _host_frames(mem, host, window)
     page = (window << HPAGE_PMD_ORDER) + np.arange(HPAGE_PMD_NR)
     absent = bits & (frames == NO_FRAME)
     forbid("EPT leaf of a page that the host does not map", absent, mm=page * 0 + mm, page=page)
-    expected = int(((np.arange(HPAGE_PMD_NR)[bits] + 1) * (frames[bits] + 1)).sum())
-    agree(
-        f"frames of the EPT leaves of process {mm}, window {window}",
-        leaves=int(record["frames"]),
-        host=expected,
-    )
+    expected = int(((np.arange(HPAGE_PMD_NR)[bits] + 1) * (frames[bits] + 1)).sum()) & SUM_MASK
+    agree(f"frames of the EPT leaves of process {mm}, window {window}", leaves=total, host=expected)
     return nr
 
 
@@ -135,16 +146,16 @@ def check_ept(mem: Memory) -> None:
         barred |= leaf & ((windows + 1) << HPAGE_PMD_ORDER > row[MM_RAM_PAGES])
         forbid("2 MiB EPT leaf where none may be", barred, mm=windows * 0 + mm, window=windows)
         agree(f"2 MiB leaves of process {mm}", counter=row[MM_EPT_2M], found=int(leaf.sum()))
-        at = np.flatnonzero(ept & E_TAG == E_TABLE)
-        mine = (ept[at] >> E_SHIFT).tolist()
+        at = np.flatnonzero(ept & E_TAG >= E_TABLE)
         found = sum(
-            _check_table(mem, table, mm, window, int(host[window]))
-            for table, window in zip(mine, at.tolist(), strict=True)
+            _check_table(mem, int(ept[window]), mm, window, int(host[window]))
+            for window in at.tolist()
         )
+        mine = (ept[ept & E_TAG == E_TABLE] >> E_SHIFT).tolist()
         agree(f"4 KiB leaves of process {mm}", counter=row[MM_EPT_4K], found=found)
-        agree(f"EPT tables of process {mm}", counter=row[MM_EPT_TABLES], found=len(mine))
+        agree(f"EPT tables of process {mm}", counter=row[MM_EPT_TABLES], found=len(at))
         directories = int((ept & E_DIRECTORY != 0).sum())
-        need = len(mine) + directories
+        need = len(at) + directories
         forbid("EPT tables without pages", [row[MM_EPT] < need], pages=[row[MM_EPT]], need=[need])
         after = (mem.ept_table["nx_next"][: int(mem.pool[P_EPT_USED])] - 1).tolist()
         by_fetch = chain("tables made by fetches", after, int(row[MM_NX_FIRST]) - 1, len(mine))

@@ -4,6 +4,9 @@ One word a window says whether the EPT maps it by a 2 MiB leaf, by a table of 4 
 not at all.  A leaf holds no reference on its frame: whoever changes a mapping calls `notify`
 before it does, while the old mapping can still be read.
 
+Most tables have all their 512 leaves.  Such a table is only a word, with the sum of its frames;
+it has a record while leaves are missing, or if an instruction fetch made it.
+
 Source: Linux v6.1 mm/mmu_notifier.c; virt/kvm/kvm_main.c kvm_mmu_notifier_invalidate_range_start;
 arch/x86/kvm/mmu/tdp_mmu.c kvm_tdp_mmu_unmap_gfn_range (zaps leaves, keeps tables).
 """
@@ -45,13 +48,16 @@ from hostsim.mm.vmstat import (
 )
 
 # A word of Memory.ept: tag, whether the window's GiB has a page directory (in the word of its
-# first window), and above them the pageblock of a leaf or the table.
+# first window), and above them the pageblock of a leaf, the record of a table or its sum.
 E_NONE: Final = 0
 E_LEAF: Final = 1
-E_TABLE: Final = 2
+E_TABLE: Final = 2  # a table with a record
+E_FULL: Final = 3  # a table with all leaves
 E_TAG: Final = 3
 E_DIRECTORY: Final = 4
 E_SHIFT: Final = 3
+
+SUM_MASK: Final = (1 << 28) - 1  # of a table's sum of frames, as much is kept as a word holds
 
 # MM_EPT_FLAGS
 EPT_MISALIGNED: Final = 1  # gpa and hva differ modulo 2 MiB
@@ -79,8 +85,17 @@ def set_ept(mem: Memory, mm: int, window: int, tag: int, value: int) -> None:
 
 
 @inline_kernel
-def has_leaf(mem: Memory, table: int, page: int) -> bool:
-    """Tell whether a table has a leaf for a page."""
+def is_table(word: int) -> bool:
+    """Tell whether a word of the EPT leads to a table."""
+    return word & E_TAG >= E_TABLE
+
+
+@inline_kernel
+def has_leaf(mem: Memory, word: int, page: int) -> bool:
+    """Tell whether the table to which a word leads has a leaf for a page."""
+    if word & E_TAG == E_FULL:
+        return True
+    table = word >> E_SHIFT
     row = int(mem.ept_table[table].bits) - 1
     if row == NIL:
         return mem.ept_table[table].nr != 0
@@ -128,7 +143,8 @@ def _run_sum(first: int, pfn: int, step: int, nr: int) -> int:
 def _count_leaves(mem: Memory, table: int, nr: int, total: int, present: int) -> None:
     """Count leaves that a table has gained (1) or lost (0), and their sum of frames."""
     sign = 1 if present else -1
-    mem.ept_table[table].frames += sign * total
+    frames = (int(mem.ept_table[table].frames) + sign * total) & SUM_MASK
+    mem.ept_table[table].frames = frames
     mem.ept_table[table].nr += sign * nr
     mem.mm[mem.ept_table[table].mm, MM_EPT_4K] += sign * nr
     mem.vmstat[NR_EPT_LEAVES_4K] += sign * nr
@@ -198,6 +214,55 @@ def _drop_leaves(mem: Memory, table: int, page: int, nr: int, pfn: int, step: in
 
 
 @kernel
+def new_ept_table(mem: Memory, mm: int, window: int) -> int:
+    """Return the record of a new table without leaves; the window's word is the caller's."""
+    table = mem.pool[P_EPT_FREE] - 1
+    if table != NIL:
+        mem.pool[P_EPT_FREE] = mem.ept_table[table].nr
+    else:
+        table = mem.pool[P_EPT_USED]
+        mem.pool[P_EPT_USED] += 1
+    mem.ept_table[table].bits = 0
+    mem.ept_table[table].frames = 0
+    mem.ept_table[table].nr = 0
+    mem.ept_table[table].mm = mm
+    mem.ept_table[table].window = window
+    mem.ept_table[table].nx_next = NIL
+    mem.ept_table[table].nx_prev = NIL
+    return table
+
+
+@kernel
+def _free_record(mem: Memory, table: int) -> None:
+    mem.ept_table[table].nr = mem.pool[P_EPT_FREE]
+    mem.ept_table[table].mm = NIL
+    mem.pool[P_EPT_FREE] = table + 1
+
+
+@kernel
+def open_table(mem: Memory, mm: int, window: int) -> int:
+    """Return the record of a window's table, made if the table has all leaves."""
+    word = ept_word(mem, mm, window)
+    if word & E_TAG != E_FULL:
+        return word >> E_SHIFT
+    table = new_ept_table(mem, mm, window)
+    mem.ept_table[table].frames = word >> E_SHIFT
+    mem.ept_table[table].nr = HPAGE_PMD_NR
+    set_ept(mem, mm, window, E_TABLE, table)
+    return table
+
+
+@kernel
+def close_table(mem: Memory, table: int) -> None:
+    """Give up the record of a table to which leaves were added, if it has all of them now."""
+    if mem.ept_table[table].nr != HPAGE_PMD_NR or mem.ept_table[table].nx_next != NIL:
+        return
+    mm, window = int(mem.ept_table[table].mm), int(mem.ept_table[table].window)
+    set_ept(mem, mm, window, E_FULL, int(mem.ept_table[table].frames))
+    _free_record(mem, table)
+
+
+@kernel
 def invalidate_range(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     """Zap the leaves that overlap pages ``first .. end - 1`` of a window; tell if there were any.
 
@@ -212,12 +277,12 @@ def invalidate_range(mem: Memory, mm: int, window: int, first: int, end: int) ->
         mem.vmstat[NR_EPT_LEAVES_2M] -= 1
         mem.vmstat[EPT_LEAVES_ZAPPED] += 1
         return True
-    table = word >> E_SHIFT
-    before = int(mem.ept_table[table].nr)
-    if before == 0:
-        return False
     host = window_word(mem, mm, window)
     if host == W_NONE:
+        return False
+    table = open_table(mem, mm, window)
+    before = int(mem.ept_table[table].nr)
+    if before == 0:
         return False
     if maps_huge(host):
         pb = mem.pool[P_ZERO_PB] - 1 if host == W_ZERO else host >> 2
@@ -257,25 +322,6 @@ def clear_flush_young(mem: Memory, mm: int, window: int, first: int, end: int) -
 
 
 @kernel
-def new_ept_table(mem: Memory, mm: int, window: int) -> int:
-    """Return the record of a new table without leaves."""
-    table = mem.pool[P_EPT_FREE] - 1
-    if table != NIL:
-        mem.pool[P_EPT_FREE] = mem.ept_table[table].nr
-    else:
-        table = mem.pool[P_EPT_USED]
-        mem.pool[P_EPT_USED] += 1
-    mem.ept_table[table].bits = 0
-    mem.ept_table[table].frames = 0
-    mem.ept_table[table].nr = 0
-    mem.ept_table[table].mm = mm
-    mem.ept_table[table].window = window
-    mem.ept_table[table].nx_next = NIL
-    mem.ept_table[table].nx_prev = NIL
-    return table
-
-
-@kernel
 def link_nx(mem: Memory, mm: int, table: int) -> None:
     """Put a table that an instruction fetch made behind the others of its process."""
     last = mem.mm[mm, MM_NX_LAST]
@@ -309,18 +355,19 @@ def unlink_nx(mem: Memory, mm: int, table: int) -> None:
 
 
 @kernel
-def free_ept_table(mem: Memory, mm: int, table: int) -> None:
-    """Forget a table and its leaves; its window's word and its page are the caller's."""
-    if mem.ept_table[table].nx_next != NIL:
-        unlink_nx(mem, mm, table)
-    _drop_bits(mem, table)
-    nr = int(mem.ept_table[table].nr)
+def free_ept_table(mem: Memory, mm: int, word: int) -> None:
+    """Forget the table to which a word leads, and its leaves; the word and the page stay."""
+    nr = HPAGE_PMD_NR
+    if word & E_TAG == E_TABLE:
+        table = word >> E_SHIFT
+        if mem.ept_table[table].nx_next != NIL:
+            unlink_nx(mem, mm, table)
+        _drop_bits(mem, table)
+        nr = int(mem.ept_table[table].nr)
+        _free_record(mem, table)
     mem.mm[mm, MM_EPT_4K] -= nr
     mem.vmstat[NR_EPT_LEAVES_4K] -= nr
     mem.vmstat[EPT_LEAVES_ZAPPED] += nr
-    mem.ept_table[table].nr = mem.pool[P_EPT_FREE]
-    mem.ept_table[table].mm = NIL
-    mem.pool[P_EPT_FREE] = table + 1
 
 
 @kernel
@@ -331,8 +378,8 @@ def notifier_release(mem: Memory, mm: int) -> None:
     base = mem.mm[mm, MM_BASE]
     for at in range(base, base + mem.mm[mm, MM_WINDOWS]):
         word = int(mem.ept[at])
-        if word & E_TAG == E_TABLE:
-            free_ept_table(mem, mm, word >> E_SHIFT)
+        if is_table(word):
+            free_ept_table(mem, mm, word)
         mem.ept[at] = E_NONE
     nr = mem.mm[mm, MM_EPT_2M]
     mem.vmstat[NR_EPT_LEAVES_2M] -= nr

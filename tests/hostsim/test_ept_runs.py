@@ -13,7 +13,7 @@ from hostsim.mm.fault import FAULT_OK
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import MM_BASE, MM_KERNEL
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, W_HUGE, W_TAG
-from hostsim.mm.mmu_notifier import E_SHIFT, E_TABLE, E_TAG, add_leaves, notify
+from hostsim.mm.mmu_notifier import E_SHIFT, add_leaves, is_table, notify
 from hostsim.mm.split import split_pmd
 from hostsim.mm.tunables import set_tunable
 from hostsim.mm.zap import discard_range
@@ -51,8 +51,8 @@ def mapped(mem, mm):
     tables = {}
     for window in range(WINDOWS):
         word = int(mem.ept[mem.mm[mm, MM_BASE] + window])
-        if word & E_TAG == E_TABLE:
-            tables[window] = leaf_bits(mem, word >> E_SHIFT).tolist()
+        if is_table(word):
+            tables[window] = leaf_bits(mem, word).tolist()
     row = mem.mm[mm].copy()
     row[MM_KERNEL] = 0  # number of an extent
     words = mem.windows[mem.mm[mm, MM_BASE] :][:WINDOWS] & W_TAG
@@ -95,7 +95,8 @@ def test_leaves_are_counted_and_summed_word_by_word_as_bit_by_bit(nr, step, hole
     tables = []
     for one_by_one in (False, True):
         mem, _ = machine("6.12", ADVICE_NOHUGE, [("access", 0, 1)])
-        table = int(mem.ept[0]) >> E_SHIFT
+        word = int(mem.ept[0])
+        table = word >> E_SHIFT
         pfn = 1 << 15
         added = 0
         for first, length in [*holes, (0, nr)]:
@@ -105,5 +106,5 @@ def test_leaves_are_counted_and_summed_word_by_word_as_bit_by_bit(nr, step, hole
                     added += add_leaves(mem, table, page, 1, pfn + page * step, step)
             else:
                 added += add_leaves(mem, table, first, end - first, pfn + first * step, step)
-        tables.append((added, bytes(mem.ept_table[table]), leaf_bits(mem, table).tolist()))
+        tables.append((added, bytes(mem.ept_table[table]), leaf_bits(mem, word).tolist()))
     assert tables[0] == tables[1]
