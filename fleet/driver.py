@@ -151,6 +151,7 @@ class Driver:
             self.costs.barrier_cpu_s += time.thread_time() - collected_s
             if unwritten:
                 self.sink.write(*unwritten)
+                unwritten = None
             ahead = self._place(epoch + 1)  # while the hosts run, as if they told nothing new
             parts = self.backend.collect()
             collected_s = time.thread_time()
@@ -186,6 +187,7 @@ class Driver:
                 progress = self._progress(epoch, tables)
                 for watch in watches:
                     watch(progress)
+            del tables  # kept until they are written, and not beside the next
         if unwritten:
             self.sink.write(*unwritten)
         self.sink.finish()

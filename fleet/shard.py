@@ -107,9 +107,14 @@ def in_host_order(parts: Iterable[Tables]) -> Tables:
     parts = list(parts)
     joined = {}
     for table in NODE_TABLES:
-        rows = np.concatenate([part[table] for part in parts])
-        host = [column.name for column in TABLES[table]].index("host_id")
-        joined[table] = rows[np.argsort(rows[:, host], kind="stable")]
+        column = [column.name for column in TABLES[table]].index("host_id")
+        host = np.concatenate([part[table][:, column] for part in parts])
+        place = np.empty(len(host), np.int64)
+        place[np.argsort(host, kind="stable")] = np.arange(len(host))
+        rows = joined[table] = np.empty((len(host), len(TABLES[table])), np.int64)
+        for part in parts:
+            rows[place[: len(part[table])]] = part[table]
+            place = place[len(part[table]) :]
     return joined
 
 
