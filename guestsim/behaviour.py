@@ -64,7 +64,9 @@ G_LOAD: Final = 36  # thousandths of its vCPUs that run its program
 G_FIGURE: Final = 37  # figures of its address translation, at the last look
 NR_FIGURES: Final = 10
 G_REPORT_NS: Final = G_FIGURE + NR_FIGURES  # from one pass of reporting to the next
-G_SLOT: Final = G_REPORT_NS + 1  # per slot: process (NIL: none), tick at which it ends
+G_FIRST: Final = G_REPORT_NS + 1  # pages of page cache that lie before its ring
+G_RING_AT: Final = G_FIRST + 1  # page where the ring begins, 0 before anything lies there
+G_SLOT: Final = G_RING_AT + 1  # per slot: process (NIL: none), tick at which it ends
 NR_SLOTS: Final = 7  # the main process and six short ones
 MAIN: Final = 0
 NR_G_FIELDS: Final = G_SLOT + 2 * NR_SLOTS
@@ -100,7 +102,7 @@ OP_TOUCH_SLOT: Final = 0  # touch pages of the process in a slot
 OP_FREE_SLOT: Final = 1  # the process frees pages
 OP_BEGIN: Final = 2  # a process of O_NR pages begins in a slot; O_START: its advice
 OP_EXIT: Final = 3  # the process in a slot ends
-OP_READ: Final = 4  # page cache is read
+OP_READ: Final = 4  # page cache is read, from page O_START of its stream
 OP_DROP: Final = 5  # page cache is dropped
 OP_HOST: Final = 6  # QEMU or the guest's boot touches pages of the host's process
 OP_REPORT: Final = 7  # O_NR passes of free page reporting, O_WHERE: lowest order
@@ -169,27 +171,6 @@ def push(
 
 
 @kernel
-def push_cache(
-    guests: NDArray[np.int64],
-    ops: NDArray[np.int64],
-    nr: int,
-    row: int,
-    kind: int,
-    first: int,
-    pages: int,
-) -> int:
-    """Append an operation on page cache: one or two ranges of its ring."""
-    ring = guests[row, G_RING]
-    while pages > 0:
-        start = first % ring
-        here = min(pages, ring - start)
-        nr = push(ops, nr, row, kind, 0, start, here)
-        first += here
-        pages -= here
-    return nr
-
-
-@kernel
 def _drop_cache(
     guests: NDArray[np.int64], ops: NDArray[np.int64], nr: int, row: int, pages: int
 ) -> int:
@@ -197,7 +178,7 @@ def _drop_cache(
     tail = guests[row, G_TAIL]
     pages = min(pages, guests[row, G_HEAD] - tail)
     guests[row, G_TAIL] = tail + pages
-    return push_cache(guests, ops, nr, row, OP_DROP, tail, pages)
+    return push(ops, nr, row, OP_DROP, 0, tail, pages) if pages > 0 else nr
 
 
 @kernel
@@ -230,8 +211,9 @@ def _turn_over_cache(
     short = max(have + reads - limit, reads - room)
     if short > 0:
         nr = _drop_cache(guests, ops, nr, row, short)
-    nr = push_cache(guests, ops, nr, row, OP_READ, guests[row, G_HEAD], reads)
-    guests[row, G_HEAD] += reads
+    if reads > 0:
+        nr = push(ops, nr, row, OP_READ, 0, guests[row, G_HEAD], reads)
+        guests[row, G_HEAD] += reads
     return nr
 
 

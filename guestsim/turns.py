@@ -6,8 +6,6 @@ Simplified: a guest's kswapd is done at once: before a turn that would leave les
 watermarks free, the oldest page cache goes, a sixteenth at a time.
 """
 
-from typing import Final
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +14,6 @@ from guestsim.behaviour import (
     G_BALLOON,
     G_HEAD,
     G_KILLS,
-    G_RING,
     G_SLOT,
     G_TAIL,
     NR_SLOTS,
@@ -35,39 +32,12 @@ from guestsim.behaviour import (
 )
 from guestsim.daemons import TURN_RUNS, pass_time, start_clock
 from guestsim.guest import MM_CACHE, free_room, start_process
+from guestsim.pagecache import cache_run, drop_cache, reclaim_cache
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import MM_ANON, MM_PGTABLES, NIL, Memory
 from hostsim.mm.turn import TURN_WINDOWS, touch_turn
 from hostsim.mm.zap import discard_range, exit_mm
-
-DROP_PAGES: Final = 2048  # of page cache, at least, when memory runs short
-
-
-@kernel
-def drop_oldest(mem: Memory, guests: NDArray[np.int64], row: int, pages: int) -> int:
-    """Drop the oldest page cache; return how many pages of it were still kept."""
-    tail = guests[row, G_TAIL]
-    pages = min(pages, guests[row, G_HEAD] - tail)
-    ring = guests[row, G_RING]
-    left = pages
-    while left > 0:
-        start = tail % ring
-        here = min(left, ring - start)
-        discard_range(mem, MM_CACHE, start, here)
-        tail += here
-        left -= here
-    guests[row, G_TAIL] = tail
-    return pages
-
-
-@kernel
-def reclaim_cache(mem: Memory, guests: NDArray[np.int64], row: int, pages: int) -> int:
-    """Drop page cache, at least a sixteenth of it and as many pages; return how many."""
-    cache = guests[row, G_HEAD] - guests[row, G_TAIL]
-    if cache == 0:
-        return 0
-    return drop_oldest(mem, guests, row, max(max(cache >> 4, DROP_PAGES), pages))
 
 
 @kernel
@@ -119,7 +89,10 @@ def _touch(
     short = min(ops[i, O_NR], TURN_WINDOWS << HPAGE_PMD_ORDER) - free_room(mem)
     if short > 0:
         reclaim_cache(mem, guests, row, short)
-    pages, enough = touch_turn(mem, mm, ops[i, O_START], ops[i, O_NR])
+    start, nr = ops[i, O_START], ops[i, O_NR]
+    if ops[i, O_KIND] == OP_READ:
+        start, nr = cache_run(mem, guests, row, start, nr)
+    pages, enough = touch_turn(mem, mm, start, nr)
     ops[i, O_START] += pages
     ops[i, O_NR] -= pages
     if not enough and not make_room(mem, guests, row):
@@ -156,6 +129,8 @@ def guest_turn(
     elif kind == OP_EXIT and mm != NIL:
         exit_mm(mem, mm)
         guests[row, G_SLOT + 2 * ops[i, O_WHERE]] = NIL
-    elif (kind == OP_FREE_SLOT or kind == OP_DROP) and mm != NIL:
+    elif kind == OP_FREE_SLOT and mm != NIL:
         discard_range(mem, mm, ops[i, O_START], ops[i, O_NR])
+    elif kind == OP_DROP:
+        drop_cache(mem, guests, row, ops[i, O_START], ops[i, O_NR])
     ops[i, O_NR] = 0

@@ -7,7 +7,6 @@ from guestsim.behaviour import (
     G_HEAD,
     G_HEAP,
     G_LAST_NS,
-    G_RING,
     G_TAIL,
     NR_O_FIELDS,
     O_KIND,
@@ -54,15 +53,17 @@ def test_a_standing_vm_begins_with_what_it_has_grown_to(mem):
     assert touched == int(guest[G_HEAP] * (1 - np.exp(-1.0)))
 
 
-def test_operations_stay_within_the_ring_and_the_cache_within_its_limit(mem):
+def test_pages_that_were_read_are_dropped_and_the_cache_stays_within_its_limit(mem):
     for vm in range(8):
         guest, _ = drawn(vm)
         for tick in range(1, 60):
             for op in decided(guest, mem, tick):
                 assert op[O_NR] > 0
                 assert op[O_START] >= 0
-                if op[O_KIND] in (OP_READ, OP_DROP):
-                    assert op[O_START] + op[O_NR] <= guest[G_RING]
+                if op[O_KIND] == OP_READ:
+                    assert op[O_START] + op[O_NR] == guest[G_HEAD]
+                if op[O_KIND] == OP_DROP:
+                    assert op[O_START] + op[O_NR] <= guest[G_TAIL]
             assert 0 <= guest[G_HEAD] - guest[G_TAIL] <= guest[G_CACHE]
 
 

@@ -5,6 +5,7 @@ from guests import GUESTS
 from guestsim.balloon import BALLOON_PAGES, deflate, inflate
 from guestsim.behaviour import (
     G_BALLOON,
+    G_FIRST,
     G_HEAD,
     G_KILLS,
     G_RING,
@@ -42,6 +43,7 @@ class Machine:
         self.guests[0, G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
         self.guests[0, G_RING] = PAGES
         self.guests[0, G_HEAD] = self.mem.mm[MM_CACHE, MM_ANON]
+        self.guests[0, G_FIRST] = self.guests[0, G_HEAD] + HPAGE_PMD_NR
         self.mem.pool[P_TOUCHED] = 0
 
     def do(self, kind, where=0, start=0, nr=1):
