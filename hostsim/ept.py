@@ -60,14 +60,17 @@ from hostsim.mm.mmu_notifier import (
     EPT_DIRTY_LOG,
     EPT_MISALIGNED,
     EPT_PC_SLOTS,
+    SUM_MASK,
     add_leaves,
     close_table,
+    count_full_tables,
     ept_word,
     free_ept_table,
     is_table,
     link_nx,
     new_ept_table,
     open_table,
+    run_sum,
     set_ept,
 )
 from hostsim.mm.numa import run_on_node_of
@@ -183,6 +186,33 @@ def _add_small(mem: Memory, mm: int, table: int, x: int, first: int, end: int) -
     return added
 
 
+@hot_kernel
+def _whole_sum(mem: Memory, mm: int, window: int) -> int:
+    """Return the sum of frames of a table with all leaves; NIL if some page has no frame."""
+    first = window << HPAGE_PMD_ORDER
+    nr = 0
+    total = 0
+    x = table_head(window_word(mem, mm, window))
+    while x != NIL and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
+        start = int(mem.ext[x].vpn)
+        pfn = frame_at(mem, x, start)
+        step = frame_at(mem, x, start + 1) - pfn
+        total += run_sum(start - first, pfn, step, int(mem.ext[x].nr))
+        nr += int(mem.ext[x].nr)
+        x = int(mem.ext[x].next)
+    return total & SUM_MASK if nr == HPAGE_PMD_NR else NIL
+
+
+@hot_kernel
+def _add_table(mem: Memory, mm: int, window: int) -> int:
+    """Make the table of a window of small pages, not all there; return its leaves."""
+    table = new_ept_table(mem, mm, window)
+    set_ept(mem, mm, window, E_TABLE, table)
+    first = window << HPAGE_PMD_ORDER
+    x = table_head(window_word(mem, mm, window))
+    return _add_small(mem, mm, table, x, first, first + HPAGE_PMD_NR)
+
+
 @kernel
 def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     """Install the missing 4 KiB leaves of pages that the host maps; False: memory ran out."""
@@ -272,6 +302,8 @@ def _map_tables(mem: Memory, mm: int, window: int, end: int) -> int:
     if mem.mm[mm, MM_NR_NODES] > 1 or mem.mm[mm, MM_EPT] < EPT_ROOT_PAGES:
         return window
     base = mem.mm[mm, MM_BASE]
+    full = 0
+    added = 0
     while window < end:
         nr = 0
         while (
@@ -289,13 +321,15 @@ def _map_tables(mem: Memory, mm: int, window: int, end: int) -> int:
         own_pages(mem, mm, KIND_EPT, pfn, taken, step)
         mem.mm[mm, MM_EPT_TABLES] += taken
         for at in range(window, window + taken):
-            table = new_ept_table(mem, mm, at)
-            set_ept(mem, mm, at, E_TABLE, table)
-            first = at << HPAGE_PMD_ORDER
-            x = table_head(int(mem.windows[base + at]))
-            _count(mem, mm, _add_small(mem, mm, table, x, first, first + HPAGE_PMD_NR))
-            close_table(mem, table)
+            total = _whole_sum(mem, mm, at)
+            if total != NIL:
+                set_ept(mem, mm, at, E_FULL, total)
+                full += 1
+            else:
+                added += _add_table(mem, mm, at)
         window += taken
+    count_full_tables(mem, mm, full)
+    _count(mem, mm, (full << HPAGE_PMD_ORDER) + added)
     return window
 
 

@@ -148,15 +148,13 @@ def take_pageblock(mem: Memory, pb: int, zone: int, on_type: int, nr: int) -> No
         return
     record = record_alloc(mem, pb, NIL)
     set_state(mem, pb, PB_PARTIAL, on_type)
-    give_back_rest(mem, record, zone, on_type, 0, PAGEBLOCK_ORDER, nr)
+    set_frames(mem, record, nr, PAGEBLOCK_NR_PAGES - nr, True)
+    list_rest(mem, record, zone, on_type, PAGEBLOCK_ORDER, nr)
 
 
 @kernel
-def give_back_rest(
-    mem: Memory, record: int, zone: int, on_type: int, first: int, order: int, nr: int
-) -> None:
-    """Put what is left of the block ``first``, ``order`` after ``nr`` frames on its lists."""
-    set_frames(mem, record, first + nr, (1 << order) - nr, True)
+def list_rest(mem: Memory, record: int, zone: int, on_type: int, order: int, nr: int) -> None:
+    """Put what is left of a free block of an order after its first ``nr`` frames on its lists."""
     while nr < 1 << order:
         piece = 0
         while nr & (1 << piece) == 0:
@@ -190,9 +188,8 @@ def rmqueue_run(mem: Memory, zone: int, on_type: int, order: int, nr: int) -> tu
         taken = min(nr, 1 << current) if order == 0 else 1 << order
         if del_free_block(mem, record, zone, on_type, current):
             list_rotate_one(mem, record, current, zone * NR_TYPES + on_type)
-        set_frames(mem, record, first, 1 << current, False)
-        if taken < 1 << current:
-            give_back_rest(mem, record, zone, on_type, first, current, taken)
+        set_frames(mem, record, first, taken, False)
+        list_rest(mem, record, zone, on_type, current, taken)
         pb = int(mem.rec[record].pb)
         mem.zone[zone, Z_FREE] -= taken
         _drop_if_full(mem, record, pb)
@@ -247,6 +244,9 @@ def free_run(mem: Memory, pfn: int, nr: int, descending: bool) -> None:
     halves would have stood for a moment.
     """
     pb = pfn >> PAGEBLOCK_ORDER
+    if nr == PAGEBLOCK_NR_PAGES:
+        free_huge(mem, pb)
+        return
     zone = zone_of(mem, pfn)
     first = pfn & (PAGEBLOCK_NR_PAGES - 1)
     record = _record_of(mem, pb)
@@ -255,20 +255,16 @@ def free_run(mem: Memory, pfn: int, nr: int, descending: bool) -> None:
     end = first + nr
     while first < end:
         order = 0
+        edge = end if descending else first
+        while edge & (1 << order) == 0 and end - first >= 2 << order:
+            order += 1
+        chunk = first
         if descending:
-            while order < PAGEBLOCK_ORDER and (
-                end & (1 << order) == 0 and end - (2 << order) >= first
-            ):
-                order += 1
             end -= 1 << order
-            _free_chunk(mem, record, zone, on_type, end, order)
+            chunk = end
         else:
-            while order < PAGEBLOCK_ORDER and (
-                first & (1 << order) == 0 and first + (2 << order) <= end
-            ):
-                order += 1
-            _free_chunk(mem, record, zone, on_type, first, order)
             first += 1 << order
+        _free_chunk(mem, record, zone, on_type, chunk, order)
 
 
 @kernel
@@ -294,18 +290,14 @@ def _record_of(mem: Memory, pb: int) -> int:
     return int(mem.pb[pb].a)
 
 
-@kernel
+@hot_kernel
 def _free_chunk(mem: Memory, record: int, zone: int, on_type: int, first: int, order: int) -> None:
     """Free an aligned chunk of used frames as single frees would, and merge it."""
     head = zone * NR_TYPES + on_type
-    for half in range(min(order, NR_SMALL_ORDERS)):
+    for half in range(order):
         if mem.rec[record].count[half] == 0:
             continue
-        likely = (
-            half == order - 1
-            and order < PAGEBLOCK_ORDER
-            and is_free_block(mem, record, first ^ (1 << order), order)
-        )
+        likely = half == order - 1 and is_free_block(mem, record, first ^ (1 << order), order)
         if likely or mem.rec[head].next[half] == record:
             fresh = min(int(mem.rec[record].fresh[half]) + 1, FRESH_MAX)
             mem.rec[record].burst[half] = max(int(mem.rec[record].burst[half]), fresh)
@@ -317,7 +309,7 @@ def _free_chunk(mem: Memory, record: int, zone: int, on_type: int, first: int, o
     _merge(mem, record, zone, on_type, first, order)
 
 
-@kernel
+@hot_kernel
 def _merge(mem: Memory, record: int, zone: int, on_type: int, first: int, order: int) -> None:
     """Mark a used block free, merge it with its buddies and list the result."""
     set_frames(mem, record, first, 1 << order, True)

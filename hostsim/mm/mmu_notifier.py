@@ -131,7 +131,7 @@ def _drop_bits(mem: Memory, table: int) -> None:
 
 
 @inline_kernel
-def _run_sum(first: int, pfn: int, step: int, nr: int) -> int:
+def run_sum(first: int, pfn: int, step: int, nr: int) -> int:
     """Return the sum of `leaf_sum` over a run of leaves ``first`` on, their frames a step apart."""
     i, j = first + 1, pfn + 1
     pairs = nr * (nr - 1) // 2
@@ -164,7 +164,7 @@ def _set_leaves(
         if (mem.ept_table[table].nr != 0) == (present != 0):
             return 0
         if nr == HPAGE_PMD_NR:
-            _count_leaves(mem, table, nr, _run_sum(0, pfn, step, nr), present)
+            _count_leaves(mem, table, nr, run_sum(0, pfn, step, nr), present)
             return nr
         row = _take_bits(mem, table)
     i = page & (HPAGE_PMD_NR - 1)
@@ -183,7 +183,7 @@ def _set_leaves(
         else:
             if whole > 0:
                 changed += whole
-                total += _run_sum(i - whole, pfn - whole * step, step, whole)
+                total += run_sum(i - whole, pfn - whole * step, step, whole)
                 whole = 0
             for k in range(here):
                 if (other >> (shift + k)) & 1:
@@ -194,7 +194,7 @@ def _set_leaves(
         nr -= here
     if whole > 0:
         changed += whole
-        total += _run_sum(i - whole, pfn - whole * step, step, whole)
+        total += run_sum(i - whole, pfn - whole * step, step, whole)
     _count_leaves(mem, table, changed, total, present)
     if mem.ept_table[table].nr == 0 or mem.ept_table[table].nr == HPAGE_PMD_NR:
         _drop_bits(mem, table)
@@ -260,6 +260,13 @@ def close_table(mem: Memory, table: int) -> None:
     mm, window = int(mem.ept_table[table].mm), int(mem.ept_table[table].window)
     set_ept(mem, mm, window, E_FULL, int(mem.ept_table[table].frames))
     _free_record(mem, table)
+
+
+@inline_kernel
+def count_full_tables(mem: Memory, mm: int, nr: int) -> None:
+    """Count the leaves of tables made with all of them: words alone."""
+    mem.mm[mm, MM_EPT_4K] += nr << HPAGE_PMD_ORDER
+    mem.vmstat[NR_EPT_LEAVES_4K] += nr << HPAGE_PMD_ORDER
 
 
 @kernel
@@ -354,6 +361,14 @@ def unlink_nx(mem: Memory, mm: int, table: int) -> None:
     mem.vmstat[NR_NX_LPAGE_SPLITS] -= 1
 
 
+@inline_kernel
+def _zap_leaves(mem: Memory, mm: int, nr: int) -> None:
+    """Count 4 KiB leaves that are gone with their tables."""
+    mem.mm[mm, MM_EPT_4K] -= nr
+    mem.vmstat[NR_EPT_LEAVES_4K] -= nr
+    mem.vmstat[EPT_LEAVES_ZAPPED] += nr
+
+
 @kernel
 def free_ept_table(mem: Memory, mm: int, word: int) -> None:
     """Forget the table to which a word leads, and its leaves; the word and the page stay."""
@@ -365,9 +380,7 @@ def free_ept_table(mem: Memory, mm: int, word: int) -> None:
         _drop_bits(mem, table)
         nr = int(mem.ept_table[table].nr)
         _free_record(mem, table)
-    mem.mm[mm, MM_EPT_4K] -= nr
-    mem.vmstat[NR_EPT_LEAVES_4K] -= nr
-    mem.vmstat[EPT_LEAVES_ZAPPED] += nr
+    _zap_leaves(mem, mm, nr)
 
 
 @kernel
@@ -376,11 +389,14 @@ def notifier_release(mem: Memory, mm: int) -> None:
     if mem.mm[mm, MM_EPT] == 0:
         return
     base = mem.mm[mm, MM_BASE]
+    full = 0
     for at in range(base, base + mem.mm[mm, MM_WINDOWS]):
         word = int(mem.ept[at])
-        if is_table(word):
+        if word & E_TAG == E_TABLE:
             free_ept_table(mem, mm, word)
+        full += word & E_TAG == E_FULL
         mem.ept[at] = E_NONE
+    _zap_leaves(mem, mm, full << HPAGE_PMD_ORDER)
     nr = mem.mm[mm, MM_EPT_2M]
     mem.vmstat[NR_EPT_LEAVES_2M] -= nr
     mem.vmstat[EPT_LEAVES_ZAPPED] += nr

@@ -211,7 +211,7 @@ def take_listed(mem: Memory, migratetype: int, nr: int) -> tuple[int, int, int]:
     return pfn, taken, step
 
 
-@kernel
+@hot_kernel
 def free_pages(mem: Memory, pfn: int, nr: int, step: int) -> None:
     """Free order-0 pages of one pageblock one after the other, ``step`` (1 or -1) apart."""
     mem.vmstat[PGFREE] += nr

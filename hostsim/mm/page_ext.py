@@ -30,7 +30,7 @@ def lookup_page_ext(mem: Memory, pb: int) -> int:
     return at
 
 
-@kernel
+@hot_kernel
 def need_page_ext(mem: Memory, pb: int) -> int:
     """Return the record of a pageblock, made if need be."""
     at = lookup_page_ext(mem, pb)

@@ -306,7 +306,7 @@ def _bulk_6_12(mem: Memory, zone: int, limit: int, free_high: bool) -> int:
     return min(max(state[PCP_FREE_COUNT], base), limit - base)
 
 
-@kernel
+@hot_kernel
 def _after_free(mem: Memory, zone: int, order: int, nr: int, index: int, era_6_12: bool) -> None:
     """Account ``nr`` blocks just put on a list and return pages to the buddy if due."""
     state = mem.zone[zone]

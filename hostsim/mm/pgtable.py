@@ -5,7 +5,7 @@ arch/x86/kvm/mmu/mmu.c (table pages come from a GFP_KERNEL_ACCOUNT cache).
 Simplified: which of a process's table pages a freed table is, is not kept: the newest goes.
 """
 
-from hostsim.core.jit import kernel
+from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import NO_PFN, PAGEBLOCK_NR_PAGES
 from hostsim.mm.contig import count_unmovable
 from hostsim.mm.mm_types import MIGRATE_UNMOVABLE, MM_EPT, MM_KERNEL, MM_PGTABLES, NIL, Memory
@@ -23,7 +23,7 @@ from hostsim.mm.slowpath import alloc_pages
 from hostsim.mm.vmstat import NR_EPT, NR_KERNEL, NR_PAGETABLE
 
 
-@kernel
+@hot_kernel
 def _account(mem: Memory, mm: int, kind: int, nr: int) -> None:
     if kind == KIND_PGTABLE:
         mem.mm[mm, MM_PGTABLES] += nr

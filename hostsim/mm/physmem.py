@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from hostsim.core.bits import run_mask
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     BIG_HEADS_PER_ZONE,
@@ -309,7 +309,7 @@ def _forget_reported(mem: Memory, pb: int, first: int, nr: int, free: bool) -> N
         nr -= here
 
 
-@kernel
+@hot_kernel
 def set_frames(mem: Memory, record: int, first: int, nr: int, free: bool) -> None:
     """Mark frames ``first .. first + nr - 1`` of a record free or used.
 
@@ -328,7 +328,7 @@ def set_frames(mem: Memory, record: int, first: int, nr: int, free: bool) -> Non
         nr -= here
 
 
-@kernel
+@hot_kernel
 def is_free_block(mem: Memory, record: int, first: int, order: int) -> bool:
     """Tell whether all ``2**order`` frames from ``first`` are free."""
     if order < 5:

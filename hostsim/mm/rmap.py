@@ -148,7 +148,7 @@ def frame_at(mem: Memory, x: int, vpn: int) -> int:
     return int(mem.ext[x].pfn) + i
 
 
-@kernel
+@hot_kernel
 def try_extend(mem: Memory, x: int, pfn: int, nr: int, descending: bool, flags: int) -> bool:
     """Append a run to an extent if it continues it in both address spaces.
 

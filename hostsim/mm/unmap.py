@@ -190,13 +190,12 @@ def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> 
             continue
         if last > end:
             cut_extent(mem, x, end)
-        after = int(mem.ext[x].next)
-        if before == NIL:
-            set_window(mem, mm, window, table_word(after))
-        else:
-            mem.ext[before].next = after
         mem.scratch[nr] = x
         nr += 1
-        x = after
+        x = int(mem.ext[x].next)
+    if nr > 0 and before == NIL:
+        set_window(mem, mm, window, table_word(x))
+    elif nr > 0:
+        mem.ext[before].next = x
     mem.pool[P_NEAR] = before + 1
     return nr

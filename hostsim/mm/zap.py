@@ -63,6 +63,7 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
     """Unmap pages ``first .. end - 1`` of a window with a page table."""
     nr = isolate_extents(mem, mm, window, first, end)
     reverse = mem.tunables[T_REVERSE_ZAP] != 0
+    dropped = 0
     for i in range(nr):
         x = mem.scratch[(nr - 1 - i if reverse else i)]
         flags = int(mem.ext[x].flags)
@@ -74,13 +75,14 @@ def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
             del_extent(mem, x)
             continue
         del_extent(mem, x)
-        account_rss(mem, mm, window, -pages)
-        charge(mem, C_FREE_PAGE, pages)
+        dropped += pages
         if flags & EXT_KSM:
             put_ksm_page(mem, pfn)
             continue
         downward = (flags & EXT_DESCENDING) != 0
         put_frames(mem, pfn, pages, (flags & EXT_SHARED) != 0, downward != reverse, True)
+    account_rss(mem, mm, window, -dropped)
+    charge(mem, C_FREE_PAGE, dropped)
 
 
 @hot_kernel

@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hostsim import ept
 from hostsim.core.units import HPAGE_PMD_NR
 from hostsim.ept import guest_access
 from hostsim.host import new_process
 from hostsim.mm.check import check_memory
 from hostsim.mm.check_ept import leaf_bits
-from hostsim.mm.fault import FAULT_OK
+from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import MM_BASE, MM_KERNEL
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, W_HUGE, W_TAG
@@ -82,6 +83,28 @@ def test_a_range_is_mapped_as_its_pages_one_by_one_are(advice, kernel, before, s
     check_memory(whole)
     check_memory(single)
     assert mapped(whole, mm) == mapped(single, mm)
+
+
+@given(
+    kernel=st.sampled_from(["6.1", "6.12"]),
+    touched=st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(1, 700)), max_size=8),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_fresh_table_gets_the_leaves_of_the_pages_that_are_there(kernel, touched):
+    """All at once if the window is whole, else extent by extent: as `ept_access` adds them."""
+    found = []
+    for in_runs in (True, False):
+        mem, mm = machine(kernel, ADVICE_NOHUGE, [("access", 0, 1)])
+        guest_access(mem, mm, 0, 1, True)
+        for page, nr in touched:
+            touch_range(mem, mm, page, min(nr, PAGES - page), 1, 1.0, 0, True, page)
+        for window in range(WINDOWS):
+            first = window * HPAGE_PMD_NR
+            if not in_runs or ept._map_tables(mem, mm, window, window + 1) == window:
+                assert ept.ept_access(mem, mm, window, first, first + HPAGE_PMD_NR)
+        check_memory(mem)
+        found.append(mapped(mem, mm))
+    assert found[0] == found[1]
 
 
 @given(

@@ -59,11 +59,20 @@ class BuddyMachine(RuleBasedStateMachine):
             end += 1
         return first, end
 
-    @rule(at=st.integers(0, NR_PAGES), nr=st.integers(1, 512), descending=st.booleans())
-    def free_run(self, at, nr, descending):
+    @rule(
+        at=st.integers(0, NR_PAGES),
+        nr=st.integers(1, 512),
+        whole=st.booleans(),
+        descending=st.booleans(),
+    )
+    def free_run(self, at, nr, whole, descending):
         if not self.held:
             return
         first, end = self.held_run(at, nr)
+        blocks = [b for b in range(0, NR_PAGES, 512) if self.held.issuperset(range(b, b + 512))]
+        if whole and blocks:
+            first = blocks[at % len(blocks)]
+            end = first + 512
         buddy.free_run(self.mem, first, end - first, descending)
         frames = range(first, end)
         for pfn in reversed(frames) if descending else frames:
