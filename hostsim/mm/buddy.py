@@ -7,6 +7,7 @@ buddy_merge_likely.
 from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
+from hostsim.core.prefetch import prefetch
 from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.contig import blocks_freed, blocks_taken
 from hostsim.mm.mm_types import (
@@ -188,6 +189,7 @@ def rmqueue_run(mem: Memory, zone: int, on_type: int, order: int, nr: int) -> tu
         taken = min(nr, 1 << current) if order == 0 else 1 << order
         if del_free_block(mem, record, zone, on_type, current):
             list_rotate_one(mem, record, current, zone * NR_TYPES + on_type)
+        prefetch(mem.rec, int(mem.rec[zone * NR_TYPES + on_type].next[current]))
         set_frames(mem, record, first, taken, False)
         list_rest(mem, record, zone, on_type, current, taken)
         pb = int(mem.rec[record].pb)

@@ -12,6 +12,7 @@ pages only where a host that maps 2 MiB does not see the difference (`P_IN_ORDER
 from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
+from hostsim.core.prefetch import prefetch
 from hostsim.core.units import (
     HPAGE_PMD_NR,
     HPAGE_PMD_ORDER,
@@ -50,7 +51,14 @@ from hostsim.mm.page_alloc import account_rss, rmqueue_bulk, usable_zone
 from hostsim.mm.pcp import list_index, note_alloc, pop_head
 from hostsim.mm.pgtable import own_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_idx
-from hostsim.mm.rmap import EXT_DESCENDING, KIND_ANON, KIND_PGTABLE, add_extent, try_extend
+from hostsim.mm.rmap import (
+    EXT_DESCENDING,
+    KIND_ANON,
+    KIND_PGTABLE,
+    add_extent,
+    extents_of,
+    try_extend,
+)
 from hostsim.mm.slowpath import alloc_flags_nofragment
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import (
@@ -225,6 +233,20 @@ def map_run(
     return before
 
 
+@inline_kernel
+def _prefetch_owners(mem: Memory, head: int) -> None:
+    """Ask for what mapping the next runs of pages on a list reads and writes, a step for each.
+
+    It is the pageblock of the third, the record of the second, the first extent of the first.
+    """
+    first = int(mem.run[head].next)
+    second = int(mem.run[first].next)
+    third = int(mem.run[second].next)
+    prefetch(mem.pb, int(mem.run[third].first) >> PAGEBLOCK_ORDER)
+    prefetch(mem.rec, int(mem.pb[int(mem.run[second].first) >> PAGEBLOCK_ORDER].a))
+    prefetch(mem.ext, extents_of(mem, int(mem.run[first].first) >> PAGEBLOCK_ORDER))
+
+
 @kernel
 def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
     """Serve the faults of all pages of empty windows in a row that may not be huge.
@@ -271,6 +293,7 @@ def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
                 rmqueue_bulk(mem, zone, 0, MIGRATE_MOVABLE, keep_apart)
             pfn, taken, step = pop_head(mem, data, end - vpn)
             mem.zone[zone, PCP_COUNT] -= taken
+            _prefetch_owners(mem, data)
             before = map_run(mem, mm, window + done, before, vpn, pfn, taken, step)
             if mem.pool[P_TRACED] != 0:
                 note_touched(mem, pfn, taken, step, 0)

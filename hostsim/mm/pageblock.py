@@ -13,7 +13,7 @@ foreign lists also in 6.1, which moves the whole block to the requester's lists 
 import numpy as np
 from numpy.typing import NDArray
 
-from hostsim.core.jit import inline_kernel, kernel
+from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import (
     MAX_PAGE_ORDER,
     NO_PFN,
@@ -243,7 +243,7 @@ def rmqueue_fallback(mem: Memory, zone: int, order: int, start_type: int, nofrag
     return _fallback_6_12(mem, zone, order, start_type, min_order)
 
 
-@kernel
+@hot_kernel
 def rmqueue(
     mem: Memory,
     zone: int,

@@ -12,6 +12,7 @@ other nodes use the same set.
 from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
+from hostsim.core.prefetch import prefetch
 from hostsim.core.units import COSTLY_ORDER, HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.buddy import free_block, free_run
 from hostsim.mm.mm_types import (
@@ -176,6 +177,15 @@ def free_pages_run(mem: Memory, pfn: int, nr: int, step: int) -> None:
             high = start
 
 
+@inline_kernel
+def _prefetch_tail(mem: Memory, head: int) -> None:
+    """Ask for the record of the pageblock of a list's last run, and the pageblock before."""
+    last = int(mem.run[head].prev)
+    before = int(mem.run[last].prev)
+    prefetch(mem.rec, int(mem.pb[int(mem.run[last].first) >> PAGEBLOCK_ORDER].a))
+    prefetch(mem.pb, int(mem.run[before].first) >> PAGEBLOCK_ORDER)
+
+
 @kernel
 def free_pcppages_bulk(mem: Memory, zone: int, count: int, index: int) -> None:
     """Return ``count`` pages from the lists' tails to the buddy, from one list on.
@@ -194,6 +204,7 @@ def free_pcppages_bulk(mem: Memory, zone: int, count: int, index: int) -> None:
         count -= taken << order
         mem.zone[zone, PCP_COUNT] -= taken << order
         if order == 0:
+            _prefetch_tail(mem, head)
             free_pages_run(mem, pfn, taken, 1 if step > 0 else -1)
         else:
             for i in range(taken):

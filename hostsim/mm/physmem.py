@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from hostsim.core.bits import run_mask
+from hostsim.core.bits import run_mask, weight
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
@@ -344,39 +344,27 @@ def is_free_block(mem: Memory, record: int, first: int, order: int) -> bool:
 
 @inline_kernel
 def _fold(value: int, order: int) -> int:
-    """Return a word with a 1 where an aligned free block of ``2**order`` frames begins."""
+    """Return a word with a 1 where an aligned free block of ``2**order`` frames begins.
+
+    A word is one of a record's bitmap, or two of them together.
+    """
     if order >= 1:
-        value = value & (value >> 1) & 0x55555555
+        value = value & (value >> 1) & 0x5555555555555555
     if order >= 2:
-        value = value & (value >> 2) & 0x11111111
+        value = value & (value >> 2) & 0x1111111111111111
     if order >= 3:
-        value = value & (value >> 4) & 0x01010101
+        value = value & (value >> 4) & 0x0101010101010101
     if order >= 4:
-        value = value & (value >> 8) & 0x00010001
+        value = value & (value >> 8) & 0x0001000100010001
     if order >= 5:
-        value = value & (value >> 16) & 0x00000001
+        value = value & (value >> 16) & 0x0000000100000001
     return value
 
 
 @inline_kernel
 def lowest_bit(value: int) -> int:
-    """Return the number of the lowest set bit of a positive 32-bit value."""
-    bit = 0
-    if value & 0xFFFF == 0:
-        value >>= 16
-        bit += 16
-    if value & 0xFF == 0:
-        value >>= 8
-        bit += 8
-    if value & 0xF == 0:
-        value >>= 4
-        bit += 4
-    if value & 0x3 == 0:
-        value >>= 2
-        bit += 2
-    if value & 0x1 == 0:
-        bit += 1
-    return bit
+    """Return the number of the lowest set bit of a value that has one."""
+    return weight((value & -value) - 1)
 
 
 @inline_kernel
@@ -387,15 +375,14 @@ def exact_blocks(value: int, order: int) -> int:
     return starts & ~(larger | (larger << (1 << order)))
 
 
-@kernel
+@hot_kernel
 def lowest_free_block(mem: Memory, record: int, order: int) -> int:
     """Return the first frame (0..511) of the lowest free block of exactly an order, or NIL."""
     if order < 5:
-        for word in range(NR_WORDS):
-            value = int(np.int64(mem.rec[record].bits[word]))
-            if value == 0:
-                continue
-            exact = exact_blocks(value, order)
+        for word in range(0, NR_WORDS, 2):  # two at a time
+            low = int(np.int64(mem.rec[record].bits[word]))
+            high = int(np.int64(mem.rec[record].bits[word + 1]))
+            exact = exact_blocks(low | (high << WORD_FRAMES), order)
             if exact != 0:
                 return word * WORD_FRAMES + lowest_bit(exact)
         return NIL

@@ -5,6 +5,7 @@ free_page_and_swap_cache.
 """
 
 from hostsim.core.jit import kernel
+from hostsim.core.prefetch import prefetch
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import NIL, P_NEAR, Memory
 from hostsim.mm.mmap import set_window, table_head, table_word, window_word
@@ -191,6 +192,9 @@ def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> 
         if last > end:
             cut_extent(mem, x, end)
         mem.scratch[nr] = x
+        prefetch(mem.pb, int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER)
+        prefetch(mem.ext, int(mem.ext[x].prev_b))
+        prefetch(mem.ext, int(mem.ext[x].next_b))
         nr += 1
         x = int(mem.ext[x].next)
     if nr > 0 and before == NIL:
