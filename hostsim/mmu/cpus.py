@@ -7,14 +7,19 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from hostsim.core.arena import Field, carve
+from hostsim.core.lanes import LANES
 from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, PAGE_SIZES
 from hostsim.mmu.tlb import (
+    ABSENT,
     AHEAD,
     EPT_PWC,
     G_FIRST,
     G_GROUP,
-    G_GROUPS_MASK,
-    G_ODD_GROUPS,
+    G_GROUPS,
+    G_KIND,
+    G_OLDEST_SHIFT,
+    G_ORDER,
     G_SETS_BITS,
     G_SETS_MASK,
     G_WAYS,
@@ -23,13 +28,17 @@ from hostsim.mmu.tlb import (
     L2_TLB,
     LOG_ENTRIES,
     NESTED_TLB,
-    NOTHING,
+    NIBBLE_BITS,
     NR_COUNTERS,
     NR_G_FIELDS,
     NR_S_FIELDS,
     NR_STORES,
+    ORDERED,
+    ORDERED_WAYS,
     PWC,
+    TIMED,
     Mmu,
+    forget_all,
 )
 
 
@@ -114,30 +123,37 @@ def check_tlb(tlb: TlbSpec) -> list[str]:
 
 
 class _Layout:
-    """Lays stores out one behind the other; entry 0 belongs to stores that do not exist."""
+    """Lays stores out one behind the other.
+
+    Sets are looked at by whole vectors, so some entries behind those of a store stay empty.
+    """
 
     def __init__(self) -> None:
         self.geometry = np.zeros((NR_STORES, NR_G_FIELDS), np.int64)
-        self.end = 1
+        self.end = 0
+        self.sets = 0
 
-    def place(self, entries: int) -> int:
-        first = self.end
-        self.end += entries
+    def place(self, entries: int, ways: int) -> tuple[int, int]:
+        """Return the first entry of a new store, and its first set."""
+        first = self.end, self.sets
+        self.end += -(-entries // LANES) * LANES + LANES
+        self.sets += entries // ways
         return first
 
-    def describe(self, store: int, first: int, entries: int, ways: int, group: int = 0) -> None:
-        row = self.geometry[store]
+    def describe(
+        self, store: int, first: tuple[int, int], entries: int, ways: int, group: int = 0
+    ) -> None:
         sets = entries // ways
-        row[G_FIRST] = first
+        row = self.geometry[store]
+        row[G_FIRST], row[G_ORDER] = first
         row[G_SETS_MASK] = sets - 1
         row[G_SETS_BITS] = sets.bit_length() - 1
         row[G_WAYS] = ways
-        if group:
-            groups = ways // group
-            odd = bool(groups & (groups - 1))
-            row[G_GROUP] = group
-            row[G_ODD_GROUPS] = odd
-            row[G_GROUPS_MASK] = groups if odd else groups - 1
+        ordered = group == 0 and ways <= ORDERED_WAYS
+        row[G_KIND] = ORDERED if ordered else TIMED
+        row[G_OLDEST_SHIFT] = (ways - 1) * int(NIBBLE_BITS)
+        row[G_GROUP] = group or ways
+        row[G_GROUPS] = ways // (group or ways)
 
 
 def new_mmu(cpu: Cpu) -> Mmu:
@@ -150,13 +166,13 @@ def new_mmu(cpu: Cpu) -> Mmu:
     """
     layout = _Layout()
     for tlb in cpu.tlbs:
-        first = layout.place(tlb.entries)
+        first = layout.place(tlb.entries, tlb.ways)
         for i, size in enumerate(tlb.sizes):
             number = PAGE_SIZES.index(size)
             store = (L1_TLB if tlb.level == 1 else L2_TLB) + number
-            if tlb.level == 2 and layout.geometry[store, G_WAYS]:
+            if tlb.level == 2 and layout.geometry[store, G_KIND] != ABSENT:
                 store = L2_OTHER + number
-            if layout.geometry[store, G_WAYS]:
+            if layout.geometry[store, G_KIND] != ABSENT:
                 raise ValueError(f"{cpu.name}: too many TLBs of level {tlb.level} for {size}")
             group = tlb.group_ways[i] if tlb.group_ways else 0
             layout.describe(store, first, tlb.entries, tlb.ways, group)
@@ -164,26 +180,38 @@ def new_mmu(cpu: Cpu) -> Mmu:
             group = tlb.group_ways[-1] if tlb.group_ways else 0
             layout.describe(PWC + 2, first, tlb.entries, tlb.ways, group)
     for size in cpu.sizes:
-        if not layout.geometry[L1_TLB + PAGE_SIZES.index(size), G_WAYS]:
+        if layout.geometry[L1_TLB + PAGE_SIZES.index(size), G_KIND] == ABSENT:
             raise ValueError(f"{cpu.name}: no TLB of level 1 for {size}")
     caches = cpu.walk_caches
     for level, entries in caches.entries.items():
         for kind in (PWC, EPT_PWC):
-            if entries and not layout.geometry[kind + level, G_WAYS]:
-                layout.describe(kind + level, layout.place(entries), entries, caches.ways[level])
+            if entries and layout.geometry[kind + level, G_KIND] == ABSENT:
+                ways = caches.ways[level]
+                layout.describe(kind + level, layout.place(entries, ways), entries, ways)
     if caches.nested_entries:
-        entries = caches.nested_entries
-        layout.describe(NESTED_TLB, layout.place(entries), entries, caches.nested_ways)
-    return Mmu(
-        geometry=layout.geometry,
-        tag=np.full(layout.end, NOTHING, np.int64),
-        value=np.zeros(layout.end, np.int64),
-        moment=np.zeros(layout.end, np.int64),
-        state=np.zeros(NR_S_FIELDS, np.int64),
-        counts=np.zeros(NR_COUNTERS, np.int64),
-        ahead=np.zeros(AHEAD, np.int64),
-        log=np.zeros(LOG_ENTRIES, np.int64),
+        entries, ways = caches.nested_entries, caches.nested_ways
+        layout.describe(NESTED_TLB, layout.place(entries, ways), entries, ways)
+    return _empty_mmu(layout)
+
+
+def _empty_mmu(layout: _Layout) -> Mmu:
+    word = np.dtype(np.int64)
+    entries = (layout.end,)
+    fields = (
+        Field("geometry", layout.geometry.shape, word),
+        Field("tag", entries, word),
+        Field("value", entries, np.dtype(np.int32)),
+        Field("order", (layout.sets,), np.dtype(np.uint64)),
+        Field("moment", entries, word),
+        Field("state", (NR_S_FIELDS,), word),
+        Field("counts", (NR_COUNTERS,), word),
+        Field("ahead", (AHEAD,), word),
+        Field("log", (LOG_ENTRIES,), word),
     )
+    mmu = Mmu(**carve(fields))
+    mmu.geometry[:] = layout.geometry
+    forget_all(mmu)
+    return mmu
 
 
 def shares_tlb(cpu: Cpu) -> bool:

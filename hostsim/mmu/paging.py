@@ -152,20 +152,20 @@ def look_up(tables: PageTables, page: int) -> tuple[int, int]:
 
 @hot_kernel
 def leaf_slot(tables: PageTables, page: int) -> tuple[int, int]:
-    """Return where the entry that maps a page stands, if any does, and its level.
+    """Return where the entry that maps a page stands, if any does, and the bits below it.
 
     An entry of level 1 is not read: it is where this is called to look ahead.
     """
-    table = int(tables.root[R_ROOT])
-    level = int(tables.root[R_LEVELS])
-    slot = table * PTRS_PER_TABLE + index_at(page, level)
-    while level > 1:
+    slot = int(tables.root[R_ROOT]) << INDEX_BITS
+    shift = (int(tables.root[R_LEVELS]) - 1) * INDEX_BITS
+    while shift > 0:
+        slot |= (page >> shift) & INDEX_MASK
         entry = int(tables.entry[np.uint64(slot)])
         if entry & E_TAG != E_TABLE:
-            return slot, level
-        level -= 1
-        slot = (entry >> 2) * PTRS_PER_TABLE + index_at(page, level)
-    return slot, level
+            return slot, shift
+        slot = (entry - E_TABLE) << (INDEX_BITS - 2)
+        shift -= INDEX_BITS
+    return slot | (page & INDEX_MASK), 0
 
 
 @kernel

@@ -14,21 +14,33 @@ Simplified: one number serves as VPID and as tag of the EPT; vCPUs of one VM do 
 import numpy as np
 
 from hostsim.core.jit import hot_kernel
-from hostsim.mmu.paging import INDEX_BITS
+from hostsim.mmu.paging import INDEX_BITS, NR_SIZES
 from hostsim.mmu.tlb import (
     C_NESTED_HITS,
     C_NESTED_MISSES,
-    G_WAYS,
     NESTED_TLB,
     NOTHING,
     S_NESTED_SIZES,
     TAG_TABLE,
     Mmu,
-    geometry_of,
     insert,
     probe,
     tag_of,
 )
+
+
+@hot_kernel
+def _tag_and_part(level: int, page: int, vpid: int) -> tuple[int, int]:
+    part = page >> ((level - 1) * INDEX_BITS)
+    return TAG_TABLE | tag_of(part, level - 1, vpid), part
+
+
+@hot_kernel
+def _known_table(mmu: Mmu, caches: int, level: int, page: int, vpid: int) -> int:
+    """Return the table that the entry of a level on the way to a page leads to, or NOTHING."""
+    tag, part = _tag_and_part(level, page, vpid)
+    at = probe(mmu, caches + level, part, tag)
+    return int(mmu.value[np.uint64(at)]) if at != NOTHING else NOTHING
 
 
 @hot_kernel
@@ -40,36 +52,40 @@ def deepest_table(mmu: Mmu, caches: int, levels: int, page: int, vpid: int) -> t
     caches
         PWC or EPT_PWC.
     """
-    for level in range(2, levels + 1):
-        if geometry_of(mmu, caches + level, G_WAYS) != 0:
-            part = page >> ((level - 1) * INDEX_BITS)
-            at = probe(mmu, caches + level, part, TAG_TABLE | tag_of(part, level - 1, vpid))
-            if at != NOTHING:
-                return level - 1, int(mmu.value[np.uint64(at)])
+    table = _known_table(mmu, caches, 2, page, vpid)
+    if table != NOTHING:
+        return 1, table
+    table = _known_table(mmu, caches, 3, page, vpid)
+    if table != NOTHING:
+        return 2, table
+    for level in range(4, levels + 1):
+        table = _known_table(mmu, caches, level, page, vpid)
+        if table != NOTHING:
+            return level - 1, table
     return 0, 0
 
 
 @hot_kernel
 def remember_table(mmu: Mmu, caches: int, level: int, page: int, vpid: int, table: int) -> None:
     """Enter that the entry of a level on the way to a page leads to a table."""
-    if geometry_of(mmu, caches + level, G_WAYS) != 0:
-        part = page >> ((level - 1) * INDEX_BITS)
-        insert(mmu, caches + level, part, TAG_TABLE | tag_of(part, level - 1, vpid), table)
+    if level == 2:  # told apart, so that LLVM knows it: most walks pass there
+        tag, part = _tag_and_part(2, page, vpid)
+        insert(mmu, caches + 2, part, tag, table)
+    else:
+        tag, part = _tag_and_part(level, page, vpid)
+        insert(mmu, caches + level, part, tag, table)
 
 
 @hot_kernel
 def nested_hit(mmu: Mmu, gfn: int, vpid: int) -> bool:
     """Look the frame of a guest table up in the nested TLB."""
     sizes = mmu.state[S_NESTED_SIZES]
-    size = 0
-    while sizes != 0:
-        if sizes & 1:
+    for size in range(NR_SIZES):
+        if (sizes >> size) & 1:
             page = gfn >> (size * INDEX_BITS)
             if probe(mmu, NESTED_TLB, page, tag_of(page, size, vpid)) != NOTHING:
                 mmu.counts[C_NESTED_HITS] += 1
                 return True
-        sizes >>= 1
-        size += 1
     mmu.counts[C_NESTED_MISSES] += 1
     return False
 
@@ -77,8 +93,7 @@ def nested_hit(mmu: Mmu, gfn: int, vpid: int) -> bool:
 @hot_kernel
 def nested_fill(mmu: Mmu, gfn: int, size: int, vpid: int, frame: int) -> None:
     """Enter the host frame of a guest table into the nested TLB."""
-    if geometry_of(mmu, NESTED_TLB, G_WAYS) != 0:
-        page = gfn >> (size * INDEX_BITS)
-        first = frame & ~((1 << (size * INDEX_BITS)) - 1)
-        insert(mmu, NESTED_TLB, page, tag_of(page, size, vpid), first)
-        mmu.state[S_NESTED_SIZES] |= 1 << size
+    page = gfn >> (size * INDEX_BITS)
+    first = frame & ~((1 << (size * INDEX_BITS)) - 1)
+    insert(mmu, NESTED_TLB, page, tag_of(page, size, vpid), first)
+    mmu.state[S_NESTED_SIZES] |= 1 << size

@@ -2,11 +2,12 @@
 
 All stores of one hardware thread, TLBs and walk caches alike, lie in one state, `Mmu`: a row of
 ``geometry`` says where a store's entries lie, how many sets and ways it has.  A set is a row of
-entries, most recently used first; a hit moves to the front, an insertion drops the last.
+entries that stay where they are; one word names its ways in the order of their use.
 
 Where page sizes share a store but not its ways (the second level of Zen), an entry may stand in
 one of several groups of ways, chosen by its page number; groups of different sizes overlap, so
-such a store keeps the moment of each entry's last use instead of an order.
+such a store keeps the moment of each entry's last use instead of orders.  So does one with more
+ways than a word names.
 
 Source: Intel SDM vol. 3A section 5.10; AMD APM vol. 2 section 5.5; for the groups of ways A.
 Seznec, Concurrent Support of Multiple Page Sizes on a Skewed Associative TLB, IEEE Trans. Comp.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from hostsim.core.byref import ByReference
 from hostsim.core.jit import hot_kernel, kernel
+from hostsim.core.lanes import LANES, equal_lanes, lowest_bit
 from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, NR_SIZES
 
 # Rows of Mmu.geometry
@@ -38,20 +40,26 @@ NR_STORES: Final = NESTED_TLB + 1
 # Columns of Mmu.geometry
 G_FIRST: Final = 0  # first entry
 G_SETS_MASK: Final = 1  # sets - 1
-G_WAYS: Final = 2  # ways of a set; 0: there is no such store
-G_GROUP: Final = 3  # ways of a group; 0: a plain set, ordered by use
-G_GROUPS_MASK: Final = 4  # groups - 1, or the number of groups if that is no power of two
-G_ODD_GROUPS: Final = 5  # 1: `G_GROUPS_MASK` is the number of groups
+G_WAYS: Final = 2  # ways of a set
+G_KIND: Final = 3  # ABSENT, ORDERED or TIMED
+G_ORDER: Final = 4  # ORDERED: the order of the first set
+G_OLDEST_SHIFT: Final = 5  # ORDERED: where an order names the least recently used way
 G_SETS_BITS: Final = 6
-NR_G_FIELDS: Final = 8  # a power of two: rows are found by a shift
+G_GROUP: Final = 7  # TIMED: ways of a group
+G_GROUPS: Final = 8  # TIMED: groups of a set
+NR_G_FIELDS: Final = 16  # a power of two: rows are found by a shift
+
+ABSENT: Final = 0  # there is no such store
+ORDERED: Final = 1  # sets keep orders
+TIMED: Final = 2  # entries keep moments
 
 # Columns of Mmu.state
 S_SIZES: Final = 0  # bit per page size that was ever inserted into a TLB
 S_NESTED_SIZES: Final = 1  # the same of the nested TLB
-S_CLOCK: Final = 2  # uses of stores that keep moments
-S_FORCE_GUEST: Final = 3  # every walk makes this many reads of guest entries; 0: as caches say
-S_FORCE_HOST: Final = 4  # every walk of the EPT makes this many reads, plus one; 0: as caches say
-S_LOGGED: Final = 5  # reads of the last walk, in Mmu.log
+S_CLOCK: Final = 2  # uses of TIMED stores
+S_FORCE_GUEST: Final = 3  # every studied walk reads so many guest entries; 0: as caches say
+S_FORCE_HOST: Final = 4  # and every one of the EPT this many, plus one; 0: as caches say
+S_LOGGED: Final = 5  # reads of the last studied walk, in Mmu.log
 NR_S_FIELDS: Final = 6
 
 # Mmu.counts
@@ -80,21 +88,26 @@ TAG_SIZE_SHIFT: Final = 45  # page numbers of 57-bit addresses
 TAG_SIZE_MASK: Final = 7
 TAG_TABLE: Final = 1 << (TAG_SIZE_SHIFT + 3)
 TAG_VPID_SHIFT: Final = TAG_SIZE_SHIFT + 4
-FOUR_WAYS: Final = 4
-EIGHT_WAYS: Final = 8
-TWELVE_WAYS: Final = 12
 MAX_VPID: Final = (1 << 14) - 1
+
+# An order: the ways of a set, a nibble each, the most recently used lowest; what is above is void.
+ORDERED_WAYS: Final = 16
+NIBBLE_BITS: Final = np.uint64(4)
+NIBBLE: Final = np.uint64(15)
+EACH_NIBBLE: Final = np.uint64(0x1111111111111111)
+IN_TURN: Final = np.uint64(0xFEDCBA9876543210)
 
 
 class _MmuArrays(NamedTuple):
     geometry: NDArray[np.int64]  # (NR_STORES, NR_G_FIELDS)
     tag: NDArray[np.int64]  # (entries,) NOTHING if empty
-    value: NDArray[np.int64]  # (entries,) what the entry leads to: a frame or a table
-    moment: NDArray[np.int64]  # (entries,) last use, in stores with groups of ways
+    value: NDArray[np.int32]  # (entries,) what the entry leads to: a frame or a table
+    order: NDArray[np.uint64]  # (sets,) of ORDERED stores
+    moment: NDArray[np.int64]  # (entries,) last use, in TIMED stores; 0 if empty
     state: NDArray[np.int64]  # (NR_S_FIELDS,)
     counts: NDArray[np.int64]  # (NR_COUNTERS,)
     ahead: NDArray[np.int64]  # (AHEAD,) scratch: where entries of accesses to come stand
-    log: NDArray[np.int64]  # (LOG_ENTRIES,) reads of the last walk: class, level and entry
+    log: NDArray[np.int64]  # (LOG_ENTRIES,) reads of the last studied walk: class, level and entry
 
 
 class Mmu(ByReference, _MmuArrays):
@@ -107,8 +120,7 @@ def tag_of(page: int, size: int, vpid: int) -> int:
     return page | (size << TAG_SIZE_SHIFT) | (vpid << TAG_VPID_SHIFT)
 
 
-# Indices are unsigned below: numba tests signed ones for wrap-around at each use.  Sets of four
-# ways, and second levels of eight and twelve, have straight code; all others share a loop.
+# Indices are unsigned below: numba tests signed ones for wrap-around at each use.
 
 
 @hot_kernel
@@ -118,146 +130,86 @@ def geometry_of(mmu: Mmu, store: int, column: int) -> int:
 
 
 @hot_kernel
-def _set_row(mmu: Mmu, store: int, page: int) -> int:
-    """Return the first entry of the set in which a page may stand."""
-    number = page & geometry_of(mmu, store, G_SETS_MASK)
-    return int(geometry_of(mmu, store, G_FIRST) + number * geometry_of(mmu, store, G_WAYS))
+def _find(mmu: Mmu, row: int, ways: int, tag: int) -> int:
+    """Return which way from an entry on holds a tag, or NOTHING.
 
-
-@hot_kernel
-def _among_four(mmu: Mmu, first: int, tag: int) -> bool:
-    at = np.uint64(first)
-    return bool(
-        (mmu.tag[at] == tag)
-        | (mmu.tag[at + np.uint64(1)] == tag)
-        | (mmu.tag[at + np.uint64(2)] == tag)
-        | (mmu.tag[at + np.uint64(3)] == tag)
-    )
-
-
-@hot_kernel
-def _probe_four(mmu: Mmu, row: int, tag: int) -> int:
-    """Look up a set of four without branches on where the tag stands, which nothing predicts."""
-    if not _among_four(mmu, row, tag):
-        return NOTHING
-    at0 = np.uint64(row)
-    at1, at2, at3 = at0 + np.uint64(1), at0 + np.uint64(2), at0 + np.uint64(3)
-    tag0, tag1, tag2, tag3 = mmu.tag[at0], mmu.tag[at1], mmu.tag[at2], mmu.tag[at3]
-    value0, value1, value2, value3 = mmu.value[at0], mmu.value[at1], mmu.value[at2], mmu.value[at3]
-    first = tag0 == tag
-    second = first | (tag1 == tag)
-    third = second | (tag2 == tag)
-    mmu.tag[at0] = tag
-    mmu.value[at0] = value0 if first else (value1 if second else (value2 if third else value3))
-    mmu.tag[at1] = tag1 if first else tag0
-    mmu.value[at1] = value1 if first else value0
-    mmu.tag[at2] = tag2 if second else tag1
-    mmu.value[at2] = value2 if second else value1
-    mmu.tag[at3] = tag3 if third else tag2
-    mmu.value[at3] = value3 if third else value2
-    return row
-
-
-@kernel
-def _probe_many(mmu: Mmu, row: int, ways: int, tag: int) -> int:
-    first = np.uint64(row)
-    end = np.uint64(row + ways)
-    i = first
-    while i < end:
-        if mmu.tag[i] == tag:
-            value = mmu.value[i]
-            while i > first:
-                mmu.tag[i] = mmu.tag[i - np.uint64(1)]
-                mmu.value[i] = mmu.value[i - np.uint64(1)]
-                i -= np.uint64(1)
-            mmu.tag[first] = tag
-            mmu.value[first] = value
-            return row
-        i += np.uint64(1)
+    Whole vectors are looked at; behind the ways a tag of this set stands nowhere.
+    """
+    found = equal_lanes(mmu.tag, row, tag)
+    if found != 0:
+        return int(lowest_bit(found))
+    way = LANES
+    while way < ways:
+        found = equal_lanes(mmu.tag, row + way, tag)
+        if found != 0:
+            return way + lowest_bit(found)
+        way += LANES
     return NOTHING
 
 
 @hot_kernel
+def _to_front(mmu: Mmu, number: int, way: int) -> None:
+    """Name a way first in an order; those named before it come behind (no branch on where)."""
+    at = np.uint64(number)
+    order = mmu.order[at]
+    other = order ^ (np.uint64(way) * EACH_NIBBLE)  # 0 in the nibble that names the way
+    high = (other - EACH_NIBBLE) & ~other & (EACH_NIBBLE << np.uint64(3))
+    one = (high & (~high + np.uint64(1))) >> np.uint64(3)  # 1 in that nibble
+    newer = order & (one - np.uint64(1))
+    older = order & ~((one << NIBBLE_BITS) - np.uint64(1))
+    mmu.order[at] = older | (newer << NIBBLE_BITS) | np.uint64(way)
+
+
+@hot_kernel
 def _probe_ordered(mmu: Mmu, store: int, page: int, tag: int) -> int:
-    row = _set_row(mmu, store, page)
+    number = page & geometry_of(mmu, store, G_SETS_MASK)
     ways = geometry_of(mmu, store, G_WAYS)
-    if ways == FOUR_WAYS:
-        return _probe_four(mmu, row, tag)
-    if mmu.tag[np.uint64(row)] == tag:
-        return row
-    return _probe_many(mmu, row, ways, tag)
-
-
-@hot_kernel
-def _shift_four(mmu: Mmu, at: int) -> None:
-    """Move three entries back by one, and with them forget a fourth."""
-    at0 = np.uint64(at)
-    at1, at2, at3 = at0 + np.uint64(1), at0 + np.uint64(2), at0 + np.uint64(3)
-    tag0, tag1, tag2 = mmu.tag[at0], mmu.tag[at1], mmu.tag[at2]
-    value0, value1, value2 = mmu.value[at0], mmu.value[at1], mmu.value[at2]
-    mmu.tag[at1], mmu.tag[at2], mmu.tag[at3] = tag0, tag1, tag2
-    mmu.value[at1], mmu.value[at2], mmu.value[at3] = value0, value1, value2
-
-
-@hot_kernel
-def _carry(mmu: Mmu, to: int) -> None:
-    """Move the entry before one on its place."""
-    at = np.uint64(to)
-    before = np.uint64(to - 1)
-    mmu.tag[at] = mmu.tag[before]
-    mmu.value[at] = mmu.value[before]
-
-
-@kernel
-def _shift_many(mmu: Mmu, row: int, ways: int) -> None:
-    """Move the entries of a set back by one; the last is lost."""
-    for i in range(row + ways - 1, row, -1):
-        _carry(mmu, i)
+    row = geometry_of(mmu, store, G_FIRST) + number * ways
+    way = _find(mmu, row, ways, tag)
+    if way == NOTHING:
+        return NOTHING
+    _to_front(mmu, geometry_of(mmu, store, G_ORDER) + number, way)
+    return int(row + way)
 
 
 @hot_kernel
 def _insert_ordered(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
-    row = _set_row(mmu, store, page)
-    ways = geometry_of(mmu, store, G_WAYS)
-    if ways == FOUR_WAYS:
-        _shift_four(mmu, row)
-    else:
-        _shift_many(mmu, row, ways)
-    mmu.tag[np.uint64(row)] = tag
-    mmu.value[np.uint64(row)] = value
+    number = page & geometry_of(mmu, store, G_SETS_MASK)
+    at = np.uint64(geometry_of(mmu, store, G_ORDER) + number)
+    order = mmu.order[at]
+    way = (order >> np.uint64(geometry_of(mmu, store, G_OLDEST_SHIFT))) & NIBBLE
+    mmu.order[at] = (order << NIBBLE_BITS) | way
+    row = geometry_of(mmu, store, G_FIRST) + number * geometry_of(mmu, store, G_WAYS)
+    entry = np.uint64(row) + way
+    mmu.tag[entry] = tag
+    mmu.value[entry] = value
 
 
 @kernel
 def _group_row(mmu: Mmu, store: int, page: int) -> int:
     """Return the first entry of the group of ways in which a page may stand."""
-    above = page >> geometry_of(mmu, store, G_SETS_BITS)
-    if geometry_of(mmu, store, G_ODD_GROUPS) != 0:
-        group = above % geometry_of(mmu, store, G_GROUPS_MASK)
-    else:
-        group = above & geometry_of(mmu, store, G_GROUPS_MASK)
-    row = (page & geometry_of(mmu, store, G_SETS_MASK)) * geometry_of(mmu, store, G_WAYS)
-    return int(geometry_of(mmu, store, G_FIRST) + row + group * geometry_of(mmu, store, G_GROUP))
+    group = (page >> geometry_of(mmu, store, G_SETS_BITS)) % geometry_of(mmu, store, G_GROUPS)
+    number = page & geometry_of(mmu, store, G_SETS_MASK)
+    row = number * geometry_of(mmu, store, G_WAYS) + group * geometry_of(mmu, store, G_GROUP)
+    return int(geometry_of(mmu, store, G_FIRST) + row)
 
 
 @kernel
-def _probe_grouped(mmu: Mmu, store: int, page: int, tag: int) -> int:
+def _probe_timed(mmu: Mmu, store: int, page: int, tag: int) -> int:
     row = _group_row(mmu, store, page)
-    for i in range(row, row + geometry_of(mmu, store, G_GROUP)):
-        if mmu.tag[i] == tag:
-            mmu.state[S_CLOCK] += 1
-            mmu.moment[i] = mmu.state[S_CLOCK]
-            return int(i)
-    return NOTHING
+    way = _find(mmu, row, geometry_of(mmu, store, G_GROUP), tag)
+    if way == NOTHING:
+        return NOTHING
+    mmu.state[S_CLOCK] += 1
+    mmu.moment[row + way] = mmu.state[S_CLOCK]
+    return int(row + way)
 
 
 @kernel
-def _insert_grouped(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
+def _insert_timed(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
     row = _group_row(mmu, store, page)
     oldest = row
     for i in range(row, row + geometry_of(mmu, store, G_GROUP)):
-        if mmu.tag[i] == NOTHING:
-            oldest = i
-            break
         if mmu.moment[i] < mmu.moment[oldest]:
             oldest = i
     mmu.state[S_CLOCK] += 1
@@ -266,54 +218,37 @@ def _insert_grouped(mmu: Mmu, store: int, page: int, tag: int, value: int) -> No
     mmu.value[oldest] = value
 
 
+# Merged into what calls them, so that a call's space is made ready only where there is a call.
+
+
+@hot_kernel
+def _probe_other(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    if geometry_of(mmu, store, G_KIND) == ABSENT:
+        return NOTHING
+    return _probe_timed(mmu, store, page, tag)
+
+
+@hot_kernel
+def _insert_other(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
+    if geometry_of(mmu, store, G_KIND) != ABSENT:
+        _insert_timed(mmu, store, page, tag, value)
+
+
 @hot_kernel
 def probe(mmu: Mmu, store: int, page: int, tag: int) -> int:
-    """Look a tag up and mark it used; return where its value stands, or NOTHING."""
-    if geometry_of(mmu, store, G_GROUP) != 0:
-        return _probe_grouped(mmu, store, page, tag)
-    return _probe_ordered(mmu, store, page, tag)
+    """Look a tag up and mark it used; return where it stands, or NOTHING."""
+    if geometry_of(mmu, store, G_KIND) == ORDERED:
+        return _probe_ordered(mmu, store, page, tag)
+    return _probe_other(mmu, store, page, tag)
 
 
 @hot_kernel
 def insert(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
-    """Add a tag that is not in a store as the most recently used of its set."""
-    if geometry_of(mmu, store, G_WAYS) == 0:
-        return
-    if geometry_of(mmu, store, G_GROUP) != 0:
-        _insert_grouped(mmu, store, page, tag, value)
-    else:
+    """Add a tag that is not in a store in place of the least recently used of its set."""
+    if geometry_of(mmu, store, G_KIND) == ORDERED:
         _insert_ordered(mmu, store, page, tag, value)
-
-
-@hot_kernel
-def _probe_second_level(mmu: Mmu, store: int, page: int, tag: int) -> int:
-    """Look a tag up in a second-level store: most often it is not there."""
-    if geometry_of(mmu, store, G_GROUP) != 0:
-        return _probe_grouped(mmu, store, page, tag)
-    row = _set_row(mmu, store, page)
-    ways = geometry_of(mmu, store, G_WAYS)
-    if ways == EIGHT_WAYS or ways == TWELVE_WAYS:
-        found = _among_four(mmu, row, tag) | _among_four(mmu, row + FOUR_WAYS, tag)
-        if ways == TWELVE_WAYS:
-            found |= _among_four(mmu, row + EIGHT_WAYS, tag)
-        if not found:
-            return NOTHING
-    return _probe_many(mmu, row, ways, tag)
-
-
-@hot_kernel
-def _insert_second_level(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
-    if geometry_of(mmu, store, G_GROUP) == 0 and geometry_of(mmu, store, G_WAYS) == TWELVE_WAYS:
-        row = _set_row(mmu, store, page)
-        _shift_four(mmu, row + EIGHT_WAYS)
-        _carry(mmu, row + EIGHT_WAYS)
-        _shift_four(mmu, row + FOUR_WAYS)
-        _carry(mmu, row + FOUR_WAYS)
-        _shift_four(mmu, row)
-        mmu.tag[np.uint64(row)] = tag
-        mmu.value[np.uint64(row)] = value
     else:
-        insert(mmu, store, page, tag, value)
+        _insert_other(mmu, store, page, tag, value)
 
 
 @hot_kernel
@@ -323,7 +258,7 @@ def second_level(mmu: Mmu, size: int, page: int) -> int:
     A size that two stores hold is spread over them by the page-number bit above the set's.
     """
     store = L2_TLB + size
-    if geometry_of(mmu, L2_OTHER + size, G_WAYS) != 0:
+    if geometry_of(mmu, L2_OTHER + size, G_KIND) != ABSENT:
         if (page >> geometry_of(mmu, store, G_SETS_BITS)) & 1:
             return L2_OTHER + size
     return store
@@ -333,7 +268,7 @@ def second_level(mmu: Mmu, size: int, page: int) -> int:
 def first_level_hit_of(mmu: Mmu, size: int, vpn: int, vpid: int) -> int:
     """Look a page up in the first level by one size; return where, or NOTHING."""
     page = vpn >> (size * INDEX_BITS)
-    return _probe_ordered(mmu, L1_TLB + size, page, tag_of(page, size, vpid))
+    return probe(mmu, L1_TLB + size, page, tag_of(page, size, vpid))
 
 
 @hot_kernel
@@ -341,9 +276,9 @@ def second_level_hit_of(mmu: Mmu, size: int, vpn: int, vpid: int) -> int:
     """Look a page up in the second level by one size, copying a hit to the first."""
     page = vpn >> (size * INDEX_BITS)
     tag = tag_of(page, size, vpid)
-    at = _probe_second_level(mmu, second_level(mmu, size, page), page, tag)
+    at = probe(mmu, second_level(mmu, size, page), page, tag)
     if at != NOTHING:
-        _insert_ordered(mmu, L1_TLB + size, page, tag, mmu.value[np.uint64(at)])
+        insert(mmu, L1_TLB + size, page, tag, mmu.value[np.uint64(at)])
     return at
 
 
@@ -351,14 +286,11 @@ def second_level_hit_of(mmu: Mmu, size: int, vpn: int, vpid: int) -> int:
 def first_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
     """Look a page up in the first level by every size in use; return where, or NOTHING."""
     sizes = mmu.state[S_SIZES]
-    size = 0
-    while sizes != 0:
-        if sizes & 1:
+    for size in range(NR_SIZES):
+        if (sizes >> size) & 1:
             at = first_level_hit_of(mmu, size, vpn, vpid)
             if at != NOTHING:
                 return at
-        sizes >>= 1
-        size += 1
     return NOTHING
 
 
@@ -366,15 +298,23 @@ def first_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
 def second_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
     """Look a page up in the second level, copying a hit to the first; return where, or NOTHING."""
     sizes = mmu.state[S_SIZES]
-    size = 0
-    while sizes != 0:
-        if sizes & 1:
+    for size in range(NR_SIZES):
+        if (sizes >> size) & 1:
             at = second_level_hit_of(mmu, size, vpn, vpid)
             if at != NOTHING:
                 return at
-        sizes >>= 1
-        size += 1
     return NOTHING
+
+
+@hot_kernel
+def _fill_of(mmu: Mmu, size: int, vpn: int, vpid: int, frame: int) -> None:
+    page = vpn >> (size * INDEX_BITS)
+    first = frame & ~((1 << (size * INDEX_BITS)) - 1)
+    tag = tag_of(page, size, vpid)
+    insert(mmu, second_level(mmu, size, page), page, tag, first)
+    insert(mmu, L1_TLB + size, page, tag, first)
+    mmu.state[S_SIZES] |= 1 << size
+    mmu.counts[np.uint64(C_FILLS + size)] += 1
 
 
 @hot_kernel
@@ -386,13 +326,10 @@ def fill(mmu: Mmu, vpn: int, size: int, vpid: int, frame: int) -> None:
     frame
         Frame of page ``vpn`` itself; the entry keeps that of its first page.
     """
-    page = vpn >> (size * INDEX_BITS)
-    first = frame & ~((1 << (size * INDEX_BITS)) - 1)
-    tag = tag_of(page, size, vpid)
-    _insert_second_level(mmu, second_level(mmu, size, page), page, tag, first)
-    _insert_ordered(mmu, L1_TLB + size, page, tag, first)
-    mmu.state[S_SIZES] |= 1 << size
-    mmu.counts[np.uint64(C_FILLS + size)] += 1
+    if size == 0:  # told apart, so that LLVM knows it: most pages are base pages
+        _fill_of(mmu, 0, vpn, vpid, frame)
+    else:
+        _fill_of(mmu, size, vpn, vpid, frame)
 
 
 @hot_kernel
@@ -403,16 +340,19 @@ def entry_bits(tag: int) -> int:
 
 @kernel
 def _drop(mmu: Mmu, store: int, at: int) -> None:
-    """Remove an entry; in an ordered store the rest of its set keeps its order."""
-    if geometry_of(mmu, store, G_GROUP) == 0:
-        ways = geometry_of(mmu, store, G_WAYS)
-        offset = at - geometry_of(mmu, store, G_FIRST)
-        end = at - offset % ways + ways
-        for j in range(at, end - 1):
-            mmu.tag[j] = mmu.tag[j + 1]
-            mmu.value[j] = mmu.value[j + 1]
-        at = end - 1
+    """Remove an entry; it is the next of its set to be replaced, the others keep their order."""
     mmu.tag[at] = NOTHING
+    if geometry_of(mmu, store, G_KIND) == TIMED:
+        mmu.moment[at] = 0
+        return
+    ways = geometry_of(mmu, store, G_WAYS)
+    entry = at - geometry_of(mmu, store, G_FIRST)
+    number = geometry_of(mmu, store, G_ORDER) + entry // ways
+    way = entry % ways
+    _to_front(mmu, number, way)
+    shift = np.uint64(geometry_of(mmu, store, G_OLDEST_SHIFT))
+    others = (mmu.order[number] >> NIBBLE_BITS) & ((np.uint64(1) << shift) - np.uint64(1))
+    mmu.order[number] = others | (np.uint64(way) << shift)
 
 
 @kernel
@@ -427,8 +367,7 @@ def invalidate_store(mmu: Mmu, store: int, vpid: int, first: int, nr: int) -> in
     dropped = 0
     begin = geometry_of(mmu, store, G_FIRST)
     entries = (geometry_of(mmu, store, G_SETS_MASK) + 1) * geometry_of(mmu, store, G_WAYS)
-    for back in range(entries):
-        at = begin + entries - 1 - back  # from the last, as dropping moves later ones up
+    for at in range(begin, begin + entries):
         tag = mmu.tag[at]
         if tag == NOTHING or tag >> TAG_VPID_SHIFT != vpid:
             continue
@@ -454,7 +393,7 @@ def invalidate(mmu: Mmu, vpid: int, first: int, nr: int) -> int:
     """
     dropped = 0
     for store in range(EPT_PWC):
-        if geometry_of(mmu, store, G_WAYS) != 0:
+        if geometry_of(mmu, store, G_KIND) != ABSENT:
             dropped += invalidate_store(mmu, store, vpid, first, nr)
     return dropped
 
@@ -472,7 +411,7 @@ def invalidate_vpid(mmu: Mmu, vpid: int) -> int:
     """
     dropped = 0
     for store in range(NR_STORES):
-        if geometry_of(mmu, store, G_WAYS) != 0:
+        if geometry_of(mmu, store, G_KIND) != ABSENT:
             dropped += invalidate_store(mmu, store, vpid, 0, 1 << TAG_SIZE_SHIFT)
     return dropped
 
@@ -481,6 +420,7 @@ def invalidate_vpid(mmu: Mmu, vpid: int) -> int:
 def forget_all(mmu: Mmu) -> None:
     """Empty every store and counter."""
     mmu.tag[:] = NOTHING
+    mmu.order[:] = IN_TURN
     mmu.moment[:] = 0
     mmu.counts[:] = 0
     mmu.state[S_SIZES] = 0

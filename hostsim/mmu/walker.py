@@ -57,24 +57,45 @@ from hostsim.mmu.tlb import (
 )
 
 RARE_WALKS: Final = 4  # where fewer than one access in so many walks, looking ahead is no gain
+AHEAD_SHIFT: Final = 40  # an entry ahead: its number, bits of a page number below it
 LOG_LEVEL_SHIFT: Final = 40  # a logged read: entry number, level, class
 LOG_CLASS_SHIFT: Final = 44
 
 
 @hot_kernel
-def _read(mmu: Mmu, tables: PageTables, kind: int, table: int, level: int, page: int) -> int:
-    """Read an entry as the walker does: counted and logged."""
+def _read(
+    mmu: Mmu, tables: PageTables, kind: int, table: int, level: int, page: int, studied: bool
+) -> int:
+    """Read an entry as the walker does: counted, and logged if the walk is studied."""
     slot = table * PTRS_PER_TABLE + index_at(page, level)
     mmu.counts[np.uint64(C_READS + kind * LEVEL_STRIDE + level)] += 1
-    logged = mmu.state[S_LOGGED]
-    mmu.log[np.uint64(logged)] = slot | (level << LOG_LEVEL_SHIFT) | (kind << LOG_CLASS_SHIFT)
-    mmu.state[S_LOGGED] = logged + 1
+    if studied:
+        logged = mmu.state[S_LOGGED]
+        mmu.log[np.uint64(logged)] = slot | (level << LOG_LEVEL_SHIFT) | (kind << LOG_CLASS_SHIFT)
+        mmu.state[S_LOGGED] = logged + 1
     return int(tables.entry[np.uint64(slot)])
+
+
+@kernel
+def _forced_start(tables: PageTables, page: int, reads: int) -> tuple[int, int]:
+    """Return level and table from where a walk makes so many reads; (0, 0) if it makes none."""
+    _, leaf = look_up(tables, page)
+    if leaf == 0 or reads == 0:
+        return 0, 0
+    level = leaf + reads - 1
+    return level, table_at(tables, page, level)
 
 
 @hot_kernel
 def _walk_dimension(
-    mmu: Mmu, tables: PageTables, caches: int, kind: int, page: int, vpid: int, forced: int
+    mmu: Mmu,
+    tables: PageTables,
+    caches: int,
+    kind: int,
+    page: int,
+    vpid: int,
+    forced: int,
+    studied: bool,
 ) -> tuple[int, int]:
     """Walk tables that need no translation themselves; return frame and leaf level.
 
@@ -84,18 +105,16 @@ def _walk_dimension(
         Reads to make, plus one; 0: as many as the walk caches leave.
     """
     if forced > 0:
-        frame, leaf = look_up(tables, page)
-        level = leaf + forced - 2
-        if level < leaf or leaf == 0:
-            return frame, leaf
-        table = table_at(tables, page, level)
+        level, table = _forced_start(tables, page, forced - 1)
+        if level == 0:
+            return look_up(tables, page)
     else:
         level, table = deepest_table(mmu, caches, tables.root[R_LEVELS], page, vpid)
         if level == 0:
             level = int(tables.root[R_LEVELS])
             table = int(tables.root[R_ROOT])
     while True:
-        entry = _read(mmu, tables, kind, table, level, page)
+        entry = _read(mmu, tables, kind, table, level, page, studied)
         if entry & E_TAG == E_LEAF:
             below = page & ((1 << ((level - 1) * INDEX_BITS)) - 1)
             return (entry >> 2) + below, level
@@ -108,41 +127,50 @@ def _walk_dimension(
 
 
 @hot_kernel
-def walk_ept(mmu: Mmu, ept: PageTables, kind: int, gfn: int, vpid: int) -> tuple[int, int]:
+def _walk_ept(
+    mmu: Mmu, ept: PageTables, kind: int, gfn: int, vpid: int, studied: bool
+) -> tuple[int, int]:
     """Walk the EPT for a guest frame; return the host frame and the leaf's level."""
-    return _walk_dimension(mmu, ept, EPT_PWC, kind, gfn, vpid, mmu.state[S_FORCE_HOST])
+    forced = mmu.state[S_FORCE_HOST] if studied else 0
+    return _walk_dimension(mmu, ept, EPT_PWC, kind, gfn, vpid, forced, studied)
 
 
 @hot_kernel
-def _translate_table(mmu: Mmu, ept: PageTables, gfn: int, vpid: int) -> bool:
+def _translate_table(mmu: Mmu, ept: PageTables, gfn: int, vpid: int, studied: bool) -> bool:
     """Find the host frame of a guest table; return whether the EPT maps it."""
     if nested_hit(mmu, gfn, vpid):
         return True
-    frame, leaf = walk_ept(mmu, ept, READ_EPT_TABLE, gfn, vpid)
+    frame, leaf = _walk_ept(mmu, ept, READ_EPT_TABLE, gfn, vpid, studied)
     if leaf == 0:
         return False
-    if mmu.state[S_FORCE_HOST] == 0:
+    if not studied or mmu.state[S_FORCE_HOST] == 0:
         nested_fill(mmu, gfn, leaf - 1, vpid, frame)
     return True
 
 
 @hot_kernel
-def walk_native(mmu: Mmu, tables: PageTables, vpn: int, vpid: int) -> tuple[int, int]:
+def walk_native(
+    mmu: Mmu, tables: PageTables, vpn: int, vpid: int, studied: bool
+) -> tuple[int, int]:
     """Walk one set of tables; return the frame of a page and the level of its leaf.
 
     ``(NO_PFN, 0)`` if nothing maps the page.
     """
-    mmu.state[S_LOGGED] = 0
-    force = mmu.state[S_FORCE_GUEST]
+    force = mmu.state[S_FORCE_GUEST] if studied else 0
     forced = force + 1 if force > 0 else 0
-    return _walk_dimension(mmu, tables, PWC, READ_GUEST, vpn, vpid, forced)
+    return _walk_dimension(mmu, tables, PWC, READ_GUEST, vpn, vpid, forced, studied)
 
 
 @hot_kernel
 def walk_nested(
-    mmu: Mmu, guest: PageTables, ept: PageTables, vpn: int, vpid: int
+    mmu: Mmu, guest: PageTables, ept: PageTables, vpn: int, vpid: int, studied: bool
 ) -> tuple[int, int]:
     """Walk a guest's tables and, for each of them and for the page, the EPT.
+
+    Parameters
+    ----------
+    studied
+        Whether reads are logged, and may be forced; a literal, for LLVM to leave out what is not.
 
     Returns
     -------
@@ -150,15 +178,12 @@ def walk_nested(
         The page's host frame, and the level of the smaller of both leaves: the largest entry
         that the TLB may hold. ``(NO_PFN, 0)`` if nothing maps the page.
     """
-    mmu.state[S_LOGGED] = 0
-    forced = mmu.state[S_FORCE_GUEST]
+    forced = mmu.state[S_FORCE_GUEST] if studied else 0
     known = True  # whether the table's host address came with its number
     if forced > 0:
-        _, leaf = look_up(guest, vpn)
-        if leaf == 0:
+        level, table = _forced_start(guest, vpn, forced)
+        if level == 0:
             return NO_PFN, 0
-        level = leaf + forced - 1
-        table = table_at(guest, vpn, level)
     else:
         level, table = deepest_table(mmu, PWC, guest.root[R_LEVELS], vpn, vpid)
         if level == 0:
@@ -167,9 +192,9 @@ def walk_nested(
             known = False
     while True:
         if not known:
-            if not _translate_table(mmu, ept, int(guest.frame[table]), vpid):
+            if not _translate_table(mmu, ept, int(guest.frame[np.uint64(table)]), vpid, studied):
                 return NO_PFN, 0
-        entry = _read(mmu, guest, READ_GUEST, table, level, vpn)
+        entry = _read(mmu, guest, READ_GUEST, table, level, vpn, studied)
         if entry & E_TAG == E_LEAF:
             break
         if entry == E_NONE:
@@ -180,20 +205,30 @@ def walk_nested(
         known = False
         level -= 1
     gfn = (entry >> 2) + (vpn & ((1 << ((level - 1) * INDEX_BITS)) - 1))
-    frame, ept_level = walk_ept(mmu, ept, READ_EPT_DATA, gfn, vpid)
+    frame, ept_level = _walk_ept(mmu, ept, READ_EPT_DATA, gfn, vpid, studied)
     if ept_level == 0:
         return NO_PFN, 0
     return frame, min(level, ept_level)
 
 
-@kernel
-def _walk(mmu: Mmu, guest: PageTables, ept: PageTables, nested: bool, vpn: int, vpid: int) -> int:
+@hot_kernel
+def _walk(
+    mmu: Mmu,
+    guest: PageTables,
+    ept: PageTables,
+    nested: bool,
+    vpn: int,
+    vpid: int,
+    studied: bool,
+) -> int:
     """Walk for a page and fill the TLBs; return its frame, or NO_PFN."""
     mmu.counts[C_WALKS] += 1
+    if studied:
+        mmu.state[S_LOGGED] = 0
     if nested:
-        frame, level = walk_nested(mmu, guest, ept, vpn, vpid)
+        frame, level = walk_nested(mmu, guest, ept, vpn, vpid, studied)
     else:
-        frame, level = walk_native(mmu, guest, vpn, vpid)
+        frame, level = walk_native(mmu, guest, vpn, vpid, studied)
     if level == 0:
         mmu.counts[C_NOT_PRESENT] += 1
         return NO_PFN
@@ -205,7 +240,10 @@ def _walk(mmu: Mmu, guest: PageTables, ept: PageTables, nested: bool, vpn: int, 
 def translate(
     mmu: Mmu, guest: PageTables, ept: PageTables, nested: bool, vpn: int, vpid: int
 ) -> int:
-    """Translate one access to a page; return the page's frame, or NO_PFN if nothing maps it."""
+    """Translate one access to a page; return the page's frame, or NO_PFN if nothing maps it.
+
+    Its walk is studied: it makes the reads that are forced, if any are, and logs all.
+    """
     mmu.counts[C_ACCESSES] += 1
     at = first_level_hit(mmu, vpn, vpid)
     if at != NOTHING:
@@ -213,7 +251,7 @@ def translate(
     else:
         at = second_level_hit(mmu, vpn, vpid)
         if at == NOTHING:
-            return _walk(mmu, guest, ept, nested, vpn, vpid)
+            return _walk(mmu, guest, ept, nested, vpn, vpid, True)
         mmu.counts[C_L2_HITS] += 1
     return int(mmu.value[at] + (vpn & ((1 << entry_bits(mmu.tag[at])) - 1)))
 
@@ -232,17 +270,17 @@ def _look_ahead(
 
     This changes no counter and no entry: it is about the caches of the machine that simulates.
     """
-    for i in range(start, end):
-        slot, level = leaf_slot(guest, pages[i])
+    for i in range(np.uint64(start), np.uint64(end)):
+        slot, shift = leaf_slot(guest, int(pages[i]))
         prefetch(guest.entry, slot)
-        mmu.ahead[np.uint64(i - start)] = slot * LEVEL_STRIDE + level
+        mmu.ahead[i - np.uint64(start)] = slot | (shift << AHEAD_SHIFT)
     if not nested:
         return
-    for i in range(start, end):
-        coded = mmu.ahead[np.uint64(i - start)]
-        entry = int(guest.entry[np.uint64(coded // LEVEL_STRIDE)])
+    for i in range(np.uint64(start), np.uint64(end)):
+        ahead = mmu.ahead[i - np.uint64(start)]
+        entry = int(guest.entry[np.uint64(ahead & ((1 << AHEAD_SHIFT) - 1))])
         if entry & E_TAG == E_LEAF:
-            below = pages[i] & ((1 << ((coded % LEVEL_STRIDE - 1) * INDEX_BITS)) - 1)
+            below = int(pages[i]) & ((1 << (ahead >> AHEAD_SHIFT)) - 1)
             slot, _ = leaf_slot(ept, (entry >> 2) + below)
             prefetch(ept.entry, slot)
 
@@ -259,7 +297,7 @@ def access_pages(
 ) -> None:
     """Translate accesses to pages in order.
 
-    An access to the page of the one before it finds its entry at the front of its set: a
+    An access to the page of the one before it finds its entry the last used of its set: a
     first-level hit that changes nothing, counted without a look-up.
 
     Parameters
@@ -292,7 +330,7 @@ def access_pages(
             l1_hits += 1
         elif second_level_hit(mmu, vpn, vpid) != NOTHING:
             l2_hits += 1
-        elif _walk(mmu, guest, ept, nested, vpn, vpid) == NO_PFN:
+        elif _walk(mmu, guest, ept, nested, vpn, vpid, False) == NO_PFN:
             last = NO_PFN
     mmu.counts[C_ACCESSES] += nr
     mmu.counts[C_L1_HITS] += l1_hits
@@ -368,6 +406,6 @@ def walk_missed(
         if i % AHEAD == 0:
             _look_ahead(mmu, guest, ept, nested, missed, i, min(i + AHEAD, missed.size))
         if nested:
-            walk_nested(mmu, guest, ept, missed[i], vpid)
+            walk_nested(mmu, guest, ept, missed[i], vpid, False)
         else:
-            walk_native(mmu, guest, missed[i], vpid)
+            walk_native(mmu, guest, missed[i], vpid, False)

@@ -65,14 +65,23 @@ HALVES = cpu(
     walk_caches={2: (4, 2), 3: (2, 2), 4: (2, 2), 5: (1, 1)},
     nested=(4, 2),
 )
-FOURS = cpu(  # one set a store, of the numbers of ways that have straight code
+FOURS = cpu(  # one set a store, of whole vectors of ways
     *(tlb(1, (size,), 4, 4) for size in SIZES),
     tlb(2, ("4K", "2M"), 12, 12),
     tlb(2, ("1G",), 8, 8),
     walk_caches={2: (4, 4), 3: (4, 4), 4: (4, 4), 5: (4, 4)},
     nested=(4, 4),
 )
-MACHINES = {"tiny": TINY, "zen": ZEN, "halves": HALVES, "fours": FOURS}
+ODD = cpu(  # ways that fill no vector, as many as an order names, and more
+    tlb(1, ("4K",), 17, 17),
+    tlb(1, ("2M",), 3, 3),
+    tlb(1, ("1G",), 5, 5),
+    tlb(2, ("4K", "2M"), 32, 16),
+    tlb(2, ("1G",), 7, 7),
+    walk_caches={2: (12, 6), 3: (18, 18), 4: (1, 1), 5: (9, 9)},
+    nested=(26, 13),
+)
+MACHINES = {"tiny": TINY, "zen": ZEN, "halves": HALVES, "fours": FOURS, "odd": ODD}
 
 
 def tables(leaves, levels=4, first_frame=1, room=64):

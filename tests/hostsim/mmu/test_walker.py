@@ -8,6 +8,7 @@ from machines import (
     FOURS,
     HALVES,
     MACHINES,
+    ODD,
     SIZES,
     TINY,
     empty_ept,
@@ -167,21 +168,26 @@ def stores(machine):
     return made
 
 
-@given(spaces(), st.lists(st.integers(0, 1000), max_size=60))
-def test_walks_equal_a_plain_model(space, picks):
+@pytest.mark.parametrize("machine", [TINY, ODD], ids=["tiny", "odd"])
+@given(space=spaces(), picks=st.lists(st.integers(0, 1000), max_size=60), studied=st.booleans())
+def test_walks_equal_a_plain_model(machine, space, picks, studied):
     leaves, guest, host, ept, levels = space
-    mmu = fresh(TINY)
+    mmu = fresh(machine)
     model = PlainMmu(
         plain(leaves, guest, levels),
         None if host is None else plain(host, ept, levels),
         levels,
-        stores(TINY),
+        stores(machine),
     )
     for pick in picks:
         vpn = page_of(leaves, pick)
         nested = host is not None
-        found = translate(mmu, guest, ept if nested else empty_ept(), nested, vpn, 3)
-        assert found == model.access(vpn)
+        where = guest, ept if nested else empty_ept(), nested
+        found = model.access(vpn)
+        if studied:
+            assert translate(mmu, *where, vpn, 3) == found
+        else:
+            access_pages(mmu, *where, 3, np.array([vpn]), 1)
     assert mmu.counts[C_L1_HITS] == model.l1
     assert mmu.counts[C_L2_HITS] == model.l2
     assert mmu.counts[C_WALKS] == model.walks
