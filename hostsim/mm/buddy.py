@@ -7,7 +7,6 @@ buddy_merge_likely.
 from typing import Final
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
-from hostsim.core.prefetch import prefetch
 from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.contig import blocks_freed, blocks_taken
 from hostsim.mm.mm_types import (
@@ -181,15 +180,15 @@ def rmqueue_run(mem: Memory, zone: int, on_type: int, order: int, nr: int) -> tu
         Frames handed out, ascending from ``pfn``; they never cross a pageblock, but for the
         two of an order-10 block.
     """
+    blocks = mem.nr_free[zone, on_type]
     for current in range(order, NR_SMALL_ORDERS):
-        if mem.nr_free[zone, on_type, current] == 0:
+        if blocks[current] == 0:
             continue
         record = int(mem.rec[zone * NR_TYPES + on_type].next[current])
         first = lowest_free_block(mem, record, current)
         taken = min(nr, 1 << current) if order == 0 else 1 << order
         if del_free_block(mem, record, zone, on_type, current):
             list_rotate_one(mem, record, current, zone * NR_TYPES + on_type)
-        prefetch(mem.rec, int(mem.rec[zone * NR_TYPES + on_type].next[current]))
         set_frames(mem, record, first, taken, False)
         list_rest(mem, record, zone, on_type, current, taken)
         pb = int(mem.rec[record].pb)
@@ -197,18 +196,16 @@ def rmqueue_run(mem: Memory, zone: int, on_type: int, order: int, nr: int) -> tu
         _drop_if_full(mem, record, pb)
         return (pb << PAGEBLOCK_ORDER) + first, taken
     for current in range(max(order, PAGEBLOCK_ORDER), MAX_PAGE_ORDER + 1):
-        if mem.nr_free[zone, on_type, current] == 0:
+        if blocks[current] == 0:
             continue
         pb = first_free_pageblock(mem, zone, on_type, current)
         del_free_pageblocks(mem, pb, zone, on_type, current)
-        taken = min(nr, PAGEBLOCK_NR_PAGES) if order == 0 else 1 << order
-        if order == MAX_PAGE_ORDER:
-            take_pageblock(mem, pb, zone, on_type, PAGEBLOCK_NR_PAGES)
-            take_pageblock(mem, pb + 1, zone, on_type, PAGEBLOCK_NR_PAGES)
-        else:
-            if current == MAX_PAGE_ORDER:
-                add_free_pageblocks(mem, pb + 1, zone, on_type, PAGEBLOCK_ORDER, HEAD)
-            take_pageblock(mem, pb, zone, on_type, taken)
+        taken = min(nr, 1 << current) if order == 0 else 1 << order
+        take_pageblock(mem, pb, zone, on_type, min(taken, PAGEBLOCK_NR_PAGES))
+        if taken > PAGEBLOCK_NR_PAGES:
+            take_pageblock(mem, pb + 1, zone, on_type, taken - PAGEBLOCK_NR_PAGES)
+        elif current == MAX_PAGE_ORDER:
+            add_free_pageblocks(mem, pb + 1, zone, on_type, PAGEBLOCK_ORDER, HEAD)
         mem.zone[zone, Z_FREE] -= taken
         return pb << PAGEBLOCK_ORDER, taken
     return NO_PFN, 0
@@ -364,14 +361,17 @@ def free_pageblock(mem: Memory, pb: int) -> None:
     buddy = pb ^ 1
     if _free9(mem, buddy):
         del_free_pageblocks(mem, buddy, zone, list_type(mem, buddy), PAGEBLOCK_ORDER)
-        if mem.tunables[T_FALLBACK] == FALLBACK_6_12:
+        if (
+            mem.tunables[T_FALLBACK] == FALLBACK_6_12
+            and get_pageblock_migratetype(mem, buddy) != on_type
+        ):
             set_pageblock_migratetype(mem, buddy, on_type)
         add_free_pageblocks(mem, pb & ~1, zone, on_type, MAX_PAGE_ORDER, HEAD)
     else:
         add_free_pageblocks(mem, pb, zone, on_type, PAGEBLOCK_ORDER, HEAD)
 
 
-@kernel
+@hot_kernel
 def free_huge(mem: Memory, pb: int) -> None:
     """Free a block of order 9 that is in use as a whole."""
     zone = zone_of(mem, pb << PAGEBLOCK_ORDER)

@@ -258,6 +258,9 @@ def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
     """
     if mem.mm[mm, MM_NR_NODES] > 1:
         return 0
+    ram_windows = (mem.mm[mm, MM_RAM_PAGES] + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
+    if window < ram_windows:
+        nr = min(nr, ram_windows - window)
     zone = usable_zone(mem, 0)
     if zone == NIL:
         return 0
@@ -293,16 +296,17 @@ def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
                 rmqueue_bulk(mem, zone, 0, MIGRATE_MOVABLE, keep_apart)
             pfn, taken, step = pop_head(mem, data, end - vpn)
             mem.zone[zone, PCP_COUNT] -= taken
-            _prefetch_owners(mem, data)
+            if taken < end - vpn:
+                _prefetch_owners(mem, data)
             before = map_run(mem, mm, window + done, before, vpn, pfn, taken, step)
             if mem.pool[P_TRACED] != 0:
                 note_touched(mem, pfn, taken, step, 0)
             vpn += taken
-        account_rss(mem, mm, window + done, HPAGE_PMD_NR)
         done += 1
     _note_tables(mem, first_table, nr_tables, 1)
     if done > 0:
         pages = done << HPAGE_PMD_ORDER
+        account_rss(mem, mm, window, pages)
         _account(mem, zone, pages + done, pages + done)
         mem.vmstat[PGFAULT] += pages
         mod_node_page_state(mem, pfn, NR_ANON_PAGES, pages)

@@ -114,7 +114,7 @@ def push_head(mem: Memory, head: int, pfn: int, nr: int, step: int) -> None:
     _new_run(mem, last, nr, -step, head)
 
 
-@kernel
+@hot_kernel
 def push_tail(mem: Memory, head: int, pfn: int, nr: int, step: int) -> None:
     """Put ``nr`` blocks at a list's tail one after the other, ``pfn`` first."""
     run = int(mem.run[head].prev)

@@ -4,8 +4,7 @@ Source: Linux v6.1 mm/rmap.c page_remove_rmap, mm/swap.c release_pages, mm/swap_
 free_page_and_swap_cache.
 """
 
-from hostsim.core.jit import kernel
-from hostsim.core.prefetch import prefetch
+from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import NIL, P_NEAR, Memory
 from hostsim.mm.mmap import set_window, table_head, table_word, window_word
@@ -164,7 +163,7 @@ def isolate_page(mem: Memory, x: int, vpn: int) -> int:
     return x
 
 
-@kernel
+@hot_kernel
 def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> int:
     """Take the extents of pages ``first .. end - 1`` off a window's list, cut at the edges.
 
@@ -192,9 +191,6 @@ def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> 
         if last > end:
             cut_extent(mem, x, end)
         mem.scratch[nr] = x
-        prefetch(mem.pb, int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER)
-        prefetch(mem.ext, int(mem.ext[x].prev_b))
-        prefetch(mem.ext, int(mem.ext[x].next_b))
         nr += 1
         x = int(mem.ext[x].next)
     if nr > 0 and before == NIL:
