@@ -130,17 +130,18 @@ def geometry_of(mmu: Mmu, store: int, column: int) -> int:
 
 
 @hot_kernel
-def _find(mmu: Mmu, row: int, ways: int, tag: int) -> int:
-    """Return which way from an entry on holds a tag, or NOTHING.
+def _find(words: NDArray[np.int64], row: int, ways: int, word: int) -> int:
+    """Return the first way from an entry on that holds a word, or NOTHING.
 
-    Whole vectors are looked at; behind the ways a tag of this set stands nowhere.
+    Whole vectors are looked at: what stands behind the ways must not, or not first, be equal. A
+    tag of one set stands in no other.
     """
-    found = equal_lanes(mmu.tag, row, tag)
+    found = equal_lanes(words, row, word)
     if found != 0:
         return int(lowest_bit(found))
     way = LANES
     while way < ways:
-        found = equal_lanes(mmu.tag, row + way, tag)
+        found = equal_lanes(words, row + way, word)
         if found != 0:
             return way + lowest_bit(found)
         way += LANES
@@ -165,7 +166,7 @@ def _probe_ordered(mmu: Mmu, store: int, page: int, tag: int) -> int:
     number = page & geometry_of(mmu, store, G_SETS_MASK)
     ways = geometry_of(mmu, store, G_WAYS)
     row = geometry_of(mmu, store, G_FIRST) + number * ways
-    way = _find(mmu, row, ways, tag)
+    way = _find(mmu.tag, row, ways, tag)
     if way == NOTHING:
         return NOTHING
     _to_front(mmu, geometry_of(mmu, store, G_ORDER) + number, way)
@@ -188,7 +189,8 @@ def _insert_ordered(mmu: Mmu, store: int, page: int, tag: int, value: int) -> No
 @kernel
 def _group_row(mmu: Mmu, store: int, page: int) -> int:
     """Return the first entry of the group of ways in which a page may stand."""
-    group = (page >> geometry_of(mmu, store, G_SETS_BITS)) % geometry_of(mmu, store, G_GROUPS)
+    above = np.uint64(page >> geometry_of(mmu, store, G_SETS_BITS))
+    group = int(above % np.uint64(geometry_of(mmu, store, G_GROUPS)))
     number = page & geometry_of(mmu, store, G_SETS_MASK)
     row = number * geometry_of(mmu, store, G_WAYS) + group * geometry_of(mmu, store, G_GROUP)
     return int(geometry_of(mmu, store, G_FIRST) + row)
@@ -197,7 +199,7 @@ def _group_row(mmu: Mmu, store: int, page: int) -> int:
 @kernel
 def _probe_timed(mmu: Mmu, store: int, page: int, tag: int) -> int:
     row = _group_row(mmu, store, page)
-    way = _find(mmu, row, geometry_of(mmu, store, G_GROUP), tag)
+    way = _find(mmu.tag, row, geometry_of(mmu, store, G_GROUP), tag)
     if way == NOTHING:
         return NOTHING
     mmu.state[S_CLOCK] += 1
@@ -208,14 +210,15 @@ def _probe_timed(mmu: Mmu, store: int, page: int, tag: int) -> int:
 @kernel
 def _insert_timed(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
     row = _group_row(mmu, store, page)
-    oldest = row
-    for i in range(row, row + geometry_of(mmu, store, G_GROUP)):
-        if mmu.moment[i] < mmu.moment[oldest]:
-            oldest = i
+    ways = geometry_of(mmu, store, G_GROUP)
+    oldest = mmu.moment[row]
+    for i in range(np.uint64(ways)):
+        oldest = min(oldest, mmu.moment[np.uint64(row) + i])
+    at = row + _find(mmu.moment, row, ways, oldest)
     mmu.state[S_CLOCK] += 1
-    mmu.moment[oldest] = mmu.state[S_CLOCK]
-    mmu.tag[oldest] = tag
-    mmu.value[oldest] = value
+    mmu.moment[at] = mmu.state[S_CLOCK]
+    mmu.tag[at] = tag
+    mmu.value[at] = value
 
 
 # Merged into what calls them, so that a call's space is made ready only where there is a call.
