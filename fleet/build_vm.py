@@ -191,7 +191,7 @@ def _is_mapped(host: Memory, vm: int, page: int, nr: int) -> bool:
             return False
         if is_table(word):
             while page < stop:
-                if not has_leaf(host, word, page):
+                if not has_leaf(host, vm, page):
                     return False
                 page += 1
         page = stop

@@ -36,7 +36,6 @@ from hostsim.mm.mm_types import (
     MM_RAM_PAGES,
     NIL,
     P_RESUME,
-    P_ZERO_PB,
     Memory,
 )
 from hostsim.mm.mmap import (
@@ -44,7 +43,7 @@ from hostsim.mm.mmap import (
     W_NONE,
     W_TABLE,
     W_TAG,
-    W_ZERO,
+    huge_pageblock,
     maps_huge,
     table_head,
     window_word,
@@ -54,7 +53,6 @@ from hostsim.mm.mmu_notifier import (
     E_FULL,
     E_LEAF,
     E_NONE,
-    E_SHIFT,
     E_TABLE,
     E_TAG,
     EPT_DIRTY_LOG,
@@ -64,6 +62,7 @@ from hostsim.mm.mmu_notifier import (
     add_leaves,
     close_table,
     count_full_tables,
+    ept_child,
     ept_word,
     free_ept_table,
     is_table,
@@ -139,8 +138,7 @@ def _table_of(mem: Memory, mm: int, window: int) -> int:
 @kernel
 def _drop_table(mem: Memory, mm: int, window: int) -> None:
     """Free a window's table with its page."""
-    free_ept_table(mem, mm, ept_word(mem, mm, window))
-    set_ept(mem, mm, window, E_NONE, 0)
+    free_ept_table(mem, mm, window)
     mem.mm[mm, MM_EPT_TABLES] -= 1
     free_table(mem, mm, KIND_EPT)
 
@@ -150,11 +148,10 @@ def _split_leaf(mem: Memory, mm: int, window: int) -> int:
     """Replace a 2 MiB leaf by a table of 512 leaves; return it, open, or NIL if memory ran out."""
     if not alloc_table(mem, mm, KIND_EPT):
         return NIL
-    word = ept_word(mem, mm, window)
-    if word & E_TAG != E_LEAF:  # the allocation changed the host's mapping
+    if ept_word(mem, mm, window) & E_TAG != E_LEAF:  # the allocation changed the host's mapping
         free_table(mem, mm, KIND_EPT)
         return NIL
-    pb = word >> E_SHIFT
+    pb = huge_pageblock(mem, window_word(mem, mm, window))
     table = new_ept_table(mem, mm, window)
     set_ept(mem, mm, window, E_TABLE, table)
     mem.mm[mm, MM_EPT_TABLES] += 1
@@ -224,7 +221,7 @@ def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     word = window_word(mem, mm, window)
     added = 0
     if maps_huge(word):
-        pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
+        pb = huge_pageblock(mem, word)
         pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
         added = add_leaves(mem, table, first, end - first, pfn, 1)
     elif word != W_NONE:
@@ -233,6 +230,14 @@ def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     close_table(mem, table)
     _count(mem, mm, added)
     return True
+
+
+@inline_kernel
+def _by_fetch(mem: Memory, mm: int, window: int) -> bool:
+    """Tell whether an instruction fetch made a window's table."""
+    if ept_word(mem, mm, window) & E_TAG != E_TABLE:
+        return False
+    return bool(mem.ept_table[ept_child(mem, mm, window)].nx_next != NIL)
 
 
 @kernel
@@ -252,14 +257,11 @@ def ept_access(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
     word = window_word(mem, mm, window)  # the allocation may have changed the host's mapping
     ept = ept_word(mem, mm, window)
     huge = maps_huge(word)
-    table = ept >> E_SHIFT
-    by_fetch = ept & E_TAG == E_TABLE and mem.ept_table[table].nx_next != NIL
-    if not huge or by_fetch or not large_allowed(mem, mm, window):
+    if not huge or _by_fetch(mem, mm, window) or not large_allowed(mem, mm, window):
         return _map_small(mem, mm, window, first, end)
     if is_table(ept):
         _drop_table(mem, mm, window)
-    pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
-    set_ept(mem, mm, window, E_LEAF, pb)
+    set_ept(mem, mm, window, E_LEAF, huge_pageblock(mem, word))
     mem.mm[mm, MM_EPT_2M] += 1
     mem.vmstat[NR_EPT_LEAVES_2M] += 1
     _count(mem, mm, 1)
@@ -462,9 +464,10 @@ def stop_dirty_log(mem: Memory, mm: int) -> None:
         return
     windows = (mem.mm[mm, MM_RAM_PAGES] + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
     for window in range(windows):
-        word = ept_word(mem, mm, window)
-        host = window_word(mem, mm, window)
-        by_fetch = word & E_TAG == E_TABLE and mem.ept_table[word >> E_SHIFT].nx_next != NIL
-        large = maps_huge(host) and large_allowed(mem, mm, window)
-        if is_table(word) and not by_fetch and large:
+        if (
+            is_table(ept_word(mem, mm, window))
+            and not _by_fetch(mem, mm, window)
+            and maps_huge(window_word(mem, mm, window))
+            and large_allowed(mem, mm, window)
+        ):
             _drop_table(mem, mm, window)

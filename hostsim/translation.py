@@ -21,17 +21,18 @@ from hostsim.core.units import (
 )
 from hostsim.ept import guest_access
 from hostsim.mm.fault import FAULT_OK
-from hostsim.mm.mm_types import MM_KERNEL, MM_RAM_PAGES, MM_WINDOWS, NIL, P_ZERO_PB, Memory
+from hostsim.mm.mm_types import MM_KERNEL, MM_RAM_PAGES, MM_WINDOWS, NIL, Memory
 from hostsim.mm.mmap import (
     W_HUGETLB,
     W_NONE,
     W_TAG,
     W_ZERO,
+    huge_pageblock,
     maps_huge,
     table_head,
     window_word,
 )
-from hostsim.mm.mmu_notifier import E_LEAF, E_SHIFT, E_TAG, ept_word, has_leaf, is_table
+from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word, has_leaf, is_table
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -92,17 +93,17 @@ def map_guest(mem: Memory, mm: int, tables: PageTables) -> bool:
     """Enter every leaf of a VM's EPT; return whether the tables had room."""
     for window in range((mem.mm[mm, MM_RAM_PAGES] + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER):
         ept = ept_word(mem, mm, window)
+        word = window_word(mem, mm, window)
         first = window << HPAGE_PMD_ORDER
         if ept & E_TAG == E_LEAF:
-            if not map_leaf(tables, first, 2, (ept >> E_SHIFT) << PAGEBLOCK_ORDER):
+            if not map_leaf(tables, first, 2, huge_pageblock(mem, word) << PAGEBLOCK_ORDER):
                 return False
         if not is_table(ept):
             continue
-        word = window_word(mem, mm, window)
         if maps_huge(word):
-            pb = mem.pool[P_ZERO_PB] - 1 if word == W_ZERO else word >> 2
+            pb = huge_pageblock(mem, word)
             for page in range(first, first + HPAGE_PMD_NR):
-                if has_leaf(mem, ept, page):
+                if has_leaf(mem, mm, page):
                     pfn = (pb << PAGEBLOCK_ORDER) + page - first
                     if not map_leaf(tables, page, 1, pfn):
                         return False
@@ -111,7 +112,7 @@ def map_guest(mem: Memory, mm: int, tables: PageTables) -> bool:
         while x != NIL:
             page = int(mem.ext[x].vpn)
             for gfn in range(page, page + int(mem.ext[x].nr)):
-                if has_leaf(mem, ept, gfn):
+                if has_leaf(mem, mm, gfn):
                     if not map_leaf(tables, gfn, 1, frame_at(mem, x, gfn)):
                         return False
             x = int(mem.ext[x].next)

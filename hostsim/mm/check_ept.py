@@ -42,6 +42,7 @@ from hostsim.mm.mmu_notifier import (
     EPT_DIRTY_LOG,
     EPT_MISALIGNED,
     EPT_PC_SLOTS,
+    LEAF_BITS,
     SUM_MASK,
 )
 from hostsim.mm.rmap import EXT_DESCENDING
@@ -68,11 +69,12 @@ def _host_frames(mem: Memory, word: int, window: int) -> Ints:
     return frames
 
 
-def leaf_bits(mem: Memory, word: int) -> NDArray[np.bool_]:
-    """Return which of its 512 leaves the table has to which a word leads."""
-    if word & E_TAG == E_FULL:
+def leaf_bits(mem: Memory, mm: int, window: int) -> NDArray[np.bool_]:
+    """Return which of its 512 leaves a window's table has."""
+    at = int(mem.mm[mm, MM_BASE]) + window
+    if mem.ept[at] & E_TAG == E_FULL:
         return np.ones(HPAGE_PMD_NR, np.bool_)
-    table = word >> E_SHIFT
+    table = int(mem.ept_child[at])
     row = int(mem.ept_table["bits"][table]) - 1
     if row == NIL:
         return np.full(HPAGE_PMD_NR, mem.ept_table["nr"][table] != 0)
@@ -101,15 +103,16 @@ def _check_record(mem: Memory, table: int, mm: int, window: int) -> None:
     forbid("record of an EPT table that has all leaves", [full], mm=[mm], window=[window])
 
 
-def _check_table(mem: Memory, ept: int, mm: int, window: int, host: int) -> int:
+def _check_table(mem: Memory, mm: int, window: int, host: int) -> int:
     """Compare a table's leaves with the host's mapping; return how many there are."""
-    bits = leaf_bits(mem, ept)
+    at = int(mem.mm[mm, MM_BASE]) + window
+    bits = leaf_bits(mem, mm, window)
     nr = int(bits.sum())
-    total = ept >> E_SHIFT
-    if ept & E_TAG == E_TABLE:
-        _check_record(mem, ept >> E_SHIFT, mm, window)
-        record = mem.ept_table[ept >> E_SHIFT]
-        agree(f"leaves of EPT table {ept >> E_SHIFT}", counter=record["nr"], bits=nr)
+    total = int(mem.ept_child[at])
+    if mem.ept[at] & E_TAG == E_TABLE:
+        _check_record(mem, total, mm, window)
+        record = mem.ept_table[total]
+        agree(f"leaves of EPT table {total}", counter=record["nr"], bits=nr)
         total = int(record["frames"])
     frames = _host_frames(mem, host, window)
     page = (window << HPAGE_PMD_ORDER) + np.arange(HPAGE_PMD_NR)
@@ -138,7 +141,7 @@ def check_ept(mem: Memory) -> None:
         leaf = ept & E_TAG == E_LEAF
         frame = np.where(host == W_ZERO, mem.pool[P_ZERO_PB] - 1, host >> 2)
         mapped = np.isin(host & W_TAG, (W_HUGE, W_HUGETLB)) | (host == W_ZERO)
-        stale = leaf & (~mapped | (frame != ept >> E_SHIFT))
+        stale = leaf & (~mapped | (frame & LEAF_BITS != ept >> E_SHIFT))
         forbid("2 MiB EPT leaf without its host PMD", stale, mm=windows * 0 + mm, window=windows)
         flags = int(row[MM_EPT_FLAGS])
         barred = leaf & (flags & (EPT_MISALIGNED | EPT_DIRTY_LOG) != 0)
@@ -146,12 +149,12 @@ def check_ept(mem: Memory) -> None:
         barred |= leaf & ((windows + 1) << HPAGE_PMD_ORDER > row[MM_RAM_PAGES])
         forbid("2 MiB EPT leaf where none may be", barred, mm=windows * 0 + mm, window=windows)
         agree(f"2 MiB leaves of process {mm}", counter=row[MM_EPT_2M], found=int(leaf.sum()))
-        at = np.flatnonzero(ept & E_TAG >= E_TABLE)
-        found = sum(
-            _check_table(mem, int(ept[window]), mm, window, int(host[window]))
-            for window in at.tolist()
-        )
-        mine = (ept[ept & E_TAG == E_TABLE] >> E_SHIFT).tolist()
+        child = mem.ept_child[base : base + nr]
+        table = ept & E_TAG >= E_TABLE
+        forbid("what belongs to a table where none is", ~table & (child != 0), window=windows)
+        at = np.flatnonzero(table)
+        found = sum(_check_table(mem, mm, window, int(host[window])) for window in at.tolist())
+        mine = child[ept & E_TAG == E_TABLE].tolist()
         agree(f"4 KiB leaves of process {mm}", counter=row[MM_EPT_4K], found=found)
         agree(f"EPT tables of process {mm}", counter=row[MM_EPT_TABLES], found=len(at))
         directories = int((ept & E_DIRECTORY != 0).sum())
@@ -163,7 +166,9 @@ def check_ept(mem: Memory) -> None:
         large, small, splits = large + int(leaf.sum()), small + found, splits + len(by_fetch)
         tables += mine
     words = mem.ept[: outside.size]
-    forbid("EPT word of no process", outside & (words != E_NONE), word=words)
+    forbid("EPT byte of no process", outside & (words != E_NONE), word=words)
+    child = mem.ept_child[: outside.size]
+    forbid("EPT table of no process", outside & (child != 0), child=child)
     for name, index, recomputed in (
         ("nr_ept_leaves_2m", NR_EPT_LEAVES_2M, large),
         ("nr_ept_leaves_4k", NR_EPT_LEAVES_4K, small),

@@ -151,7 +151,7 @@ KSM_ITEM_DTYPE: Final = np.dtype(
 )
 EPT_TABLE_DTYPE: Final = np.dtype(
     [
-        ("frames", "i4"),  # sum over leaves of mmu_notifier.leaf_sum, modulo 2**28
+        ("frames", "i4"),  # sum over leaves of mmu_notifier.leaf_sum, modulo 2**31
         ("nr", "i4"),  # leaves; free chain when unused
         ("bits", "i4"),  # row + 1 of `ept_bits`, 0: all 512 leaves are present, or none
         ("mm", "i4"),
@@ -409,6 +409,7 @@ class _MemoryArrays(NamedTuple):
     ksm_unstable: NDArray[Any]  # int32 (power of 2,) item + 1 by content
     hugetlb: NDArray[Any]  # int64 (NR_HUGETLB_SIZES, NR_HUGETLB_FIELDS)
     ept: NDArray[Any]  # int32 (words,) EPT entry of every window: hostsim.mm.mmu_notifier
+    ept_child: NDArray[np.int32]  # (words,) of windows with a table: its record, or its sum
     ept_table: NDArray[Any]  # (words,) EPT_TABLE_DTYPE, tables that lack 4 KiB leaves
     ept_bits: NDArray[Any]  # (words,) EPT_BITS_DTYPE, which leaves a table in part has
     compact: NDArray[Any]  # int64 (NR_COMPACT,) the compaction in progress

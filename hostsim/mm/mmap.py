@@ -24,6 +24,7 @@ from hostsim.mm.mm_types import (
     P_VMA_FREE,
     P_VMA_USED,
     P_WORDS_USED,
+    P_ZERO_PB,
     Memory,
 )
 
@@ -89,6 +90,8 @@ def _clear_words(mem: Memory, first: int, end: int) -> None:
             mem.windows[word] = W_NONE
         if mem.ept[word] != 0:
             mem.ept[word] = 0
+        if mem.ept_child[word] != 0:
+            mem.ept_child[word] = 0
 
 
 @kernel
@@ -142,6 +145,8 @@ def _compact_windows(mem: Memory) -> None:
             mem.windows[end + i] = mem.windows[base + i]
             if mem.ept[end + i] != mem.ept[base + i]:
                 mem.ept[end + i] = mem.ept[base + i]
+            if mem.ept_child[end + i] != mem.ept_child[base + i]:
+                mem.ept_child[end + i] = mem.ept_child[base + i]
         mem.mm[best, MM_BASE] = end
         end += nr
     _clear_words(mem, end, mem.pool[P_WORDS_USED])
@@ -182,6 +187,12 @@ def table_word(head: int) -> int:
 def huge_word(pb: int) -> int:
     """Return the word of a window mapped by a huge PMD."""
     return (pb << 2) | W_HUGE
+
+
+@inline_kernel
+def huge_pageblock(mem: Memory, word: int) -> int:
+    """Return the pageblock of a window that `maps_huge`."""
+    return int(mem.pool[P_ZERO_PB]) - 1 if word == W_ZERO else word >> 2
 
 
 @kernel

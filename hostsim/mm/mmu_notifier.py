@@ -1,11 +1,13 @@
 """The EPT's entries, and the notifier by which every change of a host mapping zaps them.
 
-One word a window says whether the EPT maps it by a 2 MiB leaf, by a table of 4 KiB leaves, or
+One byte a window says whether the EPT maps it by a 2 MiB leaf, by a table of 4 KiB leaves, or
 not at all.  A leaf holds no reference on its frame: whoever changes a mapping calls `notify`
 before it does, while the old mapping can still be read.
 
-Most tables have all their 512 leaves.  Such a table is only a word, with the sum of its frames;
-it has a record while leaves are missing, or if an instruction fetch made it.
+Most windows have a leaf of 2 MiB, which maps the pageblock that the host maps there, and a few bits
+of it are kept to tell a stale one; most tables have all their 512 leaves, and of those the sum of
+their frames is kept.  A table has a record while leaves are missing, or if an instruction fetch
+made it.
 
 Source: Linux v6.1 mm/mmu_notifier.c; virt/kvm/kvm_main.c kvm_mmu_notifier_invalidate_range_start;
 arch/x86/kvm/mmu/tdp_mmu.c kvm_tdp_mmu_unmap_gfn_range (zaps leaves, keeps tables).
@@ -33,11 +35,10 @@ from hostsim.mm.mm_types import (
     P_EPT_BITS_USED,
     P_EPT_FREE,
     P_EPT_USED,
-    P_ZERO_PB,
     WORD_FRAMES,
     Memory,
 )
-from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
+from hostsim.mm.mmap import W_NONE, huge_pageblock, maps_huge, table_head, window_word
 from hostsim.mm.rmap import KIND_MASK, KIND_SWAP, frame_at
 from hostsim.mm.tunables import T_KVM_EPT_AD
 from hostsim.mm.vmstat import (
@@ -47,17 +48,18 @@ from hostsim.mm.vmstat import (
     NR_NX_LPAGE_SPLITS,
 )
 
-# A word of Memory.ept: tag, whether the window's GiB has a page directory (in the word of its
-# first window), and above them the pageblock of a leaf, the record of a table or its sum.
+# A byte of Memory.ept: tag, whether the window's GiB has a page directory (in the byte of its
+# first window), and above them the low bits of a leaf's pageblock.
 E_NONE: Final = 0
 E_LEAF: Final = 1
 E_TABLE: Final = 2  # a table with a record
-E_FULL: Final = 3  # a table with all leaves
+E_FULL: Final = 3  # a table with all leaves and no record
 E_TAG: Final = 3
 E_DIRECTORY: Final = 4
 E_SHIFT: Final = 3
+LEAF_BITS: Final = 15  # of a pageblock
 
-SUM_MASK: Final = (1 << 28) - 1  # of a table's sum of frames, as much is kept as a word holds
+SUM_MASK: Final = (1 << 31) - 1  # of a table's sum of frames, as much is kept as 32 bits hold
 
 # MM_EPT_FLAGS
 EPT_MISALIGNED: Final = 1  # gpa and hva differ modulo 2 MiB
@@ -72,30 +74,51 @@ def leaf_sum(page: int, pfn: int) -> int:
 
 
 @inline_kernel
-def ept_word(mem: Memory, mm: int, window: int) -> int:
-    """Return the EPT's word of a window."""
-    return int(mem.ept[mem.mm[mm, MM_BASE] + window])
-
-
-@inline_kernel
-def set_ept(mem: Memory, mm: int, window: int, tag: int, value: int) -> None:
-    """Set the EPT's word of a window; the mark of its directory stays."""
-    at = mem.mm[mm, MM_BASE] + window
-    mem.ept[at] = (int(mem.ept[at]) & E_DIRECTORY) | (value << E_SHIFT) | tag
-
-
-@inline_kernel
 def is_table(word: int) -> bool:
-    """Tell whether a word of the EPT leads to a table."""
+    """Tell whether a byte of the EPT stands for a table."""
     return word & E_TAG >= E_TABLE
 
 
 @inline_kernel
-def has_leaf(mem: Memory, word: int, page: int) -> bool:
-    """Tell whether the table to which a word leads has a leaf for a page."""
-    if word & E_TAG == E_FULL:
+def ept_word(mem: Memory, mm: int, window: int) -> int:
+    """Return the EPT's byte of a window."""
+    return int(mem.ept[mem.mm[mm, MM_BASE] + window])
+
+
+@inline_kernel
+def ept_child(mem: Memory, mm: int, window: int) -> int:
+    """Return the record of a window's table or, of one without, its sum of frames."""
+    return int(mem.ept_child[mem.mm[mm, MM_BASE] + window])
+
+
+@inline_kernel
+def set_ept(mem: Memory, mm: int, window: int, tag: int, value: int) -> None:
+    """Set the EPT's byte of a window and what belongs to it; the mark of its directory stays.
+
+    Parameters
+    ----------
+    value
+        Pageblock of a leaf, record of a table (`E_TABLE`) or its sum of frames (`E_FULL`).
+    """
+    at = mem.mm[mm, MM_BASE] + window
+    before = int(mem.ept[at])
+    bits = 0
+    if tag >= E_TABLE:
+        mem.ept_child[at] = value
+    else:
+        bits = (value & LEAF_BITS) << E_SHIFT
+        if is_table(before):
+            mem.ept_child[at] = 0
+    mem.ept[at] = (before & E_DIRECTORY) | bits | tag
+
+
+@inline_kernel
+def has_leaf(mem: Memory, mm: int, page: int) -> bool:
+    """Tell whether the table of a page's window has a leaf for it."""
+    window = page >> HPAGE_PMD_ORDER
+    if ept_word(mem, mm, window) & E_TAG == E_FULL:
         return True
-    table = word >> E_SHIFT
+    table = ept_child(mem, mm, window)
     row = int(mem.ept_table[table].bits) - 1
     if row == NIL:
         return mem.ept_table[table].nr != 0
@@ -215,7 +238,7 @@ def _drop_leaves(mem: Memory, table: int, page: int, nr: int, pfn: int, step: in
 
 @kernel
 def new_ept_table(mem: Memory, mm: int, window: int) -> int:
-    """Return the record of a new table without leaves; the window's word is the caller's."""
+    """Return the record of a new table without leaves; the window's byte is the caller's."""
     table = mem.pool[P_EPT_FREE] - 1
     if table != NIL:
         mem.pool[P_EPT_FREE] = mem.ept_table[table].nr
@@ -242,11 +265,11 @@ def _free_record(mem: Memory, table: int) -> None:
 @kernel
 def open_table(mem: Memory, mm: int, window: int) -> int:
     """Return the record of a window's table, made if the table has all leaves."""
-    word = ept_word(mem, mm, window)
-    if word & E_TAG != E_FULL:
-        return word >> E_SHIFT
+    child = ept_child(mem, mm, window)
+    if ept_word(mem, mm, window) & E_TAG != E_FULL:
+        return child
     table = new_ept_table(mem, mm, window)
-    mem.ept_table[table].frames = word >> E_SHIFT
+    mem.ept_table[table].frames = child
     mem.ept_table[table].nr = HPAGE_PMD_NR
     set_ept(mem, mm, window, E_TABLE, table)
     return table
@@ -292,7 +315,7 @@ def invalidate_range(mem: Memory, mm: int, window: int, first: int, end: int) ->
     if before == 0:
         return False
     if maps_huge(host):
-        pb = mem.pool[P_ZERO_PB] - 1 if host == W_ZERO else host >> 2
+        pb = huge_pageblock(mem, host)
         pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
         _drop_leaves(mem, table, first, end - first, pfn, 1)
         return before != int(mem.ept_table[table].nr)
@@ -370,17 +393,18 @@ def _zap_leaves(mem: Memory, mm: int, nr: int) -> None:
 
 
 @kernel
-def free_ept_table(mem: Memory, mm: int, word: int) -> None:
-    """Forget the table to which a word leads, and its leaves; the word and the page stay."""
+def free_ept_table(mem: Memory, mm: int, window: int) -> None:
+    """Forget a window's table and its leaves; its page is the caller's."""
     nr = HPAGE_PMD_NR
-    if word & E_TAG == E_TABLE:
-        table = word >> E_SHIFT
+    if ept_word(mem, mm, window) & E_TAG == E_TABLE:
+        table = ept_child(mem, mm, window)
         if mem.ept_table[table].nx_next != NIL:
             unlink_nx(mem, mm, table)
         _drop_bits(mem, table)
         nr = int(mem.ept_table[table].nr)
         _free_record(mem, table)
     _zap_leaves(mem, mm, nr)
+    set_ept(mem, mm, window, E_NONE, 0)
 
 
 @kernel
@@ -393,8 +417,10 @@ def notifier_release(mem: Memory, mm: int) -> None:
     for at in range(base, base + mem.mm[mm, MM_WINDOWS]):
         word = int(mem.ept[at])
         if word & E_TAG == E_TABLE:
-            free_ept_table(mem, mm, word)
-        full += word & E_TAG == E_FULL
+            free_ept_table(mem, mm, at - base)
+        elif word & E_TAG == E_FULL:
+            full += 1
+            mem.ept_child[at] = 0
         mem.ept[at] = E_NONE
     _zap_leaves(mem, mm, full << HPAGE_PMD_ORDER)
     nr = mem.mm[mm, MM_EPT_2M]

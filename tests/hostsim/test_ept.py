@@ -34,7 +34,6 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import mm_alloc
 from hostsim.mm.mmu_notifier import (
-    E_LEAF,
     EPT_MISALIGNED,
     EPT_PC_SLOTS,
     clear_flush_young,
@@ -235,7 +234,7 @@ def test_no_memory_for_a_table_is_an_oom_that_can_be_resumed():
 @pytest.mark.parametrize(
     ("corrupt", "complaint"),
     [
-        (lambda mem, at: mem.ept.__setitem__(at, (99 << 3) | E_LEAF), "without its host PMD"),
+        (lambda mem, at: mem.ept.__setitem__(at, mem.ept[at] ^ 8), "without its host PMD"),
         (lambda mem, at: mem.ept_table["frames"].__setitem__(0, 1), "frames of the EPT leaves"),
         (lambda mem, at: mem.ept_table["nr"].__setitem__(0, 1), "leaves of EPT table"),
         (lambda mem, at: mem.ext["pfn"].__setitem__(slice(None), 5), "."),
@@ -366,6 +365,7 @@ class EptMachine(RuleBasedStateMachine):
             check_memory(self.mem)
             assert self.mem.vmstat[NR_EPT] == 0
             assert not np.any(self.mem.ept)
+            assert not np.any(self.mem.ept_child)
 
 
 TestEpt = EptMachine.TestCase
