@@ -32,9 +32,9 @@ from hostsim.mm.mm_types import (
     P_COST_NS,
     Memory,
 )
-from hostsim.mm.mmap import ADVICE_NONE, table_head, window_word
+from hostsim.mm.mmap import ADVICE_NONE
 from hostsim.mm.mmu_notifier import E_NONE, E_TAG, ept_word, has_leaf, is_table
-from hostsim.mm.rmap import frame_at
+from hostsim.mm.rmap import extents_in, frame_at
 from hostsim.mm.zap import exit_mm
 
 TURN_PAGES: Final = 63  # pcp->batch: what a CPU takes from the buddy lists at a time
@@ -203,7 +203,7 @@ def _use_again(host: Memory, guests: NDArray[np.int64], mem: Memory, mm: int) ->
     """Let a process of the guest use all that it has; return whether the host's memory sufficed."""
     vm = guests[0, G_MM]
     for window in range(mem.mm[mm, MM_WINDOWS]):
-        x = table_head(window_word(mem, mm, window))  # none is huge: no compiler advises it
+        x = extents_in(mem, mm, window)  # none is huge: no compiler advises it
         while x != NIL:
             vpn = int(mem.ext[x].vpn)
             nr = int(mem.ext[x].nr)

@@ -18,7 +18,7 @@ from hostsim.mm.mm_types import (
     P_TRACED,
     Memory,
 )
-from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
+from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, is_folded, table_head, window_word
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG
 from hostsim.mm.physmem import (
     PB_COMPOUND,
@@ -28,7 +28,7 @@ from hostsim.mm.physmem import (
     PB_RESERVED,
     pageblock_state,
 )
-from hostsim.mm.rmap import extents_of
+from hostsim.mm.rmap import FOLDED, extents_of, folds
 from hostsim.mm.touched import TRACE_LOST
 
 
@@ -39,7 +39,7 @@ def mark_backed(host: Memory, mm: int, offset: int, backed: NDArray[np.uint8]) -
     for window in range((offset + nr + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER):
         word = window_word(host, mm, window)
         first = (window << HPAGE_PMD_ORDER) - offset
-        if word & W_TAG == W_HUGE:
+        if word & W_TAG == W_HUGE or is_folded(word):
             for frame in range(max(first, 0), min(first + HPAGE_PMD_NR, nr)):
                 backed[frame] = 1
         elif word & W_TAG == W_TABLE:
@@ -57,10 +57,13 @@ def mark_in_use(mem: Memory, used: NDArray[np.uint8]) -> None:
     for pb in range(used.shape[0] >> HPAGE_PMD_ORDER):
         state = pageblock_state(mem, pb)
         first = pb << HPAGE_PMD_ORDER
-        if state in (PB_HUGE, PB_RESERVED):
+        whole = state in (PB_HUGE, PB_RESERVED)
+        if folds(mem, pb):
+            whole = FOLDED - int(mem.pb[pb].a) != MM_BALLOON
+        if whole:
             for frame in range(first, first + HPAGE_PMD_NR):
                 used[frame] = 1
-        elif state in (PB_FULL, PB_PARTIAL, PB_COMPOUND):
+        elif state in (PB_FULL, PB_PARTIAL, PB_COMPOUND) and not folds(mem, pb):
             x = extents_of(mem, pb)
             while x != NIL:
                 if int(mem.ext[x].owner) != MM_BALLOON:

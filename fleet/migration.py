@@ -65,12 +65,11 @@ from hostsim.mm.mmap import (
     W_HUGE,
     W_TABLE,
     W_TAG,
-    table_head,
     window_word,
 )
 from hostsim.mm.mmu_notifier import EPT_MISALIGNED
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
-from hostsim.mm.rmap import EXT_ZERO, KIND_MASK, KIND_SWAP
+from hostsim.mm.rmap import EXT_ZERO, KIND_MASK, KIND_SWAP, extents_in
 from hostsim.mm.zap import discard_range
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ def full_runs(mem: Memory, mm: int, runs: NDArray[np.int64]) -> int:
         if word & W_TAG == W_HUGE:
             nr = _runs_of_huge(mem, window, word >> 2, runs, nr)
         elif word & W_TAG == W_TABLE:
-            x = table_head(word)
+            x = extents_in(mem, mm, window)
             while x != NIL:
                 if mem.ext[x].flags & EXT_ZERO == 0:
                     nr = _add_run(runs, nr, int(mem.ext[x].vpn), int(mem.ext[x].nr))
@@ -239,7 +238,7 @@ def _swapped_from(mem: Memory, mm: int, page: int) -> int:
     word = window_word(mem, mm, page >> HPAGE_PMD_ORDER)
     if word & W_TAG != W_TABLE:
         return NIL
-    x = table_head(word)
+    x = extents_in(mem, mm, page >> HPAGE_PMD_ORDER)
     while x != NIL and (mem.ext[x].flags & KIND_MASK != KIND_SWAP or mem.ext[x].vpn < page):
         x = int(mem.ext[x].next)
     return x

@@ -47,7 +47,15 @@ from hostsim.mm.mm_types import (
     P_ZERO_USERS,
     Memory,
 )
-from hostsim.mm.mmap import W_NONE, W_ZERO, maps_huge, table_head, window_word
+from hostsim.mm.mmap import (
+    W_NONE,
+    W_ZERO,
+    folded_pageblock,
+    is_folded,
+    maps_huge,
+    table_head,
+    window_word,
+)
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word
 from hostsim.mm.rmap import KIND_MASK, KIND_PGTABLE, KIND_SWAP
 
@@ -89,6 +97,11 @@ def look_at_process(
             if aligned and _on_leaf(host, vm, offset + ((word >> 2) << PAGEBLOCK_ORDER)):
                 guests[row, G_PROGRAM_HOST] += HPAGE_PMD_NR
                 guests[row, G_PROGRAM_BOTH] += HPAGE_PMD_NR
+            continue
+        if is_folded(word):
+            guests[row, G_PROGRAM] += HPAGE_PMD_NR
+            if _on_leaf(host, vm, offset + (folded_pageblock(word) << PAGEBLOCK_ORDER)):
+                guests[row, G_PROGRAM_HOST] += HPAGE_PMD_NR
             continue
         x = table_head(word)
         while x != NIL:

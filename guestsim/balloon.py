@@ -26,8 +26,7 @@ from hostsim.mm.mm_types import (
     P_TRACED,
     Memory,
 )
-from hostsim.mm.mmap import table_head, window_word
-from hostsim.mm.rmap import frame_at, near_extent
+from hostsim.mm.rmap import extents_in, frame_at, near_extent
 from hostsim.mm.zap import discard_range
 
 BALLOON_PAGES: Final = 256  # VIRTIO_BALLOON_ARRAY_PFNS_MAX
@@ -50,7 +49,7 @@ def inflate(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> int:
     guests[row, G_BALLOON] = first + nr
     runs = 0
     for window in range(first >> HPAGE_PMD_ORDER, ((first + nr - 1) >> HPAGE_PMD_ORDER) + 1):
-        x = table_head(window_word(mem, MM_BALLOON, window))
+        x = extents_in(mem, MM_BALLOON, window)
         x = near_extent(mem, MM_BALLOON, max(first, window << HPAGE_PMD_ORDER), x)
         while x != NIL:
             vpn = int(mem.ext[x].vpn)

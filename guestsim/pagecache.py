@@ -19,8 +19,7 @@ from guestsim.guest import MM_CACHE
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import NIL, Memory
-from hostsim.mm.mmap import table_head, window_word
-from hostsim.mm.rmap import frame_at
+from hostsim.mm.rmap import extents_in, frame_at
 from hostsim.mm.zap import discard_range
 
 DROP_PAGES: Final = 2048  # at least, when memory runs short
@@ -32,7 +31,7 @@ def _place_ring(mem: Memory, guests: NDArray[np.int64], row: int) -> None:
     first = guests[row, G_FIRST]
     page = first - 1
     behind = first  # of the page's frame
-    x = table_head(window_word(mem, MM_CACHE, page >> HPAGE_PMD_ORDER))
+    x = extents_in(mem, MM_CACHE, page >> HPAGE_PMD_ORDER)
     while x != NIL:
         if 0 <= page - int(mem.ext[x].vpn) < int(mem.ext[x].nr):
             behind = frame_at(mem, x, page) + 1

@@ -45,7 +45,6 @@ from hostsim.mm.mmap import (
     W_TAG,
     huge_pageblock,
     maps_huge,
-    table_head,
     window_word,
 )
 from hostsim.mm.mmu_notifier import (
@@ -76,7 +75,7 @@ from hostsim.mm.numa import run_on_node_of
 from hostsim.mm.page_alloc import take_listed
 from hostsim.mm.pgtable import alloc_table, free_table, own_pages
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
-from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_SWAP, frame_at, near_extent
+from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_SWAP, extents_in, frame_at, near_extent
 from hostsim.mm.tunables import (
     T_KVM_EAGER_PAGE_SPLIT,
     T_KVM_LARGEPAGES,
@@ -189,7 +188,7 @@ def _whole_sum(mem: Memory, mm: int, window: int) -> int:
     first = window << HPAGE_PMD_ORDER
     nr = 0
     total = 0
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
         start = int(mem.ext[x].vpn)
         pfn = frame_at(mem, x, start)
@@ -206,7 +205,7 @@ def _add_table(mem: Memory, mm: int, window: int) -> int:
     table = new_ept_table(mem, mm, window)
     set_ept(mem, mm, window, E_TABLE, table)
     first = window << HPAGE_PMD_ORDER
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     return _add_small(mem, mm, table, x, first, first + HPAGE_PMD_NR)
 
 
@@ -225,7 +224,7 @@ def _map_small(mem: Memory, mm: int, window: int, first: int, end: int) -> bool:
         pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
         added = add_leaves(mem, table, first, end - first, pfn, 1)
     elif word != W_NONE:
-        x = near_extent(mem, mm, first, table_head(word))
+        x = near_extent(mem, mm, first, extents_in(mem, mm, window))
         added = _add_small(mem, mm, table, x, first, end)
     close_table(mem, table)
     _count(mem, mm, added)

@@ -27,7 +27,9 @@ from hostsim.mm.mmap import (
     W_NONE,
     W_TAG,
     W_ZERO,
+    folded_pageblock,
     huge_pageblock,
+    is_folded,
     maps_huge,
     table_head,
     window_word,
@@ -40,6 +42,7 @@ from hostsim.mm.rmap import (
     KIND_MASK,
     KIND_PGTABLE,
     KIND_SWAP,
+    extents_in,
     frame_at,
 )
 from hostsim.mmu.paging import PageTables, look_up, map_leaf, new_page_tables, tables_needed
@@ -77,6 +80,12 @@ def map_process(mem: Memory, mm: int, tables: PageTables) -> bool:
             if not map_leaf(tables, window << HPAGE_PMD_ORDER, 2, (word >> 2) << PAGEBLOCK_ORDER):
                 return False
             continue
+        if is_folded(word):
+            pfn = folded_pageblock(word) << PAGEBLOCK_ORDER
+            for i in range(HPAGE_PMD_NR):
+                if not map_leaf(tables, (window << HPAGE_PMD_ORDER) + i, 1, pfn + i):
+                    return False
+            continue
         x = table_head(word)
         while x != NIL:
             page = int(mem.ext[x].vpn)
@@ -108,7 +117,7 @@ def map_guest(mem: Memory, mm: int, tables: PageTables) -> bool:
                     if not map_leaf(tables, page, 1, pfn):
                         return False
             continue
-        x = table_head(word)
+        x = extents_in(mem, mm, window)
         while x != NIL:
             page = int(mem.ext[x].vpn)
             for gfn in range(page, page + int(mem.ext[x].nr)):
@@ -240,7 +249,7 @@ def touch_frames(
             if guest_access(host, mm, first, HPAGE_PMD_NR, True) != FAULT_OK:
                 return False
             continue
-        x = table_head(word)
+        x = extents_in(guest, guest_mm, window)
         while x != NIL:
             if guest.ext[x].flags & KIND_MASK != KIND_SWAP:
                 nr = int(guest.ext[x].nr)

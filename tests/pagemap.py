@@ -11,6 +11,7 @@ import numpy as np
 
 from hostsim.core.units import MAX_PAGE_ORDER, NO_PFN, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.buddy import free_run, rmqueue_run
+from hostsim.mm.check_extents import unfolded
 from hostsim.mm.contig import count_unmovable
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import (
@@ -169,6 +170,7 @@ def pcp_lists(mem):
 
 def page_frames(mem, mm):
     """The frame of every page of a process, NO_PFN where none is mapped."""
+    mem = unfolded(mem)
     nr = int(mem.mm[mm, MM_WINDOWS])
     base = int(mem.mm[mm, MM_BASE])
     frames = np.full(nr * PAGEBLOCK_NR_PAGES, NO_PFN, np.int64)

@@ -22,7 +22,7 @@ from hostsim.core.units import (
 from hostsim.mm.check_contig import check_units, check_unmovable
 from hostsim.mm.check_daemons import check_daemons
 from hostsim.mm.check_ept import check_ept
-from hostsim.mm.check_extents import Extents, check_extents
+from hostsim.mm.check_extents import Extents, check_extents, unfolded
 from hostsim.mm.check_free import (
     FREE_STATES,
     LISTED_STATES,
@@ -69,6 +69,7 @@ from hostsim.mm.rmap import (
     EXT_KSM,
     EXT_PMD,
     EXT_SHARED,
+    FOLDED,
     KIND_ANON,
     KIND_BOOT,
     KIND_EPT,
@@ -239,6 +240,7 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
         The first contradiction, with both sides.
     """
     extra = np.zeros(0, np.int64) if unowned is None else np.asarray(unowned, np.int64)
+    mem = unfolded(mem)
     s = scan(mem)
     check_pageblocks(mem, s)
     check_records(mem, s)
@@ -286,6 +288,10 @@ def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
             return FrameOwner(FrameKind.FREE)
         head = int(mem.rec["ext"][head])
     owners = []
+    if head < NIL:
+        window = int(mem.pb["b"][pb])
+        vpn = (window << HPAGE_PMD_ORDER) + inside
+        return FrameOwner(FrameKind.ANON, FOLDED - head, vpn)
     while head != NIL:
         extent = mem.ext[head]
         first, nr, flags = int(extent["pfn"]), int(extent["nr"]), int(extent["flags"])

@@ -4,11 +4,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hostsim.core.units import PAGEBLOCK_ORDER
-from hostsim.mm.check_free import LISTED_STATES, Ints, Scan, agree, chain, forbid, walk
-from hostsim.mm.mm_types import MM_LIVE, NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, Memory
-from hostsim.mm.physmem import PB_PARTIAL
-from hostsim.mm.rmap import KIND_ANON, KIND_EPT, KIND_FILE, KIND_MASK, KIND_PGTABLE, KIND_SWAP
+from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
+from hostsim.mm.check_free import LISTED_STATES, Ints, Scan, agree, chain, forbid, span_all, walk
+from hostsim.mm.mm_types import (
+    MM_BASE,
+    MM_LIVE,
+    MM_WINDOWS,
+    NIL,
+    P_EXT_FREE,
+    P_EXT_LIVE,
+    P_EXT_USED,
+    P_PAGEBLOCKS,
+    Memory,
+)
+from hostsim.mm.mmap import W_TABLE
+from hostsim.mm.physmem import PB_FULL, PB_PARTIAL
+from hostsim.mm.rmap import (
+    FOLDED,
+    KIND_ANON,
+    KIND_EPT,
+    KIND_FILE,
+    KIND_MASK,
+    KIND_PGTABLE,
+    KIND_SWAP,
+)
 
 
 class Extents(NamedTuple):
@@ -21,6 +40,38 @@ class Extents(NamedTuple):
     owner: Ints
     flags: Ints
     kind: Ints
+
+
+def unfolded(mem: Memory) -> Memory:
+    """Check what is folded, and return a state in which nothing is: itself or a copy."""
+    live = np.flatnonzero(mem.mm[:, MM_LIVE])
+    base, nr = mem.mm[live, MM_BASE], mem.mm[live, MM_WINDOWS]
+    at = span_all(base, nr)
+    folded = mem.windows[at] < 0
+    word = mem.windows[at[folded]].astype(np.int64)
+    pb = -(word >> 2) - 1
+    mm, window = np.repeat(live, nr)[folded], (at - np.repeat(base, nr))[folded]
+    state = mem.pb["state"][: int(mem.pool[P_PAGEBLOCKS])] & 15
+    marked = np.flatnonzero((state == PB_FULL) & (mem.pb["a"][: state.size] < NIL))
+    agree("pageblocks that are folded", windows=np.sort(pb), marked=marked)
+    agree("process of a folded pageblock", pageblock=FOLDED - mem.pb["a"][pb], window=mm)
+    agree("window of a folded pageblock", pageblock=mem.pb["b"][pb], window=window)
+    if pb.size == 0:
+        return mem
+    forbid("folded on a machine that keeps stamps", [len(mem.lru) != 0], windows=[pb.size])
+    used = int(mem.pool[P_EXT_USED])
+    x = np.arange(used, used + pb.size)
+    ext = np.concatenate([mem.ext[:used], np.zeros(pb.size, mem.ext.dtype)])
+    ext["pfn"][x], ext["vpn"][x] = pb << PAGEBLOCK_ORDER, window << PAGEBLOCK_ORDER
+    ext["nr"][x], ext["owner"][x] = PAGEBLOCK_NR_PAGES, mm
+    ext["next"][x] = ext["next_b"][x] = ext["prev_b"][x] = NIL
+    pageblocks, windows, pool = mem.pb.copy(), mem.windows.copy(), mem.pool.copy()
+    pageblocks["a"][pb] = x
+    windows[at[folded]] = ((x + 1) << 2) | W_TABLE
+    pool[P_EXT_USED] += pb.size
+    pool[P_EXT_LIVE] += pb.size
+    parts = {"ext": ext, "pb": pageblocks, "windows": windows, "pool": pool}
+    return Memory(**(mem._asdict() | parts))
 
 
 def check_extents(mem: Memory, s: Scan) -> Extents:

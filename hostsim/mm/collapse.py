@@ -47,7 +47,6 @@ from hostsim.mm.mmap import (
     W_ZERO,
     huge_word,
     set_window,
-    table_head,
     window_word,
 )
 from hostsim.mm.mmu_notifier import notify
@@ -64,6 +63,7 @@ from hostsim.mm.rmap import (
     KIND_MASK,
     KIND_SWAP,
     del_extent,
+    extents_in,
     extents_of,
     frame_at,
 )
@@ -183,7 +183,7 @@ def hpage_collapse_scan_pmd(mem: Memory, mm: int, window: int, by_khugepaged: bo
     shared = 0
     read_only = 0
     referenced = 0
-    x = table_head(word)
+    x = extents_in(mem, mm, window)
     while vpn < end:
         here = int(mem.ext[x].vpn) if x != NIL else end
         none += here - vpn
@@ -240,7 +240,7 @@ def find_target_node(mem: Memory, mm: int, window: int) -> None:
     load = mem.scratch
     for nid in range(len(mem.node)):
         load[nid] = 0
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL:
         if mem.ext[x].flags & KIND_MASK != KIND_SWAP:
             load[pfn_to_nid(mem, int(mem.ext[x].pfn))] += int(mem.ext[x].nr)
@@ -298,7 +298,7 @@ def collapse_huge_page(mem: Memory, mm: int, window: int, gfp: int, by_khugepage
 @kernel
 def _swapin(mem: Memory, mm: int, window: int) -> int:
     """Read a window's swapped-out pages one by one; return SCAN_SUCCEED or why not all."""
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
         x = int(mem.ext[x].next)
     if x == NIL:

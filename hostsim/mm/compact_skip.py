@@ -31,7 +31,7 @@ from hostsim.mm.physmem import (
     is_free_block,
     pageblock_state,
 )
-from hostsim.mm.rmap import KIND_MASK, extents_of, is_movable
+from hostsim.mm.rmap import KIND_MASK, extents_of, folds, is_movable
 
 SAMPLE_STEP: Final = 1 << COSTLY_ORDER  # pages between two samples of a pageblock
 
@@ -48,6 +48,8 @@ def _sampled(mem: Memory, pb: int, source: bool, target: bool) -> bool:
                 return True
     if not source or state < PB_HUGE or state > PB_PARTIAL:
         return False
+    if folds(mem, pb):
+        return True
     x = extents_of(mem, pb)
     while x != NIL:
         pfn = int(mem.ext[x].pfn)

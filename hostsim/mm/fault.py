@@ -56,8 +56,8 @@ from hostsim.mm.mmap import (
     W_TAG,
     W_ZERO,
     huge_word,
+    is_folded,
     set_window,
-    table_head,
     table_word,
     window_word,
 )
@@ -76,8 +76,10 @@ from hostsim.mm.rmap import (
     KIND_PGTABLE,
     KIND_SWAP,
     cut_extent,
+    extents_in,
     frame_at,
     near_extent,
+    try_fold,
 )
 from hostsim.mm.slowpath import (
     GFP_DIRECT,
@@ -301,7 +303,7 @@ def _touch_table(
 ) -> int:
     """Access pages ``start .. end - 1`` of a window with a page table; see `touch_range`."""
     before = NIL
-    x = near_extent(mem, mm, start, table_head(window_word(mem, mm, window)))
+    x = near_extent(mem, mm, start, extents_in(mem, mm, window))
     page = start
     while x != NIL and mem.ext[x].vpn + int(mem.ext[x].nr) <= page:
         before = x
@@ -335,7 +337,7 @@ def _touch_table(
                 if not swapped and mem.pool[P_MAP_SEQ] == seq:
                     page += 1
                 before = NIL
-                x = table_head(window_word(mem, mm, window))
+                x = extents_in(mem, mm, window)
             continue
         if not write:  # a read leaves the hole
             page = absent_end
@@ -454,11 +456,12 @@ def touch_range(
             set_huge_stamp(mem, word >> 2, huge_stamp(mem, word >> 2) | LRU_YOUNG)
             if write and partly_written(mem, word >> 2):
                 note_access(mem, word >> 2, page, stop, step, fraction, seed, start)
-        elif word & W_TAG == W_TABLE:
+        elif word & W_TAG == W_TABLE and not is_folded(word):
             status = _touch_table(mem, mm, window, page, stop, step, fraction, seed, start, write)
             if status != FAULT_OK:
                 return status
             if mem.tunables[T_THP_POLICY] == RESERVATION:
                 promote_if_full(mem, mm, window)
+            try_fold(mem, mm, window)
         page = stop
     return FAULT_OK

@@ -45,7 +45,7 @@ from hostsim.mm.mm_types import (
     Z_WMARK_LOW,
     Memory,
 )
-from hostsim.mm.mmap import W_NONE, huge_word, set_window, table_head, table_word, window_word
+from hostsim.mm.mmap import W_NONE, huge_word, set_window, table_word
 from hostsim.mm.numa import mod_node_page_state, zone_statistics
 from hostsim.mm.page_alloc import account_rss, rmqueue_bulk, usable_zone
 from hostsim.mm.pcp import list_index, note_alloc, pop_head
@@ -56,8 +56,10 @@ from hostsim.mm.rmap import (
     KIND_ANON,
     KIND_PGTABLE,
     add_extent,
+    extents_in,
     extents_of,
     try_extend,
+    try_fold,
 )
 from hostsim.mm.slowpath import alloc_flags_nofragment
 from hostsim.mm.touched import note_touched
@@ -221,7 +223,7 @@ def map_run(
             x = add_extent(mem, low, here, mm, vpn, flags)
             set_extent_stamp(mem, x, fresh_stamp(mem, LRU_YOUNG))
             if before == NIL:
-                mem.ext[x].next = table_head(window_word(mem, mm, window))
+                mem.ext[x].next = extents_in(mem, mm, window)
                 set_window(mem, mm, window, table_word(x))
             else:
                 mem.ext[x].next = mem.ext[before].next
@@ -302,6 +304,7 @@ def fault_small_run(mem: Memory, mm: int, window: int, nr: int) -> int:
             if mem.pool[P_TRACED] != 0:
                 note_touched(mem, pfn, taken, step, 0)
             vpn += taken
+        try_fold(mem, mm, window + done)
         done += 1
     _note_tables(mem, first_table, nr_tables, 1)
     if done > 0:

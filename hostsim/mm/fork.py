@@ -39,7 +39,6 @@ from hostsim.mm.mmap import (
     W_TAG,
     W_ZERO,
     set_window,
-    table_head,
     table_word,
     window_word,
 )
@@ -60,6 +59,7 @@ from hostsim.mm.rmap import (
     KIND_SWAP,
     add_extent,
     del_extent,
+    extents_in,
     extents_of,
     frame_at,
     new_extent,
@@ -155,7 +155,7 @@ def _copy_table(mem: Memory, parent: int, child: int, window: int, pins: bool) -
     """Let a child map the small pages of one of its parent's windows; ``pins``: not pinned ones."""
     last = NIL
     set_window(mem, child, window, table_word(NIL))
-    x = table_head(window_word(mem, parent, window))
+    x = extents_in(mem, parent, window)
     while x != NIL:
         if pins and mem.ext[x].flags & KIND_MASK == KIND_ANON and _cut_pinned(mem, x):
             x = int(mem.ext[x].next)
@@ -267,7 +267,7 @@ def _mapped_elsewhere(mem: Memory, x: int, frame: int) -> bool:
 @kernel
 def _extent_of(mem: Memory, mm: int, window: int, page: int) -> int:
     """Return the extent of a window that covers a page, or the next one, or NIL."""
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL and int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
         x = int(mem.ext[x].next)
     return x

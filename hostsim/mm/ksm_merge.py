@@ -27,7 +27,6 @@ from hostsim.mm.mmap import (
     W_TAG,
     W_ZERO,
     set_window,
-    table_head,
     table_word,
     window_word,
 )
@@ -45,6 +44,7 @@ from hostsim.mm.rmap import (
     add_extent,
     cut_extent,
     del_extent,
+    extents_in,
     extents_of,
     frame_at,
 )
@@ -79,7 +79,7 @@ def find_page(mem: Memory, mm: int, window: int, page: int, hint: int) -> int:
     hint
         An extent of the window from which to look, or NIL; one of another window is not used.
     """
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     if _may_lead_to(mem, mm, page, hint):
         x = hint
     while x != NIL and (
@@ -220,7 +220,7 @@ def _link_to(mem: Memory, x: int, hint: int) -> int:
     """
     mm = int(mem.ext[x].owner)
     page = int(mem.ext[x].vpn)
-    before = table_head(window_word(mem, mm, page >> HPAGE_PMD_ORDER))
+    before = extents_in(mem, mm, page >> HPAGE_PMD_ORDER)
     if before == x:
         return NIL
     if _may_lead_to(mem, mm, page, hint) and hint != x:

@@ -8,10 +8,10 @@ meant is split first.  What was written stays in the swap cache.
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import MM_PINNED, MM_WINDOWS, NIL, P_SWAP_FREE, Memory
-from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, table_head, window_word
+from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, window_word
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
 from hostsim.mm.pins import cut_at_pin
-from hostsim.mm.rmap import EXT_SHARED, KIND_ANON, KIND_MASK, cut_extent
+from hostsim.mm.rmap import EXT_SHARED, KIND_ANON, KIND_MASK, cut_extent, extents_in
 from hostsim.mm.shrink import SC_FORCE, SC_MAY_SWAP, shrink_huge
 from hostsim.mm.split import COMPOUND_SWAPCACHE, is_pinned, split_huge_page
 from hostsim.mm.swapout import swap_out_extent
@@ -21,7 +21,7 @@ from hostsim.mm.tunables import T_PHYSICAL_SPLIT
 @kernel
 def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
     """Write the small pages of a window between two pages."""
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL and int(mem.ext[x].vpn) < end:
         vpn = int(mem.ext[x].vpn)
         last = vpn + int(mem.ext[x].nr)
@@ -43,7 +43,7 @@ def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> N
             if not whole and not split_huge_page(mem, pb):
                 x = int(mem.ext[x].next)
             else:
-                x = table_head(window_word(mem, mm, window))
+                x = extents_in(mem, mm, window)
             continue
         if vpn < first:
             x = cut_extent(mem, x, first)
@@ -57,7 +57,7 @@ def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> N
                 continue
         if not swap_out_extent(mem, x):
             return
-        x = table_head(window_word(mem, mm, window))
+        x = extents_in(mem, mm, window)
 
 
 @kernel

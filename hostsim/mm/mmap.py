@@ -37,7 +37,7 @@ W_NONE: Final = 0  # nothing, never touched or zapped whole
 W_ZERO: Final = 4  # the shared huge zero page
 W_TAG: Final = 3
 W_HUGE: Final = 1  # tag: a huge page, pageblock above
-W_TABLE: Final = 2  # tag: a page table, first extent + 1 above
+W_TABLE: Final = 2  # tag: a page table, first extent + 1 above; below zero: folded
 W_HUGETLB: Final = 3  # tag: a hugetlb page or 2 MiB of one, pageblock above
 
 
@@ -173,8 +173,26 @@ def maps_huge(word: int) -> bool:
 
 @inline_kernel
 def table_head(word: int) -> int:
-    """Return the first extent of a window with a page table, or NIL."""
+    """Return the first extent of a window with a page table that is not folded, or NIL."""
     return (word >> 2) - 1
+
+
+@inline_kernel
+def is_folded(word: int) -> bool:
+    """Tell whether a window's pages are those of one pageblock, in order: `rmap.try_fold`."""
+    return word < 0
+
+
+@inline_kernel
+def folded_word(pb: int) -> int:
+    """Return the word of a folded window."""
+    return (-(pb + 1) << 2) | W_TABLE
+
+
+@inline_kernel
+def folded_pageblock(word: int) -> int:
+    """Return the pageblock of a folded window."""
+    return -(word >> 2) - 1
 
 
 @inline_kernel

@@ -38,8 +38,8 @@ from hostsim.mm.mm_types import (
     WORD_FRAMES,
     Memory,
 )
-from hostsim.mm.mmap import W_NONE, huge_pageblock, maps_huge, table_head, window_word
-from hostsim.mm.rmap import KIND_MASK, KIND_SWAP, frame_at
+from hostsim.mm.mmap import W_NONE, huge_pageblock, maps_huge, window_word
+from hostsim.mm.rmap import KIND_MASK, KIND_SWAP, extents_in, frame_at
 from hostsim.mm.tunables import T_KVM_EPT_AD
 from hostsim.mm.vmstat import (
     EPT_LEAVES_ZAPPED,
@@ -319,7 +319,7 @@ def invalidate_range(mem: Memory, mm: int, window: int, first: int, end: int) ->
         pfn = (pb << HPAGE_PMD_ORDER) + (first & (HPAGE_PMD_NR - 1))
         _drop_leaves(mem, table, first, end - first, pfn, 1)
         return before != int(mem.ept_table[table].nr)
-    x = table_head(host)
+    x = extents_in(mem, mm, window)
     while x != NIL and int(mem.ext[x].vpn) < end:
         start = max(first, int(mem.ext[x].vpn))
         nr = min(end, int(mem.ext[x].vpn) + int(mem.ext[x].nr)) - start

@@ -40,7 +40,7 @@ from hostsim.mm.mm_types import (
     ZONE_NORMAL,
     Memory,
 )
-from hostsim.mm.mmap import W_NONE, W_TABLE, W_TAG, W_ZERO, table_head
+from hostsim.mm.mmap import W_NONE, W_TABLE, W_TAG, W_ZERO, folded_pageblock, is_folded, table_head
 from hostsim.mm.physmem import first_zone, pfn_to_nid, zone_to_nid
 from hostsim.mm.rmap import KIND_EPT, KIND_MASK, KIND_PGTABLE, KIND_SWAP
 from hostsim.mm.vmstat import NR_FILE_PAGES
@@ -135,8 +135,9 @@ def numa_pages(mem: Memory, mm: int, pages: NDArray[np.int64]) -> None:
         if word == W_NONE or word == W_ZERO:
             continue
         user = node_of_window(mem, mm, window)
-        if word & W_TAG != W_TABLE:
-            nid = pfn_to_nid(mem, (word >> 2) << PAGEBLOCK_ORDER)
+        if word & W_TAG != W_TABLE or is_folded(word):
+            pb = folded_pageblock(word) if is_folded(word) else word >> 2
+            nid = pfn_to_nid(mem, pb << PAGEBLOCK_ORDER)
             pages[nid * NR_NUMA_PAGES] += HPAGE_PMD_NR
             if nid != user:
                 pages[nid * NR_NUMA_PAGES + 1] += HPAGE_PMD_NR

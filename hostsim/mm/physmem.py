@@ -61,7 +61,7 @@ PB_FREE10: Final = 2  # first half of a free block of order 10
 PB_FREE10_TAIL: Final = 3  # second half of it
 PB_HUGE: Final = 4  # one huge page, mapped by one PMD: a = mm, b = window
 PB_COMPOUND: Final = 5  # one huge page mapped otherwise: a = extents, b = COMPOUND_* flags
-PB_FULL: Final = 6  # 512 small pages in use: a = extents
+PB_FULL: Final = 6  # 512 small pages in use: a = extents; folded: a = FOLDED - mm, b = window
 PB_PARTIAL: Final = 7  # some frames free: a = record
 PB_RESERVED: Final = 8  # not managed: kernel image, struct pages, firmware
 PB_PCP: Final = 9  # one free huge page on a per-CPU list

@@ -22,7 +22,6 @@ from hostsim.mm.mmap import (
     W_TAG,
     huge_word,
     set_window,
-    table_head,
     table_word,
     window_word,
 )
@@ -38,6 +37,7 @@ from hostsim.mm.rmap import (
     KIND_MASK,
     add_extent,
     del_extent,
+    extents_in,
 )
 from hostsim.mm.split import COMPOUND_SWAPCACHE, deferred_split, undo_deferred
 from hostsim.mm.vmstat import (
@@ -68,7 +68,7 @@ def reserve(mem: Memory, mm: int, window: int, page: int, pb: int) -> None:
 @kernel
 def reserved_block(mem: Memory, mm: int, window: int) -> int:
     """Return the huge page that is set aside for a window, or NIL."""
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     if x == NIL or mem.ext[x].flags & KIND_MASK != KIND_ANON:
         return NIL
     pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
@@ -95,7 +95,7 @@ def promote_if_full(mem: Memory, mm: int, window: int) -> None:
     pb = reserved_block(mem, mm, window)
     if pb == NIL:
         return
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     mapped = 0
     while x != NIL:
         if int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER != pb:
@@ -106,7 +106,7 @@ def promote_if_full(mem: Memory, mm: int, window: int) -> None:
         return
     notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
     undo_deferred(mem, pb)
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL:
         after = int(mem.ext[x].next)
         del_extent(mem, x)

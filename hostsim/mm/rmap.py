@@ -4,10 +4,15 @@ An extent is a run of small pages that is contiguous in the owner's address spac
 physical memory, inside one 2 MiB window and one pageblock.  The window's list leads from a page
 to its frame, the pageblock's list from a frame to its owner.
 
+Where one extent is a whole window and a whole pageblock, most often page cache of a guest, it is
+folded: the window's word names the pageblock, the pageblock the process and the window.  Who asks
+for the extents of either unfolds it.
+
 Who changes windows but for their own fault (reclaim, compaction, khugepaged, splits of huge
 pages) counts ``pool[P_MAP_SEQ]`` up: a fault that had to allocate looks at its window again.
 
-Source: the job of Linux mm/rmap.c and of struct page; the representation is our own.
+Source: the job of Linux mm/rmap.c and of struct page; the representation is our own.  Folding is
+named after that of contiguous entries, arch/arm64/mm/contpte.c.
 """
 
 from typing import Final
@@ -17,9 +22,20 @@ from numpy.typing import NDArray
 
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
-from hostsim.mm.lru_stamp import extent_stamp, set_extent_stamp
+from hostsim.mm.lru_stamp import extent_stamp, keeps_lru, set_extent_stamp
 from hostsim.mm.mm_types import NIL, P_EXT_FREE, P_EXT_LIVE, P_EXT_USED, P_NEAR, Memory
-from hostsim.mm.physmem import PB_PARTIAL, pageblock_state
+from hostsim.mm.mmap import (
+    W_TABLE,
+    W_TAG,
+    folded_pageblock,
+    folded_word,
+    is_folded,
+    set_window,
+    table_head,
+    table_word,
+    window_word,
+)
+from hostsim.mm.physmem import PB_FULL, PB_PARTIAL, pageblock_state
 
 KIND_ANON: Final = 0  # anonymous memory of a process: movable, on the LRU
 KIND_PGTABLE: Final = 1  # page-table page of a process
@@ -31,20 +47,13 @@ KIND_SWAP: Final = 6  # swapped out: on a window's list only, pfn is the slot
 KIND_SWAPCACHE: Final = 7  # page in the swap cache that no page table maps: vpn is the slot
 KIND_FILE: Final = 8  # page cache: vpn is the page of the file
 KIND_MASK: Final = 15
+FOLDED: Final = -2  # `a` of a folded pageblock is FOLDED - mm
 EXT_DESCENDING: Final = 0x80  # page vpn + i lies in frame pfn + nr - 1 - i
 EXT_SHARED: Final = 0x40  # mapped by another process too: copy on write
 EXT_PMD: Final = 0x20  # one PMD maps the whole pageblock
 EXT_KSM: Final = 0x100  # one page of a frame that ksmd merged; such extents have one page
 EXT_ZERO: Final = 0x200  # pages of zeros, never written: hostsim.mm.content
 EXT_READAHEAD: Final = 0x10  # KIND_SWAPCACHE: read ahead, not asked for yet
-
-
-@inline_kernel
-def extents_of(mem: Memory, pb: int) -> int:
-    """Return the first extent of a pageblock of small or compound pages."""
-    if pageblock_state(mem, pb) == PB_PARTIAL:
-        return int(mem.rec[mem.pb[pb].a].ext)
-    return int(mem.pb[pb].a)
 
 
 @inline_kernel
@@ -83,6 +92,62 @@ def drop_extent(mem: Memory, x: int) -> None:
     mem.ext[x].next = mem.pool[P_EXT_FREE] - 1
     mem.pool[P_EXT_FREE] = x + 1
     mem.pool[P_EXT_LIVE] -= 1
+
+
+@kernel
+def unfold(mem: Memory, pb: int) -> int:
+    """Give a folded window and its pageblock the extent that they stand for; return it."""
+    mm, window = FOLDED - int(mem.pb[pb].a), int(mem.pb[pb].b)
+    vpn = window << HPAGE_PMD_ORDER
+    x = new_extent(mem, pb << PAGEBLOCK_ORDER, PAGEBLOCK_NR_PAGES, mm, vpn, KIND_ANON)
+    mem.ext[x].next_b = NIL
+    mem.ext[x].prev_b = NIL
+    mem.pb[pb].a = x
+    set_window(mem, mm, window, table_word(x))
+    return x
+
+
+@kernel
+def try_fold(mem: Memory, mm: int, window: int) -> None:
+    """Fold a window with a page table if all its pages lie in one pageblock, in order.
+
+    A machine that keeps the order of its pages needs extents: their stamps are by extent.
+    """
+    word = window_word(mem, mm, window)
+    x = table_head(word)
+    if word & W_TAG != W_TABLE or x < 0 or keeps_lru(mem):
+        return
+    if int(mem.ext[x].nr) != PAGEBLOCK_NR_PAGES:
+        return
+    pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
+    if int(mem.ext[x].flags) != KIND_ANON or pageblock_state(mem, pb) != PB_FULL:
+        return
+    drop_extent(mem, x)
+    mem.pb[pb].a = FOLDED - mm
+    mem.pb[pb].b = window
+    set_window(mem, mm, window, folded_word(pb))
+
+
+@inline_kernel
+def folds(mem: Memory, pb: int) -> bool:
+    """Tell whether a pageblock of small pages is folded."""
+    return pageblock_state(mem, pb) == PB_FULL and int(mem.pb[pb].a) < NIL
+
+
+@inline_kernel
+def extents_of(mem: Memory, pb: int) -> int:
+    """Return the first extent of a pageblock of small or compound pages, or NIL."""
+    if pageblock_state(mem, pb) == PB_PARTIAL:
+        return int(mem.rec[mem.pb[pb].a].ext)
+    x = int(mem.pb[pb].a)
+    return x if x >= NIL else unfold(mem, pb)
+
+
+@inline_kernel
+def extents_in(mem: Memory, mm: int, window: int) -> int:
+    """Return the first extent of a window with a page table, or NIL."""
+    word = window_word(mem, mm, window)
+    return unfold(mem, folded_pageblock(word)) if is_folded(word) else table_head(word)
 
 
 @kernel

@@ -343,11 +343,10 @@ def fill_pcp(
             continue
         if get_pageblock_migratetype(mem, pb) != migratetype:
             continue
-        if mem.ext[mem.pb[pb].a].nr < PAGEBLOCK_NR_PAGES:
+        x = extents_of(mem, pb)
+        if mem.ext[x].nr < PAGEBLOCK_NR_PAGES or mem.ext[x].flags != KIND_BOOT:
             continue
-        if mem.ext[mem.pb[pb].a].flags != KIND_BOOT:
-            continue
-        del_extent(mem, int(mem.pb[pb].a))
+        del_extent(mem, x)
         for part in range(2):
             pfn = (pb << PAGEBLOCK_ORDER) + part * half
             here = min(nr, (half >> order) - 1)

@@ -28,7 +28,7 @@ from hostsim.mm.mm_types import (
     P_SPLIT_LEN,
     Memory,
 )
-from hostsim.mm.mmap import set_window, table_head, table_word, window_word
+from hostsim.mm.mmap import set_window, table_word, window_word
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
@@ -44,6 +44,7 @@ from hostsim.mm.rmap import (
     add_extent,
     cut_extent,
     del_extent,
+    extents_in,
     extents_of,
 )
 from hostsim.mm.tunables import T_PHYSICAL_SPLIT, T_SPLIT_FREES_ZERO, T_UNMAP_DEFERS
@@ -250,7 +251,7 @@ def unlink_extent(mem: Memory, x: int) -> None:
     mm = int(mem.ext[x].owner)
     window = int(mem.ext[x].vpn) >> HPAGE_PMD_ORDER
     after = int(mem.ext[x].next)
-    y = table_head(window_word(mem, mm, window))
+    y = extents_in(mem, mm, window)
     if y == x:
         set_window(mem, mm, window, table_word(after))
         return

@@ -26,7 +26,6 @@ from hostsim.mm.mm_types import (
     NIL,
     Memory,
 )
-from hostsim.mm.mmap import table_head, window_word
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_pages
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
@@ -39,6 +38,7 @@ from hostsim.mm.rmap import (
     KIND_SWAPCACHE,
     add_extent,
     del_extent,
+    extents_in,
     owner_of,
     try_extend,
 )
@@ -73,7 +73,7 @@ RA_MAX_HITS: Final = 255  # SWAP_RA_HITS_MASK: bits below the window's
 @kernel
 def swapped_at(mem: Memory, mm: int, window: int, vpn: int) -> int:
     """Return the extent by which a page is swapped out, or NIL."""
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL and int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= vpn:
         x = int(mem.ext[x].next)
     if x == NIL or mem.ext[x].vpn > vpn or mem.ext[x].flags & KIND_MASK != KIND_SWAP:

@@ -7,11 +7,18 @@ free_page_and_swap_cache.
 from hostsim.core.jit import hot_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import NIL, P_NEAR, Memory
-from hostsim.mm.mmap import set_window, table_head, table_word, window_word
+from hostsim.mm.mmap import set_window, table_word
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
-from hostsim.mm.rmap import EXT_DESCENDING, cut_extent, del_extent, near_extent, owner_of
+from hostsim.mm.rmap import (
+    EXT_DESCENDING,
+    cut_extent,
+    del_extent,
+    extents_in,
+    near_extent,
+    owner_of,
+)
 from hostsim.mm.split import (
     COMPOUND_SHIFT,
     COMPOUND_SWAPCACHE,
@@ -123,7 +130,7 @@ def slot_at(mem: Memory, x: int, vpn: int) -> int:
 def link_before(mem: Memory, mm: int, window: int, vpn: int) -> int:
     """Return the last extent of a window that begins below a page, or NIL."""
     before = NIL
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     while x != NIL and mem.ext[x].vpn < vpn:
         before = x
         x = int(mem.ext[x].next)
@@ -134,7 +141,7 @@ def link_before(mem: Memory, mm: int, window: int, vpn: int) -> int:
 def link_extent(mem: Memory, mm: int, window: int, before: int, x: int) -> None:
     """Put an extent into a window's list behind another one (or NIL)."""
     if before == NIL:
-        mem.ext[x].next = table_head(window_word(mem, mm, window))
+        mem.ext[x].next = extents_in(mem, mm, window)
         set_window(mem, mm, window, table_word(x))
     else:
         mem.ext[x].next = mem.ext[before].next
@@ -174,7 +181,7 @@ def isolate_extents(mem: Memory, mm: int, window: int, first: int, end: int) -> 
     """
     nr = 0
     before = NIL
-    x = table_head(window_word(mem, mm, window))
+    x = extents_in(mem, mm, window)
     if first > window << HPAGE_PMD_ORDER:
         x = near_extent(mem, mm, first - 1, x)  # one that begins before the first page
     while x != NIL and int(mem.ext[x].vpn) < end:

@@ -27,12 +27,11 @@ from hostsim.mm.mmap import (
     free_area,
     new_area,
     set_window,
-    table_head,
     table_word,
     window_word,
 )
 from hostsim.mm.mmu_notifier import notify
-from hostsim.mm.rmap import cut_extent
+from hostsim.mm.rmap import cut_extent, extents_in
 from hostsim.mm.split import split_pmd
 from hostsim.mm.vmstat import THP_SPLIT_PMD
 
@@ -88,7 +87,7 @@ def _adjust_trans_huge(mem: Memory, mm: int, page: int) -> None:
         split_pmd(mem, mm, window)
     word = window_word(mem, mm, window)
     if word & W_TAG == W_TABLE:
-        x = table_head(word)
+        x = extents_in(mem, mm, window)
         while x != NIL and int(mem.ext[x].vpn) + int(mem.ext[x].nr) <= page:
             x = int(mem.ext[x].next)
         if x != NIL and int(mem.ext[x].vpn) < page:

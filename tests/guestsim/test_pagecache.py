@@ -13,6 +13,7 @@ from guestsim.guest import MM_CACHE, boot_memory
 from guestsim.pagecache import cache_run, drop_cache, reclaim_cache
 from hostsim.core.units import HPAGE_PMD_NR
 from hostsim.mm.check import check_memory
+from hostsim.mm.check_extents import unfolded
 from hostsim.mm.fault import touch_range
 from hostsim.mm.mm_types import MM_ANON, MM_WINDOWS, P_EXT_USED, P_TOUCHED
 from hostsim.mm.mmap import ADVICE_NONE, mm_alloc
@@ -50,7 +51,8 @@ class Cache:
             self.queue.popleft()
 
     def extents(self):
-        ext = self.mem.ext[: self.mem.pool[P_EXT_USED]]
+        mem = unfolded(self.mem)
+        ext = mem.ext[: mem.pool[P_EXT_USED]]
         mine = (ext["nr"] > 0) & (ext["owner"] == MM_CACHE) & (ext["flags"] & KIND_MASK == 0)
         return ext[mine]
 

@@ -56,9 +56,10 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         mib=st.sampled_from([16, 32, 64]),
         enabled=st.sampled_from(["always", "madvise", "never"]),
         zero_page=st.sampled_from(["0", "1"]),
+        keep_lru=st.booleans(),
     )
-    def boot(self, kernel, mib, enabled, zero_page):
-        self.mem = new_memory(mib << 8, kernel, 1)
+    def boot(self, kernel, mib, enabled, zero_page, keep_lru):
+        self.mem = new_memory(mib << 8, kernel, 1, keep_lru=keep_lru)
         set_tunable(self.mem.tunables, "enabled", enabled)
         if kernel != "2.6.38":
             set_tunable(self.mem.tunables, "use_zero_page", zero_page)
@@ -300,7 +301,7 @@ def test_long_random_walk_keeps_every_invariant(kernel, mib):
     """What short programs seldom reach: a machine that runs full, empties and fills again."""
     rng = np.random.default_rng(mib)
     machine = AddressSpaceMachine()
-    machine.boot(kernel, mib, "always", "1")
+    machine.boot(kernel, mib, "always", "1", mib > 16)
 
     def number(low, high):
         return int(rng.integers(low, high + 1))

@@ -23,6 +23,7 @@ from hostsim.ept import (
     stop_dirty_log,
 )
 from hostsim.mm.check import check_memory
+from hostsim.mm.check_extents import unfolded
 from hostsim.mm.collapse import madvise_collapse
 from hostsim.mm.compaction import compact_node
 from hostsim.mm.fault import FAULT_OK, FAULT_OOM, FAULT_SIGBUS, touch_range
@@ -95,9 +96,10 @@ class WholeManager(RuleBasedStateMachine):
         zero_pages=st.sampled_from(["0", "1"]),
         nx=st.sampled_from(["0", "1"]),
         nodes=st.sampled_from([1, 1, 2, 4]),
+        swap=st.sampled_from([True, True, False]),
     )
-    def boot(self, kernel, mib, max_ptes_none, zero_pages, nx, nodes):
-        self.mem = new_memory(mib << 8, kernel, nodes, nr_nodes=nodes)
+    def boot(self, kernel, mib, max_ptes_none, zero_pages, nx, nodes, swap):
+        self.mem = new_memory(mib << 8, kernel, nodes, nr_nodes=nodes, keep_lru=swap)
         self.nodes = nodes
         self.set("khugepaged/max_ptes_none", max_ptes_none)
         self.set("khugepaged/pages_to_scan", str(PAGES_TO_SCAN))
@@ -106,7 +108,8 @@ class WholeManager(RuleBasedStateMachine):
         self.set("ksm/run", "1")
         if kernel != "2.6.38":
             self.set("ksm/use_zero_pages", zero_pages)
-        swapon(self.mem, mib << 7)  # half the memory: it runs full
+        if swap:
+            swapon(self.mem, mib << 7)  # half the memory: it runs full
         self.holds = {}  # process -> what each page holds: NIL nothing, 0 zero, else a number
         self.blocks = []  # kernel blocks: order and extent
         self.pins = []  # process, first page, pages and the frames that a device uses
@@ -120,14 +123,15 @@ class WholeManager(RuleBasedStateMachine):
 
     def words(self, mm):
         base, nr = (int(self.mem.mm[mm, column]) for column in (MM_BASE, MM_WINDOWS))
-        return self.mem.windows[base : base + nr].tolist()
+        return unfolded(self.mem).windows[base : base + nr].tolist()
 
     def pages(self):
         """Process, page, place and flags of every small page that is resident or swapped out.
 
         Places are frames, or SLOT + slot of pages that are not in the swap cache.
         """
-        ext = self.mem.ext[: int(self.mem.pool[P_EXT_USED])]
+        mem = unfolded(self.mem)
+        ext = mem.ext[: int(mem.pool[P_EXT_USED])]
         ext = ext[(ext["nr"] > 0) & (ext["owner"] != NIL)]
         ext = ext[np.isin(ext["flags"] & KIND_MASK, (KIND_ANON, KIND_SWAP))]
         ext = ext[ext["flags"] & EXT_PMD == 0]
@@ -371,6 +375,8 @@ class WholeManager(RuleBasedStateMachine):
 
     @rule(**DRAW)
     def page_cache(self, n, at, nr, flag):
+        if not len(self.mem.lru):  # could not be reclaimed
+            return
         (page_cache_access if n % 3 else drop_pagecache)(*(self.mem, nr)[: 1 + (n % 3 > 0)])
         page_cache_fill(self.mem, nr // 8, flag)
 
@@ -539,7 +545,7 @@ ALWAYS = ("start", "kalloc", "kfree", "page_cache", "compact", "kswapd", "hugetl
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("seed", "nodes"), [(1, 1), (2, 2), (4, 4)])
+@pytest.mark.parametrize(("seed", "nodes"), [(1, 1), (2, 2), (3, 1), (4, 4)])
 def test_long_walk_over_the_whole_manager(kernel, seed, nodes):
     """What short programs seldom reach."""
     walk(kernel, seed, nodes, 400)
@@ -548,7 +554,9 @@ def test_long_walk_over_the_whole_manager(kernel, seed, nodes):
 def walk(kernel, seed, nodes, steps):
     rng = np.random.default_rng(seed)
     machine = WholeManager()
-    machine.boot(kernel, 16 << seed % 3, ("511", "64")[seed % 2], str(seed % 2), "1", nodes)
+    machine.boot(
+        kernel, 16 << seed % 3, ("511", "64")[seed % 2], str(seed % 2), "1", nodes, seed != 3
+    )
     likely = np.array(list(RULES.values()))
     for name in rng.choice(list(RULES), steps, p=likely / likely.sum()):
         drawn = {"n": int(rng.integers(100)), "at": rng.random()}
