@@ -25,7 +25,7 @@ NR_SIZES: Final = len(PAGE_SIZES)
 E_TAG: Final = 3
 E_NONE: Final = 0  # not present
 E_LEAF: Final = 1  # tag: a page, its first frame above
-E_TABLE: Final = 2  # tag: a table of the next lower level, its number above
+E_TABLE: Final = 2  # tag: a table of the next lower level, its number above; one bit tells both
 MAX_FRAME: Final = (1 << 29) - 1  # of an entry in 32 bits: 2 TiB
 
 R_ROOT: Final = 0  # table number of the root
@@ -161,7 +161,7 @@ def leaf_slot(tables: PageTables, page: int) -> tuple[int, int]:
     while shift > 0:
         slot |= (page >> shift) & INDEX_MASK
         entry = int(tables.entry[np.uint64(slot)])
-        if entry & E_TAG != E_TABLE:
+        if entry & E_TABLE == 0:
             return slot, shift
         slot = (entry - E_TABLE) << (INDEX_BITS - 2)
         shift -= INDEX_BITS

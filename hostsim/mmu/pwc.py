@@ -36,11 +36,10 @@ def _tag_and_part(level: int, page: int, vpid: int) -> tuple[int, int]:
 
 
 @hot_kernel
-def _known_table(mmu: Mmu, caches: int, level: int, page: int, vpid: int) -> int:
-    """Return the table that the entry of a level on the way to a page leads to, or NOTHING."""
+def _probe_level(mmu: Mmu, caches: int, level: int, page: int, vpid: int) -> int:
+    """Look up the entry of a level on the way to a page; return where it stands, or NOTHING."""
     tag, part = _tag_and_part(level, page, vpid)
-    at = probe(mmu, caches + level, part, tag)
-    return int(mmu.value[np.uint64(at)]) if at != NOTHING else NOTHING
+    return probe(mmu, caches + level, part, tag)
 
 
 @hot_kernel
@@ -52,16 +51,16 @@ def deepest_table(mmu: Mmu, caches: int, levels: int, page: int, vpid: int) -> t
     caches
         PWC or EPT_PWC.
     """
-    table = _known_table(mmu, caches, 2, page, vpid)
-    if table != NOTHING:
-        return 1, table
-    table = _known_table(mmu, caches, 3, page, vpid)
-    if table != NOTHING:
-        return 2, table
+    at = _probe_level(mmu, caches, 2, page, vpid)
+    if at != NOTHING:
+        return 1, int(mmu.value[np.uint64(at)])
+    at = _probe_level(mmu, caches, 3, page, vpid)
+    if at != NOTHING:
+        return 2, int(mmu.value[np.uint64(at)])
     for level in range(4, levels + 1):
-        table = _known_table(mmu, caches, level, page, vpid)
-        if table != NOTHING:
-            return level - 1, table
+        at = _probe_level(mmu, caches, level, page, vpid)
+        if at != NOTHING:
+            return level - 1, int(mmu.value[np.uint64(at)])
     return 0, 0
 
 

@@ -18,7 +18,6 @@ from hostsim.core.units import HPAGE_PMD_ORDER, NO_PFN, PTRS_PER_TABLE
 from hostsim.mmu.paging import (
     E_LEAF,
     E_NONE,
-    E_TAG,
     INDEX_BITS,
     R_LEVELS,
     R_ROOT,
@@ -115,7 +114,7 @@ def _walk_dimension(
             table = int(tables.root[R_ROOT])
     while True:
         entry = _read(mmu, tables, kind, table, level, page, studied)
-        if entry & E_TAG == E_LEAF:
+        if entry & E_LEAF != 0:
             below = page & ((1 << ((level - 1) * INDEX_BITS)) - 1)
             return (entry >> 2) + below, level
         if entry == E_NONE:
@@ -195,7 +194,7 @@ def walk_nested(
             if not _translate_table(mmu, ept, int(guest.frame[np.uint64(table)]), vpid, studied):
                 return NO_PFN, 0
         entry = _read(mmu, guest, READ_GUEST, table, level, vpn, studied)
-        if entry & E_TAG == E_LEAF:
+        if entry & E_LEAF != 0:
             break
         if entry == E_NONE:
             return NO_PFN, 0
@@ -279,7 +278,7 @@ def _look_ahead(
     for i in range(np.uint64(start), np.uint64(end)):
         ahead = mmu.ahead[i - np.uint64(start)]
         entry = int(guest.entry[np.uint64(ahead & ((1 << AHEAD_SHIFT) - 1))])
-        if entry & E_TAG == E_LEAF:
+        if entry & E_LEAF != 0:
             below = int(pages[i]) & ((1 << (ahead >> AHEAD_SHIFT)) - 1)
             slot, _ = leaf_slot(ept, (entry >> 2) + below)
             prefetch(ept.entry, slot)
