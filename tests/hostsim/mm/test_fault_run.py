@@ -16,6 +16,7 @@ from hostsim.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     MM_ANON,
     MM_PGTABLES,
+    MM_RAM_ANON,
     NIL,
     P_IN_ORDER,
     P_NEAR,
@@ -293,6 +294,18 @@ def test_a_fresh_machine_serves_a_run():
     assert fault_small_run(mem, nohuge, 0, 20) == 20
     assert mem.mm[nohuge, MM_ANON] == 20 * HPAGE_PMD_NR
     assert mem.mm[nohuge, MM_PGTABLES] == 20
+    check_memory(mem)
+
+
+@pytest.mark.parametrize("ram_pages", [5 * HPAGE_PMD_NR, 5 * HPAGE_PMD_NR - 100])
+def test_a_run_past_the_end_of_guest_ram_counts_guest_ram_alone(ram_pages):
+    """The window in which guest RAM ends is guest RAM, what follows is the process's own."""
+    mem, _ = machine("6.12", 3 << 19, [])
+    mm = mm_alloc(mem, ram_pages, 4 * HPAGE_PMD_NR, ADVICE_NOHUGE, True, 3)
+    touch(mem, mm, 0, 1)
+    touch(mem, mm, HPAGE_PMD_NR, 8 * HPAGE_PMD_NR)
+    assert mem.mm[mm, MM_ANON] == 8 * HPAGE_PMD_NR + 1
+    assert mem.mm[mm, MM_RAM_ANON] == 4 * HPAGE_PMD_NR + 1
     check_memory(mem)
 
 
