@@ -43,8 +43,11 @@ from hostsim.mm.mmap import (
     W_NONE,
     W_TABLE,
     W_TAG,
+    folded_pageblock,
     huge_pageblock,
+    is_folded,
     maps_huge,
+    table_head,
     window_word,
 )
 from hostsim.mm.mmu_notifier import (
@@ -185,10 +188,14 @@ def _add_small(mem: Memory, mm: int, table: int, x: int, first: int, end: int) -
 @hot_kernel
 def _whole_sum(mem: Memory, mm: int, window: int) -> int:
     """Return the sum of frames of a table with all leaves; NIL if some page has no frame."""
+    word = window_word(mem, mm, window)
+    if is_folded(word):
+        pfn = folded_pageblock(word) << HPAGE_PMD_ORDER
+        return run_sum(0, pfn, 1, HPAGE_PMD_NR) & SUM_MASK
     first = window << HPAGE_PMD_ORDER
     nr = 0
     total = 0
-    x = extents_in(mem, mm, window)
+    x = table_head(word)
     while x != NIL and mem.ext[x].flags & KIND_MASK != KIND_SWAP:
         start = int(mem.ext[x].vpn)
         pfn = frame_at(mem, x, start)

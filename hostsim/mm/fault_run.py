@@ -58,6 +58,7 @@ from hostsim.mm.rmap import (
     add_extent,
     extents_in,
     extents_of,
+    folds,
     try_extend,
     try_fold,
 )
@@ -246,7 +247,9 @@ def _prefetch_owners(mem: Memory, head: int) -> None:
     third = int(mem.run[second].next)
     prefetch(mem.pb, int(mem.run[third].first) >> PAGEBLOCK_ORDER)
     prefetch(mem.rec, int(mem.pb[int(mem.run[second].first) >> PAGEBLOCK_ORDER].a))
-    prefetch(mem.ext, extents_of(mem, int(mem.run[first].first) >> PAGEBLOCK_ORDER))
+    pb = int(mem.run[first].first) >> PAGEBLOCK_ORDER
+    if not folds(mem, pb):  # the place that a list's head names may be
+        prefetch(mem.ext, extents_of(mem, pb))
 
 
 @kernel

@@ -20,6 +20,7 @@ from hostsim.mm.mm_types import (
     MM_SWAP,
     MM_WINDOWS,
     NIL,
+    P_NEAR,
     P_SPLIT_LEN,
     P_ZERO_USERS,
     Memory,
@@ -31,6 +32,8 @@ from hostsim.mm.mmap import (
     W_TABLE,
     W_TAG,
     W_ZERO,
+    folded_pageblock,
+    is_folded,
     mm_free,
     set_window,
     table_word,
@@ -58,9 +61,25 @@ from hostsim.mm.vma import free_vmas
 from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS, THP_SPLIT_PMD
 
 
+@hot_kernel
+def _zap_folded(mem: Memory, mm: int, window: int) -> None:
+    """Unmap all pages of a folded window."""
+    pb = folded_pageblock(window_word(mem, mm, window))
+    set_window(mem, mm, window, table_word(NIL))
+    mem.pb[pb].a = NIL
+    mem.pool[P_NEAR] = 0
+    reverse = mem.tunables[T_REVERSE_ZAP] != 0
+    put_frames(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, False, reverse, True)
+    account_rss(mem, mm, window, -HPAGE_PMD_NR)
+    charge(mem, C_FREE_PAGE, HPAGE_PMD_NR)
+
+
 @kernel
 def zap_table(mem: Memory, mm: int, window: int, first: int, end: int) -> None:
     """Unmap pages ``first .. end - 1`` of a window with a page table."""
+    if end - first == HPAGE_PMD_NR and is_folded(window_word(mem, mm, window)):
+        _zap_folded(mem, mm, window)
+        return
     nr = isolate_extents(mem, mm, window, first, end)
     reverse = mem.tunables[T_REVERSE_ZAP] != 0
     dropped = 0
