@@ -12,20 +12,20 @@ from hostsim.mm.check import check_memory
 from hostsim.mm.check_ept import leaf_bits
 from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory
-from hostsim.mm.mm_types import MM_BASE, MM_KERNEL
-from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, W_HUGE, W_TAG
+from hostsim.mm.mm_types import MM_BASE, MM_KERNEL, P_EXT_LIVE
+from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, W_HUGE, W_TAG, is_folded
 from hostsim.mm.mmu_notifier import E_SHIFT, add_leaves, is_table, notify
 from hostsim.mm.split import split_pmd
 from hostsim.mm.tunables import set_tunable
-from hostsim.mm.zap import discard_range
+from hostsim.mm.zap import discard_range, exit_mm
 
 WINDOWS = 12
 PAGES = WINDOWS * HPAGE_PMD_NR
 
 
-def machine(kernel, advice, events):
+def machine(kernel, advice, events, keep_lru=True):
     """Return a host and a guest to which a few things have happened."""
-    mem = new_memory(1 << 16, kernel, 1)
+    mem = new_memory(1 << 16, kernel, 1, keep_lru=keep_lru)
     set_tunable(mem.tunables, "enabled", "madvise")
     mm, _ = new_process(mem, PAGES, 0, advice, 1, 1)
     for kind, page, nr in events:
@@ -72,11 +72,16 @@ events = st.lists(
 
 
 @pytest.mark.parametrize("advice", [ADVICE_HUGE, ADVICE_NOHUGE])
-@given(kernel=st.sampled_from(["6.1", "6.12"]), before=events, start=st.integers(0, PAGES - 1))
+@given(
+    kernel=st.sampled_from(["6.1", "6.12"]),
+    before=events,
+    start=st.integers(0, PAGES - 1),
+    keep_lru=st.booleans(),  # without, windows fold
+)
 @settings(max_examples=60, deadline=None)
-def test_a_range_is_mapped_as_its_pages_one_by_one_are(advice, kernel, before, start):
-    whole, mm = machine(kernel, advice, before)
-    single, _ = machine(kernel, advice, before)
+def test_a_range_is_mapped_as_its_pages_one_by_one_are(advice, kernel, before, start, keep_lru):
+    whole, mm = machine(kernel, advice, before, keep_lru)
+    single, _ = machine(kernel, advice, before, keep_lru)
     assert guest_access(whole, mm, start, PAGES - start, True) == FAULT_OK
     for page in range(start, PAGES):
         assert guest_access(single, mm, page, 1, True) == FAULT_OK
@@ -94,7 +99,7 @@ def test_a_fresh_table_gets_the_leaves_of_the_pages_that_are_there(kernel, touch
     """All at once if the window is whole, else extent by extent: as `ept_access` adds them."""
     found = []
     for in_runs in (True, False):
-        mem, mm = machine(kernel, ADVICE_NOHUGE, [("access", 0, 1)])
+        mem, mm = machine(kernel, ADVICE_NOHUGE, [("access", 0, 1)], keep_lru=False)
         guest_access(mem, mm, 0, 1, True)
         for page, nr in touched:
             touch_range(mem, mm, page, min(nr, PAGES - page), 1, 1.0, 0, True, page)
@@ -105,6 +110,20 @@ def test_a_fresh_table_gets_the_leaves_of_the_pages_that_are_there(kernel, touch
         check_memory(mem)
         found.append(mapped(mem, mm))
     assert found[0] == found[1]
+
+
+def test_a_folded_window_stays_folded_under_its_leaves():
+    """Its leaves are summed from the pageblock, and what unmaps all of it looks at no extent."""
+    mem, mm = machine("6.12", ADVICE_NOHUGE, [("access", 0, HPAGE_PMD_NR)], keep_lru=False)
+    guest_access(mem, mm, HPAGE_PMD_NR, PAGES - HPAGE_PMD_NR, True)
+    words = mem.windows[mem.mm[mm, MM_BASE] :][:WINDOWS]
+    whole = [window for window in range(WINDOWS) if is_folded(int(words[window]))]
+    assert len(whole) > WINDOWS // 2
+    check_memory(mem)
+    extents = int(mem.pool[P_EXT_LIVE])
+    exit_mm(mem, mm)
+    assert mem.pool[P_EXT_LIVE] < extents
+    check_memory(mem)
 
 
 @given(
