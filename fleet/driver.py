@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet import checkpoint
+from fleet.collector import give_back
 from fleet.costs import Costs
 from fleet.demand import arrivals, make_placer
 from fleet.fleet_rows import fleet_row
@@ -152,6 +153,7 @@ class Driver:
             if unwritten:
                 self.sink.write(*unwritten)
                 unwritten = None
+                give_back()
             ahead = self._place(epoch + 1)  # while the hosts run, as if they told nothing new
             parts = self.backend.collect()
             collected_s = time.thread_time()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.captured import captured_on
+from fleet.collector import give_back
 from fleet.migration import Emigrant
 from fleet.mmu_figures import SampleUsage, usage_of_samplers
 from fleet.node import START, Commands, Node
@@ -185,9 +186,12 @@ class Shard:
                 seed = self.plan.scenario.seed
                 raise InvariantError(f"{where}, seed {seed}: {error}") from error
         self.epoch += 1
-        return {
+        rows = {
             table: np.concatenate([getattr(part, table) for part in parts]) for table in NODE_TABLES
         }
+        del parts
+        give_back()
+        return rows
 
     def _expect(self, epoch: int) -> None:
         if epoch != self.epoch:
