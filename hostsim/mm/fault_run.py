@@ -203,7 +203,7 @@ def fault_huge_run(mem: Memory, mm: int, window: int, nr: int) -> int:
     return done
 
 
-@kernel
+@hot_kernel
 def map_run(
     mem: Memory, mm: int, window: int, before: int, vpn: int, pfn: int, nr: int, step: int
 ) -> int:

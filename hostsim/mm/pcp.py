@@ -161,7 +161,7 @@ def pop_tail(mem: Memory, head: int, nr: int) -> tuple[int, int, int]:
     return pfn, taken, -step
 
 
-@kernel
+@hot_kernel
 def free_pages_run(mem: Memory, pfn: int, nr: int, step: int) -> None:
     """Free order-0 pages to the buddy lists one after the other, ``step`` (1 or -1) apart."""
     low = pfn if step > 0 else pfn - nr + 1
