@@ -15,6 +15,7 @@ Simplified: a pass is made whenever the delay has gone by; Linux waits for a fre
 
 from typing import Final
 
+from hostsim.core.bits import lowest_bit
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import MAX_PAGE_ORDER, NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.buddy import FRESH_MAX, TAIL, add_free_pageblocks, del_free_pageblocks
@@ -41,7 +42,6 @@ from hostsim.mm.physmem import (
     is_free_block,
     list_rotate,
     list_rotate_one,
-    lowest_bit,
     set_pageblock_migratetype,
     set_reported,
     virgin_slot,

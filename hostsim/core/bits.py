@@ -1,8 +1,15 @@
 """Bits of words."""
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic
 
 from hostsim.core.jit import hot_kernel, inline_kernel
+
+_intrinsic: Any = intrinsic
 
 
 @hot_kernel
@@ -20,3 +27,13 @@ def weight(word: int) -> int:
 def run_mask(shift: int, nr: int) -> int:
     """Return a word with ``nr`` bits set from bit ``shift`` on."""
     return ((1 << nr) - 1) << shift
+
+
+@_intrinsic
+def lowest_bit(_context: Any, word: Any) -> Any:
+    """Return the number of the lowest bit that is set; some must be."""
+
+    def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.int64), codegen

@@ -43,13 +43,3 @@ def equal_lanes(_context: Any, array: Any, first: Any, value: Any) -> Any:
         return builder.zext(builder.bitcast(equal, ir.IntType(LANES)), _WORD)
 
     return types.int64(array, types.int64, types.int64), codegen
-
-
-@_intrinsic
-def lowest_bit(_context: Any, word: Any) -> Any:
-    """Return the number of the lowest bit that is set; some must be."""
-
-    def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.IntType(1)(1))
-
-    return types.int64(types.int64), codegen

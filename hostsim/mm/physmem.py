@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from hostsim.core.bits import run_mask, weight
+from hostsim.core.bits import lowest_bit, run_mask
 from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
@@ -359,12 +359,6 @@ def _fold(value: int, order: int) -> int:
     if order >= 5:
         value = value & (value >> 16) & 0x0000000100000001
     return value
-
-
-@inline_kernel
-def lowest_bit(value: int) -> int:
-    """Return the number of the lowest set bit of a value that has one."""
-    return weight((value & -value) - 1)
 
 
 @inline_kernel

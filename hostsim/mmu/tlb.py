@@ -23,9 +23,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hostsim.core.bits import lowest_bit
 from hostsim.core.byref import ByReference
 from hostsim.core.jit import hot_kernel, kernel
-from hostsim.core.lanes import LANES, equal_lanes, lowest_bit
+from hostsim.core.lanes import LANES, equal_lanes
 from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, NR_SIZES
 
 # Rows of Mmu.geometry

@@ -5,17 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostsim.core.jit import kernel
-from hostsim.core.lanes import LANES, equal_lanes, lowest_bit
+from hostsim.core.lanes import LANES, equal_lanes
 
 
 @kernel
 def call_equal_lanes(array, first, value):
     return equal_lanes(array, first, value)
-
-
-@kernel
-def call_lowest_bit(word):
-    return lowest_bit(word)
 
 
 words = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-1, 2)
@@ -27,9 +22,3 @@ def test_equal_lanes_are_those_that_equal(row, first, value):
     for wanted in (value, row[first], row[first + LANES - 1]):
         expected = sum((row[first + lane] == wanted) << lane for lane in range(LANES))
         assert call_equal_lanes(np.array(row, np.int64), first, wanted) == expected
-
-
-@given(st.integers(0, 63), words)
-def test_the_lowest_bit_is_that_below_which_none_is_set(bit, word):
-    word = ((word << 1 | 1) << bit) % (1 << 64)
-    assert call_lowest_bit(np.uint64(word).astype(np.int64)) == bit
