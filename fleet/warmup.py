@@ -27,7 +27,9 @@ def warm_up() -> None:
     start_ns, end_ns = np.zeros(1, np.int64), np.full(1, NS_PER_HOUR)
     flavour = np.zeros(1, np.int16)
     trace = make_trace(start_ns, end_ns, vcpus, pages, flavour, pages, ("1c",), NS_PER_HOUR)
-    Placer(trace, vcpus, pages, "best-fit").epoch(0, NS_PER_HOUR)
+    placer = Placer(trace, vcpus, pages, "best-fit")
+    placer.epoch(0, NS_PER_HOUR)
+    placer.restore(placer.state())
     with contextlib.suppress(OSError):  # a cache that cannot be written
         warm_mark(__name__).parent.mkdir(parents=True, exist_ok=True)
         warm_mark(__name__).touch()
@@ -36,9 +38,11 @@ def warm_up() -> None:
 def _run_a_node() -> None:
     """Let a host start, run, move and end VMs, so that every kernel of a node is called."""
     slab = SlabSpec(100.0, NS_PER_HOUR, 0.5, NS_PER_HOUR, 64)
-    spec = HostSpec(2, 1 << 19, 0, "6.12", "madvise", "madvise", True, slab)
+    spec = HostSpec(2, 1 << 19, 0, "6.12", "madvise", "madvise", True, slab, mmu_accesses=3000)
     hour = NS_PER_HOUR
-    busy = Behaviour("", 1.0, 0.5, "none", 1.0, 1.0, 0.5, 60.0, 0.1, hour, 1.0, 0.5, hour, 1)
+    busy = Behaviour(
+        "", 1.0, 0.5, "none", 1.0, 1.0, 0.5, 60.0, 0.1, hour, 1.0, 0.5, hour, 1, "gups"
+    )
     guests = GuestSpec(
         "6.12", "always", "madvise", True, 1 << 12, 0.8, 10.0, hour, 0.5, 0.5, 512, 0, 1.0, 1.0,
         0.5, (busy,),

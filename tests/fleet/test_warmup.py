@@ -2,9 +2,12 @@
 
 import sys
 
+import pytest
 from numba.core.dispatcher import Dispatcher
 
+from fleet import Options, run
 from fleet.cli import compile_kernels
+from fleet.loading import load
 from fleet.recordings import replayed
 
 
@@ -20,8 +23,21 @@ def nr_compiled():
     return sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels.values())
 
 
-def test_replays_compile_nothing_after_warmup():
+@pytest.fixture(scope="module", autouse=True)
+def warm():
     compile_kernels()
+
+
+@pytest.mark.parametrize("name", ["smoke", "churn", "day"])
+def test_a_run_compiles_nothing_after_warmup(name, tmp_path):
+    """No kernel of hosts, guests, placement or samples of translation."""
+    scenario = load(name, ["hosts.count=1", "vms.scale=0.0004", "run.duration=1h"])
+    before = nr_compiled()
+    run(scenario, tmp_path / name, Options(inline=True, checkpoint_epochs=0))
+    assert nr_compiled() == before
+
+
+def test_replays_compile_nothing_after_warmup():
     before = nr_compiled()
     assert len(list(replayed("6.1"))) == 29
     assert nr_compiled() == before
