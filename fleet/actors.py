@@ -26,7 +26,8 @@ import ray.exceptions
 from fleet.collector import collect_rarely
 from fleet.journal import Journal
 from fleet.migration import Emigrant
-from fleet.mmu_figures import SampleUsage
+from fleet.mmu_board import BoardPlace, make_board, open_board
+from fleet.mmu_figures import SampleUsage, share_samples
 from fleet.scenario import Scenario
 from fleet.shard import (
     Load,
@@ -64,14 +65,29 @@ class ShardActor(Shard):
     """A shard in a process of its own, which computes as the driver would or not at all.
 
     It is one of perhaps several attempts at that shard.
+
+    Parameters
+    ----------
+    place, first
+        Where samples of translation are shared, and at which part of them this one begins.
     """
 
-    def __init__(self, plan: ShardPlan, expected: handshake.Machine, attempt: int) -> None:
+    def __init__(
+        self,
+        plan: ShardPlan,
+        expected: handshake.Machine,
+        attempt: int,
+        place: BoardPlace,
+        first: float,
+    ) -> None:
         different = handshake.differences(expected, handshake.describe())
         if different:  # a machine that joined the cluster while the run was going on
             raise WorkerError(f"node {ray.util.get_node_ip_address()} has {different}")
         super().__init__(plan)
         collect_rarely()
+        board = open_board(place, first)
+        if board:
+            share_samples(board)
         self.attempt = attempt
 
     def advance_as(self, attempt: int, step: Step) -> Tables:
@@ -169,6 +185,7 @@ class RayBackend:
         self.host_ids = split_hosts(scenario.nr_hosts, self.room.nr_shards)
         self._plans = shard_plans(scenario, self.room.nr_shards)
         self._expected = handshake.describe()
+        self._board_file, self.board = make_board(scenario)
         self.begin_s = time.perf_counter()
         self._attempts = [0] * self.room.nr_shards
         self._journal = Journal()
@@ -199,7 +216,8 @@ class RayBackend:
         attempt = self._attempts[shard]
         options = {"max_restarts": 0, "max_task_retries": 0, **self.room.options(shard, attempt)}
         actor: Any = ray.remote(**options)(ShardActor)
-        return actor.remote(self._plans[shard], self._expected, attempt)
+        first = shard / len(self._plans)
+        return actor.remote(self._plans[shard], self._expected, attempt, self.board, first)
 
     def emigrate(self, epoch: int, t_ns: int, moves: list[list[Move]]) -> list[list[Emigrant]]:
         """Send VMs away at the barrier before an epoch; by shard, in the order of the moves."""
@@ -267,6 +285,7 @@ class RayBackend:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+        self._board_file.close()
         self.room.close()
         if self.ours:
             ray.shutdown()

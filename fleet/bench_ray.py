@@ -36,7 +36,7 @@ class Measured(NamedTuple):
     between_s: float  # the driver between two epochs
     own_s: float  # processes of Ray itself
     all_s: float
-    samples_s: float  # of the whole run, samples of translation: each worker makes its own
+    samples_s: float  # of the whole run, samples of translation
 
     @property
     def idle_ratio(self) -> float:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.mmu_board import Board
 from fleet.mmu_classes import (
     KNOWN,
     NR_CLASSES,
@@ -53,6 +54,8 @@ class Sampler:
     remember
         Off only to show that it changes nothing.
     """
+
+    board: Board | None = None  # where other processes' samples stand
 
     def __init__(self, seed: int, accesses: int, *, remember: bool = True) -> None:
         self.seed, self.accesses, self.remember = seed, accesses, remember
@@ -101,14 +104,26 @@ class Sampler:
         waiting = self._find(programs, states, out)
         self.hits += int(np.count_nonzero(programs != NIL)) - waiting
         if waiting:
-            for number, of_program in np.argwhere(self._known == WANTED).tolist():
-                key = class_of(*self._programs[number], of_program)
-                self._samples[number, of_program] = sample(key, self.seed, self.accesses)
+            wanted = np.argwhere(self._known == WANTED)
+            if self.board:
+                wanted = np.roll(wanted, -int(self.board.first * len(wanted)), axis=0)
+            for number, of_program in wanted.tolist():
+                self._samples[number, of_program] = self._sample(number, of_program)
                 self._known[number, of_program] = KNOWN
-                self.samples += 1
             self._find(programs, states, out)
         self.cpu_s += time.process_time() - begin_s
         return out
+
+    def _sample(self, number: int, of_program: int) -> NDArray[np.float64]:
+        """Return the sample of a class: another process's, or simulated now."""
+        program = self._programs[number]
+        found = self.board.find(program, of_program) if self.board else None
+        if found is None:
+            found = sample(class_of(*program, of_program), self.seed, self.accesses)
+            self.samples += 1
+            if self.board:
+                self.board.put(program, of_program, found)
+        return found
 
     def _find(
         self, programs: NDArray[np.int64], states: NDArray[np.int64], out: NDArray[np.int64]
@@ -126,6 +141,11 @@ def shared_sampler(seed: int, accesses: int) -> Sampler:
     if key not in _SAMPLERS:
         _SAMPLERS[key] = Sampler(seed, accesses)
     return _SAMPLERS[key]
+
+
+def share_samples(board: Board) -> None:
+    """Let this process take samples from a board, and write its own there."""
+    shared_sampler(board.place.seed, board.place.accesses).board = board
 
 
 class Sampling(NamedTuple):
