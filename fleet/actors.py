@@ -14,7 +14,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
+from contextlib import contextmanager
+from functools import partial, partialmethod
 from typing import Any, NamedTuple
 
 from fleet import cluster, handshake  # first: ray reads its environment when it is imported
@@ -22,6 +23,7 @@ from fleet import cluster, handshake  # first: ray reads its environment when it
 # isort: split
 import ray
 import ray.exceptions
+from ray._private.parameter import RayParams
 
 from fleet.collector import collect_rarely
 from fleet.journal import Journal
@@ -123,6 +125,22 @@ def nr_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@contextmanager
+def _fewest_processes() -> Iterator[None]:
+    """Let a local Ray do without its autoscaler and its log monitor.
+
+    Nothing is scaled, and no log is forwarded (``log_to_driver``); each takes some 50 MiB, and half
+    a second of CPU time to start.  ``ray.init`` has no option for them.
+    """
+    class_: Any = RayParams
+    made = class_.__init__
+    class_.__init__ = partialmethod(made, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        class_.__init__ = made
+
+
 def start(workers: int, address: str | None, metrics_port: int | None = None) -> bool:
     """Start or join Ray; return whether it is ours to shut down.
 
@@ -150,7 +168,8 @@ def start(workers: int, address: str | None, metrics_port: int | None = None) ->
     while not ray.is_initialized():
         attempts_left -= 1
         try:
-            ray.init(**options)
+            with _fewest_processes():
+                ray.init(**options)
         except Exception as error:  # ray raises whatever its start-up met
             ray.shutdown()
             if attempts_left == 0:

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 
 import pytest
@@ -9,6 +10,7 @@ from fleet.actors import RayBackend, start
 from fleet.bench import digest_tables
 from fleet.scheduler import Options
 from fleet.shard import Step
+from fleet.usage import PROC, process_tree
 from hostsim.core.errors import WorkerError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -28,6 +30,12 @@ def test_hosts_per_actor_sets_the_number_of_actors(backend):
 def test_joining_a_running_ray_leaves_it_running(backend):
     assert not backend.ours
     assert start(workers=2, address=None) is False
+
+
+def test_a_local_ray_has_neither_autoscaler_nor_log_monitor():
+    commands = [(PROC / str(pid) / "cmdline").read_text() for pid in process_tree(os.getpid())]
+    assert any("raylet" in command for command in commands)
+    assert not [each for each in commands if re.search(r"/(log_)?monitor\.py", each)]
 
 
 def test_actor_refuses_an_epoch_that_is_not_its_next(backend):
