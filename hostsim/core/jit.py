@@ -32,6 +32,7 @@ from numba.core import types
 from numba.core.registry import cpu_target
 
 from hostsim.core import jit_options
+from hostsim.core.bitcode import parse_late
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,6 +92,7 @@ _FunctionIdentity: Any = _bytecode.FunctionIdentity
 _njit: Any = numba.njit  # _nrt is not in its annotations
 _events: Any = numba.core.event
 _events.start_event = _events.end_event = lambda *_, **__: None  # timers nobody reads: a tenth
+parse_late()
 
 
 def _widen(argument: Any) -> Any:

@@ -40,6 +40,14 @@ assert inlined(1) > 101  # first: no kernel is loaded yet
 print(twice(5), through_merged(1), sum(through_merged.stats.cache_hits.values()))
 """
 
+MODULES = """
+from hostsim.callee import merged, step
+from hostsim.caller import twice
+kernels = merged, step, twice, through_merged
+libraries = [kernel.overloads[each].library for kernel in kernels for each in kernel.overloads]
+print(sum(library._shared_module is not None for library in libraries))
+"""
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -67,6 +75,19 @@ def test_a_callee_compiled_anew_serves_a_cached_caller(project):
     (folder,) = (project / "cache/kernels").glob("hostsim.callee-*")
     shutil.rmtree(folder)
     assert run(project) == [7, 20, 1]
+
+
+def test_a_caller_compiled_anew_is_merged_with_a_cached_callee(project):
+    run(project)
+    (folder,) = (project / "cache/kernels").glob("hostsim.caller-*")
+    shutil.rmtree(folder)
+    assert run(project) == [7, 20, 0]
+
+
+def test_bitcode_of_cached_kernels_is_not_parsed(project):
+    printed = run_python(project, RUN + MODULES)
+    assert printed[1] != "0"  # what is compiled here is linked
+    assert run_python(project, RUN + MODULES) == ["7 20 1", "0"]
 
 
 def test_processes_load_at_the_same_time(project):
