@@ -43,7 +43,7 @@ from hostsim.mm.mmap import (
     W_NONE,
     W_TABLE,
     W_TAG,
-    folded_pageblock,
+    folded_run,
     huge_pageblock,
     is_folded,
     maps_huge,
@@ -190,8 +190,8 @@ def _whole_sum(mem: Memory, mm: int, window: int) -> int:
     """Return the sum of frames of a table with all leaves; NIL if some page has no frame."""
     word = window_word(mem, mm, window)
     if is_folded(word):
-        pfn = folded_pageblock(word) << HPAGE_PMD_ORDER
-        return run_sum(0, pfn, 1, HPAGE_PMD_NR) & SUM_MASK
+        pfn, step = folded_run(word)
+        return run_sum(0, pfn, step, HPAGE_PMD_NR) & SUM_MASK
     first = window << HPAGE_PMD_ORDER
     nr = 0
     total = 0

@@ -27,7 +27,7 @@ from hostsim.mm.mmap import (
     W_NONE,
     W_TAG,
     W_ZERO,
-    folded_pageblock,
+    folded_run,
     huge_pageblock,
     is_folded,
     maps_huge,
@@ -81,9 +81,9 @@ def map_process(mem: Memory, mm: int, tables: PageTables) -> bool:
                 return False
             continue
         if is_folded(word):
-            pfn = folded_pageblock(word) << PAGEBLOCK_ORDER
+            pfn, step = folded_run(word)
             for i in range(HPAGE_PMD_NR):
-                if not map_leaf(tables, (window << HPAGE_PMD_ORDER) + i, 1, pfn + i):
+                if not map_leaf(tables, (window << HPAGE_PMD_ORDER) + i, 1, pfn + i * step):
                     return False
             continue
         x = table_head(word)

@@ -50,12 +50,14 @@ from hostsim.mm.check_nodes import check_nodes
 from hostsim.mm.check_page_ext import check_page_ext
 from hostsim.mm.check_swap import check_swap
 from hostsim.mm.mm_types import (
+    MM_BASE,
     NIL,
     P_ZERO_PB,
     Z_FREE,
     Z_MANAGED,
     Memory,
 )
+from hostsim.mm.mmap import folds_downward
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_HUGE,
@@ -290,8 +292,10 @@ def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
     owners = []
     if head < NIL:
         window = int(mem.pb["b"][pb])
-        vpn = (window << HPAGE_PMD_ORDER) + inside
-        return FrameOwner(FrameKind.ANON, FOLDED - head, vpn)
+        mm = FOLDED - head
+        if folds_downward(int(mem.windows[mem.mm[mm, MM_BASE] + window])):
+            inside = PAGEBLOCK_NR_PAGES - 1 - inside
+        return FrameOwner(FrameKind.ANON, mm, (window << HPAGE_PMD_ORDER) + inside)
     while head != NIL:
         extent = mem.ext[head]
         first, nr, flags = int(extent["pfn"]), int(extent["nr"]), int(extent["flags"])

@@ -20,6 +20,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import W_TABLE
 from hostsim.mm.physmem import PB_FULL, PB_PARTIAL
 from hostsim.mm.rmap import (
+    EXT_DESCENDING,
     FOLDED,
     KIND_ANON,
     KIND_EPT,
@@ -49,7 +50,7 @@ def unfolded(mem: Memory) -> Memory:
     at = span_all(base, nr)
     folded = mem.windows[at] < 0
     word = mem.windows[at[folded]].astype(np.int64)
-    pb = -(word >> 2) - 1
+    pb, downward = np.divmod(-(word >> 2) - 1, 2)
     mm, window = np.repeat(live, nr)[folded], (at - np.repeat(base, nr))[folded]
     state = mem.pb["state"][: int(mem.pool[P_PAGEBLOCKS])] & 15
     marked = np.flatnonzero((state == PB_FULL) & (mem.pb["a"][: state.size] < NIL))
@@ -64,6 +65,7 @@ def unfolded(mem: Memory) -> Memory:
     ext = np.concatenate([mem.ext[:used], np.zeros(pb.size, mem.ext.dtype)])
     ext["pfn"][x], ext["vpn"][x] = pb << PAGEBLOCK_ORDER, window << PAGEBLOCK_ORDER
     ext["nr"][x], ext["owner"][x] = PAGEBLOCK_NR_PAGES, mm
+    ext["flags"][x] = downward * EXT_DESCENDING
     ext["next"][x] = ext["next_b"][x] = ext["prev_b"][x] = NIL
     pageblocks, windows, pool = mem.pb.copy(), mem.windows.copy(), mem.pool.copy()
     pageblocks["a"][pb] = x

@@ -8,7 +8,12 @@ QEMU's does, and behind it small-page memory of its own that is never huge.
 from typing import Final
 
 from hostsim.core.jit import inline_kernel, kernel
-from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
+from hostsim.core.units import (
+    HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+)
 from hostsim.mm.mm_types import (
     MAX_PROCESSES,
     MM_ADVICE,
@@ -179,20 +184,35 @@ def table_head(word: int) -> int:
 
 @inline_kernel
 def is_folded(word: int) -> bool:
-    """Tell whether a window's pages are those of one pageblock, in order: `rmap.try_fold`."""
+    """Tell whether a window's pages are those of one pageblock, in a row: `rmap.try_fold`."""
     return word < 0
 
 
 @inline_kernel
-def folded_word(pb: int) -> int:
-    """Return the word of a folded window."""
-    return (-(pb + 1) << 2) | W_TABLE
+def folded_word(pb: int, downward: bool) -> int:
+    """Return the word of a folded window, whose frames rise with its pages or fall."""
+    return (-(2 * pb + (1 if downward else 0) + 1) << 2) | W_TABLE
 
 
 @inline_kernel
 def folded_pageblock(word: int) -> int:
     """Return the pageblock of a folded window."""
-    return -(word >> 2) - 1
+    return (-(word >> 2) - 1) >> 1
+
+
+@inline_kernel
+def folds_downward(word: int) -> bool:
+    """Tell whether the first page of a folded window lies in its pageblock's last frame."""
+    return (-(word >> 2) - 1) & 1 != 0
+
+
+@inline_kernel
+def folded_run(word: int) -> tuple[int, int]:
+    """Return the frame of a folded window's first page, and the step from a frame to the next."""
+    first = folded_pageblock(word) << PAGEBLOCK_ORDER
+    if folds_downward(word):
+        return first + PAGEBLOCK_NR_PAGES - 1, -1
+    return first, 1
 
 
 @inline_kernel

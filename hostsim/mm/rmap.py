@@ -4,9 +4,9 @@ An extent is a run of small pages that is contiguous in the owner's address spac
 physical memory, inside one 2 MiB window and one pageblock.  The window's list leads from a page
 to its frame, the pageblock's list from a frame to its owner.
 
-Where one extent is a whole window and a whole pageblock, most often page cache of a guest, it is
-folded: the window's word names the pageblock, the pageblock the process and the window.  Who asks
-for the extents of either unfolds it.
+Where one extent is a whole window and a whole pageblock, most often page cache or balloon of a
+guest, it is folded: the window's word names the pageblock and tells which way its frames go, the
+pageblock names the process and the window.  Who asks for the extents of either unfolds it.
 
 Who changes windows but for their own fault (reclaim, compaction, khugepaged, splits of huge
 pages) counts ``pool[P_MAP_SEQ]`` up: a fault that had to allocate looks at its window again.
@@ -29,6 +29,7 @@ from hostsim.mm.mmap import (
     W_TAG,
     folded_pageblock,
     folded_word,
+    folds_downward,
     is_folded,
     set_window,
     table_head,
@@ -99,7 +100,8 @@ def unfold(mem: Memory, pb: int) -> int:
     """Give a folded window and its pageblock the extent that they stand for; return it."""
     mm, window = FOLDED - int(mem.pb[pb].a), int(mem.pb[pb].b)
     vpn = window << HPAGE_PMD_ORDER
-    x = new_extent(mem, pb << PAGEBLOCK_ORDER, PAGEBLOCK_NR_PAGES, mm, vpn, KIND_ANON)
+    flags = KIND_ANON | (EXT_DESCENDING if folds_downward(window_word(mem, mm, window)) else 0)
+    x = new_extent(mem, pb << PAGEBLOCK_ORDER, PAGEBLOCK_NR_PAGES, mm, vpn, flags)
     mem.ext[x].next_b = NIL
     mem.ext[x].prev_b = NIL
     mem.pb[pb].a = x
@@ -109,7 +111,7 @@ def unfold(mem: Memory, pb: int) -> int:
 
 @kernel
 def try_fold(mem: Memory, mm: int, window: int) -> None:
-    """Fold a window with a page table if all its pages lie in one pageblock, in order.
+    """Fold a window with a page table if all its pages lie in one pageblock, in a row.
 
     A machine that keeps the order of its pages needs extents: their stamps are by extent.
     """
@@ -120,12 +122,13 @@ def try_fold(mem: Memory, mm: int, window: int) -> None:
     if int(mem.ext[x].nr) != PAGEBLOCK_NR_PAGES:
         return
     pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
-    if int(mem.ext[x].flags) != KIND_ANON or pageblock_state(mem, pb) != PB_FULL:
+    flags = int(mem.ext[x].flags)
+    if flags & ~EXT_DESCENDING != KIND_ANON or pageblock_state(mem, pb) != PB_FULL:
         return
     drop_extent(mem, x)
     mem.pb[pb].a = FOLDED - mm
     mem.pb[pb].b = window
-    set_window(mem, mm, window, folded_word(pb))
+    set_window(mem, mm, window, folded_word(pb, flags & EXT_DESCENDING != 0))
 
 
 @inline_kernel

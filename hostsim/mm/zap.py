@@ -33,6 +33,7 @@ from hostsim.mm.mmap import (
     W_TAG,
     W_ZERO,
     folded_pageblock,
+    folds_downward,
     is_folded,
     mm_free,
     set_window,
@@ -64,12 +65,15 @@ from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS, THP_SPLIT_PMD
 @hot_kernel
 def _zap_folded(mem: Memory, mm: int, window: int) -> None:
     """Unmap all pages of a folded window."""
-    pb = folded_pageblock(window_word(mem, mm, window))
+    word = window_word(mem, mm, window)
+    pb = folded_pageblock(word)
     set_window(mem, mm, window, table_word(NIL))
     mem.pb[pb].a = NIL
     mem.pool[P_NEAR] = 0
     reverse = mem.tunables[T_REVERSE_ZAP] != 0
-    put_frames(mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, False, reverse, True)
+    put_frames(
+        mem, pb << PAGEBLOCK_ORDER, HPAGE_PMD_NR, False, folds_downward(word) != reverse, True
+    )
     account_rss(mem, mm, window, -HPAGE_PMD_NR)
     charge(mem, C_FREE_PAGE, HPAGE_PMD_NR)
 

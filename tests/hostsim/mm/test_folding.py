@@ -118,16 +118,41 @@ def test_a_machine_that_folds_does_what_one_does_that_cannot(kernel, steps):
     assert folded(plain, 0) == folded(plain, 1) == []
 
 
-def test_a_pageblock_mapped_downward_is_not_folded():
-    mem = machine()
+def folded_downward(mem):
+    """Fold a window whose frames fall from page to page; return it and its pageblock."""
     touch(mem, 0, 0, PAGES)
-    pb = folded_pageblock(int(mem.windows[mem.mm[0, MM_BASE] + folded(mem, 0)[0]]))
-    x = extents_of(mem, pb)
-    mem.ext["flags"][x] |= EXT_DESCENDING
-    window = int(mem.ext["vpn"][x]) // HPAGE_PMD_NR
+    window = folded(mem, 0)[0]
+    pb = folded_pageblock(int(mem.windows[mem.mm[0, MM_BASE] + window]))
+    mem.ext["flags"][extents_of(mem, pb)] |= EXT_DESCENDING
     touch(mem, 0, window * HPAGE_PMD_NR, HPAGE_PMD_NR)
-    assert window not in folded(mem, 0)
-    assert extents_of(mem, pb) == x
+    assert window in folded(mem, 0)
+    return window, pb
+
+
+def test_a_pageblock_mapped_downward_is_folded_downward():
+    mem = machine()
+    window, pb = folded_downward(mem)
+    frames = np.arange((pb + 1) * HPAGE_PMD_NR - 1, pb * HPAGE_PMD_NR - 1, -1)
+    inside = slice(window * HPAGE_PMD_NR, (window + 1) * HPAGE_PMD_NR)
+    assert page_frames(mem, 0)[inside].tolist() == frames.tolist()
+    owner = frame_owner(mem, int(frames[7]))
+    assert owner == (FrameKind.ANON, 0, window * HPAGE_PMD_NR + 7)
+    check_memory(mem)
+    assert mem.ext["flags"][extents_of(mem, pb)] & EXT_DESCENDING
+    assert page_frames(mem, 0)[inside].tolist() == frames.tolist()
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_a_window_folded_downward_is_freed_in_the_order_of_its_extent(kernel):
+    mems = [machine(kernel), machine(kernel)]
+    for mem in mems:
+        window, pb = folded_downward(mem)
+    extents_of(mem, pb)  # of the second machine only
+    for mem in mems:
+        discard_range(mem, 0, window * HPAGE_PMD_NR, HPAGE_PMD_NR)
+        touch(mem, 0, window * HPAGE_PMD_NR, HPAGE_PMD_NR // 2)
+        check_memory(mem)
+    assert page_frames(mems[0], 0).tolist() == page_frames(mems[1], 0).tolist()
 
 
 def test_a_huge_page_mapped_page_by_page_is_not_folded():
