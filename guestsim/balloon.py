@@ -4,8 +4,10 @@ The balloon takes single pages, in batches of 256, and only where memory is plen
 them back when the guest runs out.
 
 Source: Linux v6.1 drivers/virtio/virtio_balloon.c (VIRTIO_BALLOON_ARRAY_PFNS_MAX,
-virtio_balloon_oom_notify).
-Simplified: pages in the balloon are small pages of a process whose tables are never backed.
+virtio_balloon_oom_notify), mm/balloon_compaction.c (a list, the newest page first).
+Simplified: pages in the balloon are small pages of a process whose tables are never backed.  The
+list has no addresses, so that these may have gaps: a batch goes on where a window and the pageblock
+that memory comes from begin together, and most windows then need no extents (`rmap.try_fold`).
 """
 
 from typing import Final
@@ -13,23 +15,69 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from guestsim.behaviour import G_BALLOON
+from guestsim.behaviour import G_BALLOON, G_BALLOON_END, G_PAGES
 from guestsim.guest import MM_BALLOON, free_room
 from hostsim.core.jit import kernel
-from hostsim.core.units import (
-    HPAGE_PMD_ORDER,
-)
+from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mm.fault import touch_range
 from hostsim.mm.mm_types import (
+    MM_WINDOWS,
     NIL,
     P_TOUCHED,
     P_TRACED,
     Memory,
 )
-from hostsim.mm.rmap import extents_in, frame_at, near_extent
+from hostsim.mm.mmap import W_TABLE, W_TAG, folded_run, is_folded, window_word
+from hostsim.mm.rmap import EXT_DESCENDING, extents_in, frame_at, near_extent
 from hostsim.mm.zap import discard_range
 
 BALLOON_PAGES: Final = 256  # VIRTIO_BALLOON_ARRAY_PFNS_MAX
+SHORTEST_RUN: Final = 32  # pages in a row before it is worth a gap that they go on as they began
+
+
+@kernel
+def _gap(mem: Memory, end: int) -> int:
+    """Return how many pages to leave out behind the newest, so that pageblocks fill windows."""
+    window = (end - 1) >> HPAGE_PMD_ORDER
+    if end == 0 or is_folded(window_word(mem, MM_BALLOON, window)):
+        return 0
+    x = near_extent(mem, MM_BALLOON, end - 1, extents_in(mem, MM_BALLOON, window))
+    while x != NIL and int(mem.ext[x].next) != NIL:
+        x = int(mem.ext[x].next)
+    if x == NIL or int(mem.ext[x].nr) < SHORTEST_RUN:
+        return 0
+    frame = frame_at(mem, x, end - 1)
+    # of the next page's frame in its pageblock, from the end at which that is taken first
+    inside = -frame if int(mem.ext[x].flags) & EXT_DESCENDING else frame + 1
+    return (inside - end) % HPAGE_PMD_NR
+
+
+@kernel
+def _list_frames(mem: Memory, first: int, end: int) -> None:
+    """Let ``mem.touched`` name the frames of pages of the balloon."""
+    runs = 0
+    for window in range(first >> HPAGE_PMD_ORDER, ((end - 1) >> HPAGE_PMD_ORDER) + 1):
+        begin = window << HPAGE_PMD_ORDER
+        word = window_word(mem, MM_BALLOON, window)
+        if is_folded(word):
+            low, high = max(begin, first), min(begin + HPAGE_PMD_NR, end)
+            frame, step = folded_run(word)
+            frame += (low - begin) * step
+            mem.touched[runs, 0] = min(frame, frame + (high - low - 1) * step)
+            mem.touched[runs, 1] = high - low
+            runs += 1
+            continue
+        x = near_extent(mem, MM_BALLOON, max(first, begin), extents_in(mem, MM_BALLOON, window))
+        while x != NIL:
+            vpn = int(mem.ext[x].vpn)
+            low = max(vpn, first)
+            high = min(vpn + int(mem.ext[x].nr), end)
+            if low < high:
+                mem.touched[runs, 0] = min(frame_at(mem, x, low), frame_at(mem, x, high - 1))
+                mem.touched[runs, 1] = high - low
+                runs += 1
+            x = int(mem.ext[x].next)
+    mem.pool[P_TOUCHED] = runs
 
 
 @kernel
@@ -42,33 +90,56 @@ def inflate(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> int:
     nr = min(min(nr, BALLOON_PAGES), free_room(mem))
     if nr <= 0:
         return 0
-    first = guests[row, G_BALLOON]
+    first = guests[row, G_BALLOON_END]
+    room = (mem.mm[MM_BALLOON, MM_WINDOWS] << HPAGE_PMD_ORDER) - first
+    gap = _gap(mem, first)
+    if gap <= room - (guests[row, G_PAGES] - guests[row, G_BALLOON]):  # all memory still fits
+        first += gap
     mem.pool[P_TRACED] = 0
     touch_range(mem, MM_BALLOON, first, nr, 1, 1.0, 0, True, first)
     mem.pool[P_TRACED] = 1
-    guests[row, G_BALLOON] = first + nr
-    runs = 0
-    for window in range(first >> HPAGE_PMD_ORDER, ((first + nr - 1) >> HPAGE_PMD_ORDER) + 1):
-        x = extents_in(mem, MM_BALLOON, window)
-        x = near_extent(mem, MM_BALLOON, max(first, window << HPAGE_PMD_ORDER), x)
-        while x != NIL:
-            vpn = int(mem.ext[x].vpn)
-            low = max(vpn, first)
-            high = min(vpn + int(mem.ext[x].nr), first + nr)
-            if low < high:
-                mem.touched[runs, 0] = min(frame_at(mem, x, low), frame_at(mem, x, high - 1))
-                mem.touched[runs, 1] = high - low
-                runs += 1
-            x = int(mem.ext[x].next)
-    mem.pool[P_TOUCHED] = runs
+    guests[row, G_BALLOON] += nr
+    guests[row, G_BALLOON_END] = first + nr
+    _list_frames(mem, first, first + nr)
     return nr
+
+
+@kernel
+def _newest_run(mem: Memory, end: int) -> tuple[int, int]:
+    """Return the last pages in a row below a page: the first, and one past the last."""
+    window = (end - 1) >> HPAGE_PMD_ORDER
+    while window >= 0:
+        word = window_word(mem, MM_BALLOON, window)
+        first = window << HPAGE_PMD_ORDER
+        if is_folded(word):
+            return first, first + HPAGE_PMD_NR
+        last = first
+        x = extents_in(mem, MM_BALLOON, window) if word & W_TAG == W_TABLE else NIL
+        while x != NIL and int(mem.ext[x].vpn) < end:
+            if int(mem.ext[x].vpn) != last:
+                first = int(mem.ext[x].vpn)
+            last = min(int(mem.ext[x].vpn) + int(mem.ext[x].nr), end)
+            x = int(mem.ext[x].next)
+        if first < last:
+            return first, last
+        window -= 1
+    return 0, 0
 
 
 @kernel
 def deflate(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> int:
     """Give pages of the balloon back to the guest, newest first; return how many."""
     nr = min(nr, guests[row, G_BALLOON])
-    if nr > 0:
-        guests[row, G_BALLOON] -= nr
-        discard_range(mem, MM_BALLOON, guests[row, G_BALLOON], nr)
+    if nr <= 0:
+        return nr
+    end = guests[row, G_BALLOON_END]
+    begin = end
+    left = nr
+    while left > 0 and begin > 0:
+        first, last = _newest_run(mem, begin)
+        begin = max(first, last - left)
+        left -= last - begin
+    discard_range(mem, MM_BALLOON, begin, end - begin)
+    guests[row, G_BALLOON] -= nr
+    guests[row, G_BALLOON_END] = begin
     return nr

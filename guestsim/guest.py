@@ -90,7 +90,7 @@ def _boot(mem: Memory, nr_pages: int, boot_pages: int, balloon_pages: int) -> bo
         return False
     mm_alloc(mem, 0, cache + nr_pages + CACHE_SLACK_PAGES, ADVICE_NOHUGE, False, 0)
     start_process(mem, daemons, 0, ADVICE_NONE)
-    mm_alloc(mem, 0, balloon_pages, ADVICE_NOHUGE, False, 0)
+    mm_alloc(mem, 0, 2 * balloon_pages, ADVICE_NOHUGE, False, 0)
     if touch_range(mem, MM_CACHE, 0, cache, 1, 1.0, 0, True, 0) != FAULT_OK:
         return False
     return touch_range(mem, MM_DAEMONS, 0, daemons, 1, 1.0, 0, True, 0) == FAULT_OK

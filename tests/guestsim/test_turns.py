@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from guests import GUESTS
+from pagemap import page_frames
 
 from guestsim.balloon import BALLOON_PAGES, deflate, inflate
 from guestsim.behaviour import (
@@ -23,7 +24,7 @@ from guestsim.behaviour import (
 )
 from guestsim.guest import MM_BALLOON, MM_CACHE, boot_memory
 from guestsim.turns import guest_turn, make_room
-from hostsim.core.units import HPAGE_PMD_NR
+from hostsim.core.units import HPAGE_PMD_NR, NO_PFN
 from hostsim.mm.check import check_memory
 from hostsim.mm.mm_types import MM_ANON, NIL, P_TOUCHED, PCP_COUNT, Z_FREE, Z_MANAGED
 from hostsim.mm.mmap import ADVICE_NONE
@@ -130,9 +131,8 @@ def test_a_batch_of_the_balloon_names_its_frames_and_no_others(machine):
             named += range(first, first + nr)
         mem.pool[P_TOUCHED] = 0
     assert len(named) == len(set(named)) == mem.mm[MM_BALLOON, MM_ANON] == 5 * BALLOON_PAGES
-    owned = [x for x in mem.ext[:5000] if x["owner"] == MM_BALLOON and x["flags"] & 7 == 0]
-    frames = {f for x in owned for f in range(x["pfn"], x["pfn"] + x["nr"])}
-    assert set(named) <= frames
+    frames = page_frames(mem, MM_BALLOON)
+    assert set(named) == set(frames[frames != NO_PFN].tolist())
     check_memory(mem)
     assert deflate(mem, guests, 0, 10_000) == 5 * BALLOON_PAGES
     assert mem.mm[MM_BALLOON, MM_ANON] == 0
