@@ -18,25 +18,26 @@ from hostsim.mmu.tlb import (
     G_GROUP,
     G_GROUPS,
     G_KIND,
+    G_LANES,
     G_OLDEST_SHIFT,
-    G_ORDER,
     G_SETS_BITS,
     G_SETS_MASK,
+    G_STRIDE,
     G_WAYS,
     L1_TLB,
-    L2_OTHER,
     L2_TLB,
     LOG_ENTRIES,
+    NARROW,
     NESTED_TLB,
     NIBBLE_BITS,
     NR_COUNTERS,
     NR_G_FIELDS,
     NR_S_FIELDS,
     NR_STORES,
-    ORDERED,
     ORDERED_WAYS,
     PWC,
     TIMED,
+    WIDE,
     Mmu,
     forget_all,
 )
@@ -123,37 +124,56 @@ def check_tlb(tlb: TlbSpec) -> list[str]:
 
 
 class _Layout:
-    """Lays stores out one behind the other.
-
-    Sets are looked at by whole vectors, so some entries behind those of a store stay empty.
-    """
+    """Lays stores out one behind the other."""
 
     def __init__(self) -> None:
         self.geometry = np.zeros((NR_STORES, NR_G_FIELDS), np.int64)
         self.end = 0
-        self.sets = 0
 
-    def place(self, entries: int, ways: int) -> tuple[int, int]:
-        """Return the first entry of a new store, and its first set."""
-        first = self.end, self.sets
-        self.end += -(-entries // LANES) * LANES + LANES
-        self.sets += entries // ways
+    def place(self, entries: int, ways: int, grouped: bool = False) -> int:
+        """Return the first word of a new store."""
+        first = self.end
+        stride = _stride(ways, grouped)
+        self.end += entries // ways * stride
+        if stride == ways:
+            self.end += ORDERED_WAYS  # stay empty: so many are looked at together
         return first
 
-    def describe(
-        self, store: int, first: tuple[int, int], entries: int, ways: int, group: int = 0
-    ) -> None:
+    def describe(self, store: int, first: int, entries: int, ways: int, group: int = 0) -> None:
         sets = entries // ways
         row = self.geometry[store]
-        row[G_FIRST], row[G_ORDER] = first
+        row[G_FIRST] = first
         row[G_SETS_MASK] = sets - 1
         row[G_SETS_BITS] = sets.bit_length() - 1
+        row[G_STRIDE] = _stride(ways, group > 0)
         row[G_WAYS] = ways
-        ordered = group == 0 and ways <= ORDERED_WAYS
-        row[G_KIND] = ORDERED if ordered else TIMED
-        row[G_OLDEST_SHIFT] = (ways - 1) * int(NIBBLE_BITS)
+        if row[G_STRIDE] == ways:
+            row[G_KIND] = TIMED
+        else:
+            row[G_KIND] = NARROW if ways <= LANES else WIDE
+            row[G_LANES] = (1 << ways) - 1
+            row[G_OLDEST_SHIFT] = (ways - 1) * NIBBLE_BITS
         row[G_GROUP] = group or ways
         row[G_GROUPS] = ways // (group or ways)
+
+    def spread(self, store: int, first: int, entries: int, ways: int) -> bool:
+        """Spread a size over the store it has and the one that begins at a word, if both are alike.
+
+        The page-number bit above those of the set chooses the store: twice as many sets.
+        """
+        row = self.geometry[store]
+        sets = entries // ways
+        ends = row[G_FIRST] + sets * row[G_STRIDE]
+        alike = row[G_WAYS] == ways and row[G_SETS_MASK] == sets - 1
+        if alike and row[G_KIND] != TIMED and ends == first:
+            self.describe(store, int(row[G_FIRST]), 2 * entries, ways)
+            return True
+        return False
+
+
+def _stride(ways: int, grouped: bool) -> int:
+    """Return the words of a set: its entries, before them their order if it keeps one."""
+    return ways if grouped or ways > ORDERED_WAYS else 1 + ways
 
 
 def new_mmu(cpu: Cpu) -> Mmu:
@@ -162,18 +182,22 @@ def new_mmu(cpu: Cpu) -> Mmu:
     Raises
     ------
     ValueError
-        A size of the CPU has no first-level TLB, or more than two second-level ones.
+        A size of the CPU has no first-level TLB, or more than two second-level ones, or two that
+        are not alike and described one behind the other.
     """
     layout = _Layout()
     for tlb in cpu.tlbs:
-        first = layout.place(tlb.entries, tlb.ways)
+        first = layout.place(tlb.entries, tlb.ways, bool(tlb.group_ways))
         for i, size in enumerate(tlb.sizes):
             number = PAGE_SIZES.index(size)
             store = (L1_TLB if tlb.level == 1 else L2_TLB) + number
-            if tlb.level == 2 and layout.geometry[store, G_KIND] != ABSENT:
-                store = L2_OTHER + number
             if layout.geometry[store, G_KIND] != ABSENT:
-                raise ValueError(f"{cpu.name}: too many TLBs of level {tlb.level} for {size}")
+                plain = tlb.level == 2 and not tlb.group_ways
+                if plain and layout.spread(store, first, tlb.entries, tlb.ways):
+                    continue
+                raise ValueError(
+                    f"{cpu.name}: too many TLBs of level {tlb.level} for {size}, or not alike"
+                )
             group = tlb.group_ways[i] if tlb.group_ways else 0
             layout.describe(store, first, tlb.entries, tlb.ways, group)
         if tlb.holds_tables:
@@ -196,12 +220,11 @@ def new_mmu(cpu: Cpu) -> Mmu:
 
 def _empty_mmu(layout: _Layout) -> Mmu:
     word = np.dtype(np.int64)
-    entries = (layout.end,)
+    entries = (layout.end + ORDERED_WAYS,)  # sets are looked at by vectors
     fields = (
         Field("geometry", layout.geometry.shape, word),
         Field("tag", entries, word),
         Field("value", entries, np.dtype(np.int32)),
-        Field("order", (layout.sets,), np.dtype(np.uint64)),
         Field("moment", entries, word),
         Field("state", (NR_S_FIELDS,), word),
         Field("counts", (NR_COUNTERS,), word),

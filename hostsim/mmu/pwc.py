@@ -24,6 +24,7 @@ from hostsim.mmu.tlb import (
     TAG_TABLE,
     Mmu,
     insert,
+    note_size,
     probe,
     tag_of,
 )
@@ -95,4 +96,4 @@ def nested_fill(mmu: Mmu, gfn: int, size: int, vpid: int, frame: int) -> None:
     page = gfn >> (size * INDEX_BITS)
     first = frame & ~((1 << (size * INDEX_BITS)) - 1)
     insert(mmu, NESTED_TLB, page, tag_of(page, size, vpid), first)
-    mmu.state[S_NESTED_SIZES] |= 1 << size
+    note_size(mmu, S_NESTED_SIZES, size)

@@ -2,7 +2,7 @@
 
 All stores of one hardware thread, TLBs and walk caches alike, lie in one state, `Mmu`: a row of
 ``geometry`` says where a store's entries lie, how many sets and ways it has.  A set is a row of
-entries that stay where they are; one word names its ways in the order of their use.
+tags that stay where they are; one word before them names its ways in the order of their use.
 
 Where page sizes share a store but not its ways (the second level of Zen), an entry may stand in
 one of several groups of ways, chosen by its page number; groups of different sizes overlap, so
@@ -32,27 +32,28 @@ from hostsim.mmu.paging import INDEX_BITS, MAX_LEVELS, NR_SIZES
 # Rows of Mmu.geometry
 L1_TLB: Final = 0  # + size: its first-level store (several sizes may name the same entries)
 L2_TLB: Final = L1_TLB + NR_SIZES  # + size: its second-level store
-L2_OTHER: Final = L2_TLB + NR_SIZES  # + size: a further one, if the size is spread over two
-PWC: Final = L2_OTHER + NR_SIZES  # + level: entries of tables of that level, by guest address
+PWC: Final = L2_TLB + NR_SIZES  # + level: entries of tables of that level, by guest address
 EPT_PWC: Final = PWC + MAX_LEVELS + 1  # + level: the same of the EPT, by guest-physical address
 NESTED_TLB: Final = EPT_PWC + MAX_LEVELS + 1  # guest frames of guest tables -> host frames
 NR_STORES: Final = NESTED_TLB + 1
 
 # Columns of Mmu.geometry
-G_FIRST: Final = 0  # first entry
+G_FIRST: Final = 0  # first word of the first set
 G_SETS_MASK: Final = 1  # sets - 1
-G_WAYS: Final = 2  # ways of a set
-G_KIND: Final = 3  # ABSENT, ORDERED or TIMED
-G_ORDER: Final = 4  # ORDERED: the order of the first set
-G_OLDEST_SHIFT: Final = 5  # ORDERED: where an order names the least recently used way
-G_SETS_BITS: Final = 6
-G_GROUP: Final = 7  # TIMED: ways of a group
-G_GROUPS: Final = 8  # TIMED: groups of a set
+G_STRIDE: Final = 2  # words from a set to the next
+G_KIND: Final = 3  # ABSENT, TIMED, WIDE or NARROW
+G_WAYS: Final = 4  # ways of a set
+G_LANES: Final = 5  # a bit for each way of a set that keeps an order
+G_OLDEST_SHIFT: Final = 6  # where an order names the least recently used way
+G_SETS_BITS: Final = 7  # TIMED, as what follows
+G_GROUP: Final = 8  # ways of a group
+G_GROUPS: Final = 9  # groups of a set
 NR_G_FIELDS: Final = 16  # a power of two: rows are found by a shift
 
 ABSENT: Final = 0  # there is no such store
-ORDERED: Final = 1  # sets keep orders
-TIMED: Final = 2  # entries keep moments
+TIMED: Final = 1  # entries keep moments
+WIDE: Final = 2  # sets keep orders
+NARROW: Final = 3  # the same, with no more ways than are looked at together
 
 # Columns of Mmu.state
 S_SIZES: Final = 0  # bit per page size that was ever inserted into a TLB
@@ -81,7 +82,7 @@ LEVEL_STRIDE: Final = MAX_LEVELS + 1
 NR_COUNTERS: Final = C_READS + NR_READ_CLASSES * LEVEL_STRIDE
 
 LOG_ENTRIES: Final = 64  # more than the 35 reads of the longest walk
-AHEAD: Final = 64  # accesses whose page-table lines are asked for at a time
+AHEAD: Final = 64  # accesses to come whose page-table lines are asked for
 NOTHING: Final = -1
 
 # A tag: page number of the entry's size, size, whether it leads to a table, and VPID.
@@ -93,18 +94,18 @@ MAX_VPID: Final = (1 << 14) - 1
 
 # An order: the ways of a set, a nibble each, the most recently used lowest; what is above is void.
 ORDERED_WAYS: Final = 16
-NIBBLE_BITS: Final = np.uint64(4)
-NIBBLE: Final = np.uint64(15)
-EACH_NIBBLE: Final = np.uint64(0x1111111111111111)
-IN_TURN: Final = np.uint64(0xFEDCBA9876543210)
+NIBBLE_BITS: Final = 4
+NIBBLE: Final = 15
+EACH_NIBBLE: Final = 0x1111111111111111
+EACH_HIGH_BIT: Final = -0x7777777777777778  # of a nibble; signed
+IN_TURN: Final = 0xFEDCBA9876543210 - (1 << 64)  # signed
 
 
 class _MmuArrays(NamedTuple):
     geometry: NDArray[np.int64]  # (NR_STORES, NR_G_FIELDS)
-    tag: NDArray[np.int64]  # (entries,) NOTHING if empty
-    value: NDArray[np.int32]  # (entries,) what the entry leads to: a frame or a table
-    order: NDArray[np.uint64]  # (sets,) of ORDERED stores
-    moment: NDArray[np.int64]  # (entries,) last use, in TIMED stores; 0 if empty
+    tag: NDArray[np.int64]  # (words,) of entries, NOTHING if empty; before those of a set its order
+    value: NDArray[np.int32]  # (words,) what the entry leads to: a frame or a table
+    moment: NDArray[np.int64]  # (words,) last use, in TIMED stores; 0 if empty
     state: NDArray[np.int64]  # (NR_S_FIELDS,)
     counts: NDArray[np.int64]  # (NR_COUNTERS,)
     ahead: NDArray[np.int64]  # (AHEAD,) scratch: where entries of accesses to come stand
@@ -131,60 +132,77 @@ def geometry_of(mmu: Mmu, store: int, column: int) -> int:
 
 
 @hot_kernel
-def _find(words: NDArray[np.int64], row: int, ways: int, word: int) -> int:
-    """Return the first way from an entry on that holds a word, or NOTHING.
-
-    Whole vectors are looked at: what stands behind the ways must not, or not first, be equal. A
-    tag of one set stands in no other.
-    """
-    found = equal_lanes(words, row, word)
-    if found != 0:
-        return int(lowest_bit(found))
-    way = LANES
-    while way < ways:
-        found = equal_lanes(words, row + way, word)
-        if found != 0:
-            return way + lowest_bit(found)
-        way += LANES
-    return NOTHING
-
-
-@hot_kernel
-def _to_front(mmu: Mmu, number: int, way: int) -> None:
+def _to_front(order: int, way: int) -> int:
     """Name a way first in an order; those named before it come behind (no branch on where)."""
-    at = np.uint64(number)
-    order = mmu.order[at]
-    other = order ^ (np.uint64(way) * EACH_NIBBLE)  # 0 in the nibble that names the way
-    high = (other - EACH_NIBBLE) & ~other & (EACH_NIBBLE << np.uint64(3))
-    one = (high & (~high + np.uint64(1))) >> np.uint64(3)  # 1 in that nibble
-    newer = order & (one - np.uint64(1))
-    older = order & ~((one << NIBBLE_BITS) - np.uint64(1))
-    mmu.order[at] = older | (newer << NIBBLE_BITS) | np.uint64(way)
+    other = order ^ (way * EACH_NIBBLE)  # 0 in the nibble that names the way
+    named = (other - EACH_NIBBLE) & ~other & EACH_HIGH_BIT  # its lowest bit: that nibble's highest
+    through = named ^ (named - 1)  # up to that nibble
+    return order ^ ((order ^ ((order << NIBBLE_BITS) | way)) & through)
 
 
 @hot_kernel
-def _probe_ordered(mmu: Mmu, store: int, page: int, tag: int) -> int:
+def _set_of(mmu: Mmu, store: int, page: int) -> int:
+    """Return where the set of a page begins, with its order."""
     number = page & geometry_of(mmu, store, G_SETS_MASK)
-    ways = geometry_of(mmu, store, G_WAYS)
-    row = geometry_of(mmu, store, G_FIRST) + number * ways
-    way = _find(mmu.tag, row, ways, tag)
-    if way == NOTHING:
+    return geometry_of(mmu, store, G_FIRST) + number * geometry_of(mmu, store, G_STRIDE)
+
+
+@hot_kernel
+def _use_ordered(mmu: Mmu, row: int, found: int) -> int:
+    """Mark the way that was found in a set as used; return where its entry stands, or NOTHING."""
+    if found == 0:
         return NOTHING
-    _to_front(mmu, geometry_of(mmu, store, G_ORDER) + number, way)
-    return int(row + way)
+    way = lowest_bit(found)
+    mmu.tag[np.uint64(row)] = _to_front(mmu.tag[np.uint64(row)], way)
+    return int(row + 1 + way)
+
+
+@hot_kernel
+def _equal_wide(words: NDArray[np.int64], row: int, word: int) -> int:
+    """Return a bit for each of `ORDERED_WAYS` words from a place on: whether it equals a word."""
+    found = 0
+    for i in range(0, ORDERED_WAYS, LANES):
+        found |= equal_lanes(words, row + i, word) << i
+    return found
+
+
+@hot_kernel
+def _probe_narrow(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    row = _set_of(mmu, store, page)
+    found = equal_lanes(mmu.tag, row + 1, tag) & geometry_of(mmu, store, G_LANES)
+    return _use_ordered(mmu, row, found)
+
+
+@hot_kernel
+def _probe_wide(mmu: Mmu, store: int, page: int, tag: int) -> int:
+    row = _set_of(mmu, store, page)
+    found = _equal_wide(mmu.tag, row + 1, tag) & geometry_of(mmu, store, G_LANES)
+    return _use_ordered(mmu, row, found)
 
 
 @hot_kernel
 def _insert_ordered(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
-    number = page & geometry_of(mmu, store, G_SETS_MASK)
-    at = np.uint64(geometry_of(mmu, store, G_ORDER) + number)
-    order = mmu.order[at]
-    way = (order >> np.uint64(geometry_of(mmu, store, G_OLDEST_SHIFT))) & NIBBLE
-    mmu.order[at] = (order << NIBBLE_BITS) | way
-    row = geometry_of(mmu, store, G_FIRST) + number * geometry_of(mmu, store, G_WAYS)
-    entry = np.uint64(row) + way
+    row = _set_of(mmu, store, page)
+    order = mmu.tag[np.uint64(row)]
+    way = (order >> geometry_of(mmu, store, G_OLDEST_SHIFT)) & NIBBLE
+    mmu.tag[np.uint64(row)] = (order << NIBBLE_BITS) | way
+    entry = np.uint64(row + 1 + way)
     mmu.tag[entry] = tag
     mmu.value[entry] = value
+
+
+@hot_kernel
+def _find(words: NDArray[np.int64], row: int, ways: int, word: int) -> int:
+    """Return the first way of a group that holds a word, or NOTHING.
+
+    Many are looked at together: what stands behind the ways must not, or not first, be equal. A
+    tag of one set stands in no other, and none behind the last.
+    """
+    for way in range(0, ways, ORDERED_WAYS):
+        found = _equal_wide(words, row + way, word)
+        if found != 0:
+            return int(way + lowest_bit(found))
+    return NOTHING
 
 
 @kernel
@@ -193,7 +211,7 @@ def _group_row(mmu: Mmu, store: int, page: int) -> int:
     above = np.uint64(page >> geometry_of(mmu, store, G_SETS_BITS))
     group = int(above % np.uint64(geometry_of(mmu, store, G_GROUPS)))
     number = page & geometry_of(mmu, store, G_SETS_MASK)
-    row = number * geometry_of(mmu, store, G_WAYS) + group * geometry_of(mmu, store, G_GROUP)
+    row = number * geometry_of(mmu, store, G_STRIDE) + group * geometry_of(mmu, store, G_GROUP)
     return int(geometry_of(mmu, store, G_FIRST) + row)
 
 
@@ -241,31 +259,20 @@ def _insert_other(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None
 @hot_kernel
 def probe(mmu: Mmu, store: int, page: int, tag: int) -> int:
     """Look a tag up and mark it used; return where it stands, or NOTHING."""
-    if geometry_of(mmu, store, G_KIND) == ORDERED:
-        return _probe_ordered(mmu, store, page, tag)
+    if geometry_of(mmu, store, G_KIND) == NARROW:
+        return _probe_narrow(mmu, store, page, tag)
+    if geometry_of(mmu, store, G_KIND) == WIDE:
+        return _probe_wide(mmu, store, page, tag)
     return _probe_other(mmu, store, page, tag)
 
 
 @hot_kernel
 def insert(mmu: Mmu, store: int, page: int, tag: int, value: int) -> None:
     """Add a tag that is not in a store in place of the least recently used of its set."""
-    if geometry_of(mmu, store, G_KIND) == ORDERED:
+    if geometry_of(mmu, store, G_KIND) >= WIDE:
         _insert_ordered(mmu, store, page, tag, value)
     else:
         _insert_other(mmu, store, page, tag, value)
-
-
-@hot_kernel
-def second_level(mmu: Mmu, size: int, page: int) -> int:
-    """Return the second-level store in which a page of a size belongs.
-
-    A size that two stores hold is spread over them by the page-number bit above the set's.
-    """
-    store = L2_TLB + size
-    if geometry_of(mmu, L2_OTHER + size, G_KIND) != ABSENT:
-        if (page >> geometry_of(mmu, store, G_SETS_BITS)) & 1:
-            return L2_OTHER + size
-    return store
 
 
 @hot_kernel
@@ -280,7 +287,7 @@ def second_level_hit_of(mmu: Mmu, size: int, vpn: int, vpid: int) -> int:
     """Look a page up in the second level by one size, copying a hit to the first."""
     page = vpn >> (size * INDEX_BITS)
     tag = tag_of(page, size, vpid)
-    at = probe(mmu, second_level(mmu, size, page), page, tag)
+    at = probe(mmu, L2_TLB + size, page, tag)
     if at != NOTHING:
         insert(mmu, L1_TLB + size, page, tag, mmu.value[np.uint64(at)])
     return at
@@ -311,13 +318,21 @@ def second_level_hit(mmu: Mmu, vpn: int, vpid: int) -> int:
 
 
 @hot_kernel
+def note_size(mmu: Mmu, column: int, size: int) -> None:
+    """Note that entries of a size are in use; what is known is not stored, for it is soon read."""
+    sizes = mmu.state[column]
+    if (sizes >> size) & 1 == 0:
+        mmu.state[column] = sizes | (1 << size)
+
+
+@hot_kernel
 def _fill_of(mmu: Mmu, size: int, vpn: int, vpid: int, frame: int) -> None:
     page = vpn >> (size * INDEX_BITS)
     first = frame & ~((1 << (size * INDEX_BITS)) - 1)
     tag = tag_of(page, size, vpid)
-    insert(mmu, second_level(mmu, size, page), page, tag, first)
+    insert(mmu, L2_TLB + size, page, tag, first)
     insert(mmu, L1_TLB + size, page, tag, first)
-    mmu.state[S_SIZES] |= 1 << size
+    note_size(mmu, S_SIZES, size)
     mmu.counts[np.uint64(C_FILLS + size)] += 1
 
 
@@ -349,14 +364,11 @@ def _drop(mmu: Mmu, store: int, at: int) -> None:
     if geometry_of(mmu, store, G_KIND) == TIMED:
         mmu.moment[at] = 0
         return
-    ways = geometry_of(mmu, store, G_WAYS)
-    entry = at - geometry_of(mmu, store, G_FIRST)
-    number = geometry_of(mmu, store, G_ORDER) + entry // ways
-    way = entry % ways
-    _to_front(mmu, number, way)
-    shift = np.uint64(geometry_of(mmu, store, G_OLDEST_SHIFT))
-    others = (mmu.order[number] >> NIBBLE_BITS) & ((np.uint64(1) << shift) - np.uint64(1))
-    mmu.order[number] = others | (np.uint64(way) << shift)
+    way = (at - geometry_of(mmu, store, G_FIRST)) % geometry_of(mmu, store, G_STRIDE) - 1
+    row = at - 1 - way
+    shift = geometry_of(mmu, store, G_OLDEST_SHIFT)
+    others = (_to_front(mmu.tag[row], way) >> NIBBLE_BITS) & ((1 << shift) - 1)
+    mmu.tag[row] = others | (way << shift)
 
 
 @kernel
@@ -369,17 +381,18 @@ def invalidate_store(mmu: Mmu, store: int, vpid: int, first: int, nr: int) -> in
         Entries dropped.
     """
     dropped = 0
-    begin = geometry_of(mmu, store, G_FIRST)
-    entries = (geometry_of(mmu, store, G_SETS_MASK) + 1) * geometry_of(mmu, store, G_WAYS)
-    for at in range(begin, begin + entries):
-        tag = mmu.tag[at]
-        if tag == NOTHING or tag >> TAG_VPID_SHIFT != vpid:
-            continue
-        shift = entry_bits(tag)
-        page = (tag & ((1 << TAG_SIZE_SHIFT) - 1)) << shift
-        if page < first + nr and page + (1 << shift) > first:
-            _drop(mmu, store, at)
-            dropped += 1
+    ordered = 1 if geometry_of(mmu, store, G_KIND) >= WIDE else 0  # a word before the tags
+    for number in range(geometry_of(mmu, store, G_SETS_MASK) + 1):
+        row = _set_of(mmu, store, number) + ordered
+        for at in range(row, row + geometry_of(mmu, store, G_WAYS)):
+            tag = mmu.tag[at]
+            if tag == NOTHING or tag >> TAG_VPID_SHIFT != vpid:
+                continue
+            shift = entry_bits(tag)
+            page = (tag & ((1 << TAG_SIZE_SHIFT) - 1)) << shift
+            if page < first + nr and page + (1 << shift) > first:
+                _drop(mmu, store, at)
+                dropped += 1
     return dropped
 
 
@@ -424,7 +437,10 @@ def invalidate_vpid(mmu: Mmu, vpid: int) -> int:
 def forget_all(mmu: Mmu) -> None:
     """Empty every store and counter."""
     mmu.tag[:] = NOTHING
-    mmu.order[:] = IN_TURN
+    for store in range(NR_STORES):
+        if geometry_of(mmu, store, G_KIND) >= WIDE:
+            for number in range(geometry_of(mmu, store, G_SETS_MASK) + 1):
+                mmu.tag[_set_of(mmu, store, number)] = IN_TURN
     mmu.moment[:] = 0
     mmu.counts[:] = 0
     mmu.state[S_SIZES] = 0

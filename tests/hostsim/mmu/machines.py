@@ -1,16 +1,21 @@
 """Small machines and page tables for the tests of translation."""
 
-import numpy as np
-
 from hostsim.core.jit import kernel
 from hostsim.mmu.cpus import CacheSpec, Cpu, LatencySpec, TlbSpec, WalkCacheSpec, new_mmu
 from hostsim.mmu.paging import map_leaf, new_page_tables
 from hostsim.mmu.tlb import (
+    G_FIRST,
+    G_KIND,
+    G_SETS_MASK,
+    G_STRIDE,
+    G_WAYS,
+    NARROW,
+    NR_STORES,
     TAG_SIZE_MASK,
     TAG_SIZE_SHIFT,
     TAG_VPID_SHIFT,
+    WIDE,
     fill,
-    second_level,
     second_level_hit,
 )
 
@@ -112,8 +117,22 @@ def empty_ept():
 
 def fresh(machine):
     mmu = new_mmu(machine)
-    assert np.all(mmu.tag == -1)
+    assert all(mmu.tag[at] == -1 for at in all_entries(mmu))
     return mmu
+
+
+def entries(mmu, store):
+    """Return the places of a store's entries, the orders of its sets left out."""
+    geometry = mmu.geometry[store]
+    first, stride, ways = (int(geometry[c]) for c in (G_FIRST, G_STRIDE, G_WAYS))
+    sets = int(geometry[G_SETS_MASK]) + 1
+    ordered = int(geometry[G_KIND] in (NARROW, WIDE))
+    rows = (first + number * stride + ordered for number in range(sets))
+    return {at for row in rows for at in range(row, row + ways)}
+
+
+def all_entries(mmu):
+    return set().union(*(entries(mmu, store) for store in range(NR_STORES)))
 
 
 # Steps that kernels merge into themselves are no entry points: these stand in for their callers.
@@ -122,11 +141,6 @@ def fresh(machine):
 @kernel
 def call_fill(mmu, vpn, size, vpid, frame):
     fill(mmu, vpn, size, vpid, frame)
-
-
-@kernel
-def call_second_level(mmu, size, page):
-    return second_level(mmu, size, page)
 
 
 @kernel

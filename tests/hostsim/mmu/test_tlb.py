@@ -8,10 +8,10 @@ from machines import (
     SIZES,
     ZEN,
     call_fill,
-    call_second_level,
     call_second_level_hit,
     cpu,
     empty_ept,
+    entries,
     fresh,
     tables,
     tag_of,
@@ -22,9 +22,7 @@ from hostsim.mmu.cpus import check_tlb, new_mmu, reach_pages
 from hostsim.mmu.tlb import (
     C_L1_HITS,
     G_FIRST,
-    G_WAYS,
     L1_TLB,
-    L2_OTHER,
     L2_TLB,
     NOTHING,
     PWC,
@@ -35,9 +33,7 @@ from hostsim.mmu.walker import translate
 
 def held(mmu, store, size, page):
     """Tell whether a store holds a page without marking it used."""
-    first = int(mmu.geometry[store, G_FIRST])
-    entries = (int(mmu.geometry[store, 1]) + 1) * int(mmu.geometry[store, G_WAYS])
-    return tag_of(page, size, 1) in mmu.tag[first : first + entries]
+    return tag_of(page, size, 1) in mmu.tag[list(entries(mmu, store))]
 
 
 @pytest.mark.parametrize("used_again", [False, True])
@@ -50,28 +46,42 @@ def test_the_least_recently_used_way_goes(used_again):
     assert held(mmu, L1_TLB, 0, 1) != used_again
 
 
+@pytest.mark.parametrize("ways", [1, 5, 17])
+def test_the_order_of_the_next_store_is_not_taken_for_a_tag(ways):
+    mmu = fresh(cpu(tlb(1, ("4K",), ways, ways), tlb(1, ("2M",), 1, 1), sizes=("4K", "2M")))
+    guest = tables([(page, 0, page) for page in (0, 8)])
+    translate(mmu, guest, empty_ept(), False, 0, 1)
+    mmu.tag[mmu.geometry[L1_TLB + 1, G_FIRST]] = tag_of(8, 0, 1)
+    translate(mmu, guest, empty_ept(), False, 8, 1)
+    assert mmu.counts[C_L1_HITS] == 0
+
+
 def test_halves_share_4k_pages_by_a_bit_and_keep_the_large_sizes_apart():
     mmu = fresh(HALVES)
-    assert [call_second_level(mmu, 0, page) for page in (0, 3, 4, 7, 8)] == [
-        L2_TLB,
-        L2_TLB,
-        L2_OTHER,
-        L2_OTHER,
-        L2_TLB,
-    ]
-    assert call_second_level(mmu, 1, 4) == L2_TLB + 1
-    assert call_second_level(mmu, 2, 4) == L2_TLB + 2
-    geometry = mmu.geometry[:, G_FIRST]
-    assert geometry[L2_TLB + 1] == geometry[L2_TLB]  # half A: 4K and 2M
-    assert geometry[L2_TLB + 2] == geometry[L2_OTHER]  # half B: 4K and 1G
+    half_a, half_b = entries(mmu, L2_TLB + 1), entries(mmu, L2_TLB + 2)
+    assert entries(mmu, L2_TLB) == half_a | half_b
+    assert not half_a & half_b
     for page in range(64):
         call_fill(mmu, page, 0, 1, page)
     assert sum(call_second_level_hit(mmu, page, 1) != NOTHING for page in range(64)) == 32
+    for page in range(48, 64):
+        places = half_b if page & 4 else half_a
+        assert tag_of(page, 0, 1) in mmu.tag[list(places)]
     for page in range(64):
         call_fill(mmu, page << 9, 1, 1, page << 9)
     found = [call_second_level_hit(mmu, page << 9, 1) != NOTHING for page in range(64)]
     assert sum(found) == 16  # one half
-    assert sum(held(mmu, L2_OTHER, 0, page) for page in range(64)) == 16  # untouched half B
+    assert sum(held(mmu, L2_TLB, 0, page) for page in range(64)) == 16  # untouched half B
+
+
+def test_halves_that_are_not_alike_are_refused():
+    small = tlb(1, SIZES, 4, 4)
+    half = tlb(2, ("4K", "2M"), 16, 4)
+    for other in (tlb(2, ("4K",), 32, 4), tlb(2, ("4K",), 32, 8), tlb(2, ("4K",), 16, 4, (2,))):
+        with pytest.raises(ValueError, match="not alike"):
+            new_mmu(cpu(small, half, other))
+    with pytest.raises(ValueError, match="not alike"):  # not one behind the other
+        new_mmu(cpu(small, half, tlb(2, ("1G",), 4, 4), tlb(2, ("4K",), 16, 4)))
 
 
 def test_groups_of_ways_limit_a_page_and_let_a_size_fill_the_store():
@@ -103,7 +113,7 @@ def test_page_directory_entries_share_the_second_level_without_being_mistaken():
     assert mmu.geometry[PWC + 2, G_FIRST] == mmu.geometry[L2_TLB, G_FIRST]
     guest = tables([(0, 0, 77), (512, 1, 1024)])
     assert translate(mmu, guest, empty_ept(), False, 0, 1) == 77
-    mmu.tag[mmu.geometry[L1_TLB, G_FIRST] :][:8] = NOTHING
+    mmu.tag[list(entries(mmu, L1_TLB))] = NOTHING
     assert translate(mmu, guest, empty_ept(), False, 512 + 9, 1) == 1033
     assert translate(mmu, guest, empty_ept(), False, 0, 1) == 77
 

@@ -11,7 +11,9 @@ from machines import (
     ODD,
     SIZES,
     TINY,
+    all_entries,
     empty_ept,
+    entries,
     entry_bits,
     fresh,
     plain,
@@ -160,9 +162,9 @@ def stores(machine):
             )
             made[spec.level, spec.name] = made[f"l{spec.level}", number]
     for name in ("pwc", "ept"):
-        for level, entries in machine.walk_caches.entries.items():
+        for level, nr in machine.walk_caches.entries.items():
             ways = machine.walk_caches.ways[level]
-            made[name, level - 1] = Lru(entries // ways, ways)
+            made[name, level - 1] = Lru(nr // ways, ways)
     caches = machine.walk_caches
     made["nested"] = Lru(caches.nested_entries // caches.nested_ways, caches.nested_ways)
     return made
@@ -235,7 +237,7 @@ def test_no_state_of_the_tlb_changes_a_translation(machine, space, picks, data):
             elif level:
                 unmap(ept, look_up(guest, vpn)[0])
                 invalidate_vpid(mmu, 7)
-                assert np.all(mmu.tag == NOTHING)
+                assert all(mmu.tag[at] == NOTHING for at in all_entries(mmu))
             after, _ = truth(guest, ept, nested, vpn)
             assert translate(mmu, guest, ept, nested, vpn, 7) == after
             if nested and look_up(guest, vpn)[1] and after == NO_PFN:
@@ -246,8 +248,7 @@ def overlapping(mmu, vpid, first, nr):
     """Return TLB and combined walk-cache entries that overlap a range."""
     found = []
     for store in range(NESTED_TLB - 6):
-        begin, mask, ways = (int(mmu.geometry[store, c]) for c in range(3))
-        for at in range(begin, begin + (mask + 1) * ways):
+        for at in entries(mmu, store):
             tag = int(mmu.tag[at])
             if tag == NOTHING or tag >> 49 != vpid:
                 continue
@@ -260,11 +261,7 @@ def overlapping(mmu, vpid, first, nr):
 
 def tlb_entries(mmu):
     """Return the places of TLB entries, walk caches and nested TLB left out."""
-    return {
-        begin + at
-        for begin, mask, ways in mmu.geometry[:PWC, :3].tolist()
-        for at in range((mask + 1) * ways)
-    }
+    return set().union(*(entries(mmu, store) for store in range(PWC)))
 
 
 @given(spaces(), st.lists(st.integers(0, 1000), min_size=1, max_size=40))
