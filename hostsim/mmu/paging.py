@@ -151,21 +151,31 @@ def look_up(tables: PageTables, page: int) -> tuple[int, int]:
 
 
 @hot_kernel
+def _table_start(entry: int) -> int:
+    """Return where the table begins that an entry leads to."""
+    return (entry - E_TABLE) << (INDEX_BITS - 2)
+
+
+@hot_kernel
 def leaf_slot(tables: PageTables, page: int) -> tuple[int, int]:
-    """Return where the entry that maps a page stands, if any does, and the bits below it.
+    """Return where the entry that maps a page stands, if any does, and its level.
 
     An entry of level 1 is not read: it is where this is called to look ahead.
     """
-    slot = int(tables.root[R_ROOT]) << INDEX_BITS
-    shift = (int(tables.root[R_LEVELS]) - 1) * INDEX_BITS
-    while shift > 0:
-        slot |= (page >> shift) & INDEX_MASK
+    start = int(tables.root[R_ROOT]) << INDEX_BITS
+    if tables.root[R_LEVELS] == MAX_LEVELS:
+        slot = start + index_at(page, MAX_LEVELS)
         entry = int(tables.entry[np.uint64(slot)])
         if entry & E_TABLE == 0:
-            return slot, shift
-        slot = (entry - E_TABLE) << (INDEX_BITS - 2)
-        shift -= INDEX_BITS
-    return slot | (page & INDEX_MASK), 0
+            return slot, MAX_LEVELS
+        start = _table_start(entry)
+    for level in range(MIN_LEVELS, 1, -1):  # unrolled: what is known of a level is not computed
+        slot = start + index_at(page, level)
+        entry = int(tables.entry[np.uint64(slot)])
+        if entry & E_TABLE == 0:
+            return slot, level
+        start = _table_start(entry)
+    return start + index_at(page, 1), 1
 
 
 @kernel

@@ -56,7 +56,8 @@ from hostsim.mmu.tlb import (
 )
 
 RARE_WALKS: Final = 4  # where fewer than one access in so many walks, looking ahead is no gain
-AHEAD_SHIFT: Final = 40  # an entry ahead: its number, bits of a page number below it
+AHEAD_STEP: Final = 16  # accesses from one look ahead to the next: few, for lines come one by one
+AHEAD_SHIFT: Final = 40  # an entry ahead: its number, level
 LOG_LEVEL_SHIFT: Final = 40  # a logged read: entry number, level, class
 LOG_CLASS_SHIFT: Final = 44
 
@@ -263,24 +264,33 @@ def _look_ahead(
     nested: bool,
     pages: NDArray[np.int64],
     start: int,
-    end: int,
+    asked: int,
 ) -> None:
     """Ask for the page-table lines of accesses to come, so that their walks need not wait.
 
-    This changes no counter and no entry: it is about the caches of the machine that simulates.
+    First for a guest's entry, later, once it is there, for that of the EPT.  This changes no
+    counter and no entry: it is about the caches of the machine that simulates.
+
+    Parameters
+    ----------
+    start
+        The next access.
+    asked
+        Access up to which guests' entries were asked for, for EPT entries half as far ahead.
     """
-    for i in range(np.uint64(start), np.uint64(end)):
-        slot, shift = leaf_slot(guest, int(pages[i]))
+    for i in range(np.uint64(max(start, asked)), np.uint64(min(start + AHEAD, pages.size))):
+        slot, level = leaf_slot(guest, int(pages[i]))
         prefetch(guest.entry, slot)
-        mmu.ahead[i - np.uint64(start)] = slot | (shift << AHEAD_SHIFT)
+        mmu.ahead[i % np.uint64(AHEAD)] = slot | (level << AHEAD_SHIFT)
     if not nested:
         return
-    for i in range(np.uint64(start), np.uint64(end)):
-        ahead = mmu.ahead[i - np.uint64(start)]
+    first = max(start, asked - AHEAD // 2)
+    for i in range(np.uint64(first), np.uint64(min(start + AHEAD // 2, pages.size))):
+        ahead = mmu.ahead[i % np.uint64(AHEAD)]
         entry = int(guest.entry[np.uint64(ahead & ((1 << AHEAD_SHIFT) - 1))])
         if entry & E_LEAF != 0:
-            below = int(pages[i]) & ((1 << (ahead >> AHEAD_SHIFT)) - 1)
-            slot, _ = leaf_slot(ept, (entry >> 2) + below)
+            shift = ((ahead >> AHEAD_SHIFT) - 1) * INDEX_BITS
+            slot, _ = leaf_slot(ept, (entry >> 2) + (int(pages[i]) & ((1 << shift) - 1)))
             prefetch(ept.entry, slot)
 
 
@@ -311,14 +321,15 @@ def access_pages(
     last = NO_PFN
     l1_hits = 0
     l2_hits = 0
-    looked_ahead = 0
+    accessed = pages[:nr]
+    asked = 0
     walks_before = mmu.counts[C_WALKS]
     for i in range(nr):
-        if i >= looked_ahead:
-            looked_ahead = i + AHEAD
+        if i % AHEAD_STEP == 0:
             walks = mmu.counts[C_WALKS]
-            if (walks - walks_before) * RARE_WALKS >= AHEAD:
-                _look_ahead(mmu, guest, ept, nested, pages, i, min(looked_ahead, nr))
+            if (walks - walks_before) * RARE_WALKS >= AHEAD_STEP:
+                _look_ahead(mmu, guest, ept, nested, accessed, i, asked)
+                asked = i + AHEAD
             walks_before = walks
         vpn = pages[i]
         if vpn == last:
@@ -401,9 +412,11 @@ def walk_missed(
 
     Only where no walk cache shares its entries with a TLB.
     """
+    asked = 0
     for i in range(missed.size):
-        if i % AHEAD == 0:
-            _look_ahead(mmu, guest, ept, nested, missed, i, min(i + AHEAD, missed.size))
+        if i % AHEAD_STEP == 0:
+            _look_ahead(mmu, guest, ept, nested, missed, i, asked)
+            asked = i + AHEAD
         if nested:
             walk_nested(mmu, guest, ept, missed[i], vpid, False)
         else:
