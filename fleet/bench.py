@@ -23,7 +23,7 @@ from hostsim.mm.state import used_parts
 KIB: Final = 1024.0
 BUDGET: Final = "ARCHITECTURE.md"
 GIB_SHIFT: Final = 30 - PAGE_SHIFT
-ALLOCATOR_BUDGET_KIB: Final = 8.0  # a simulated GiB, bitmaps, free lists and per-CPU lists
+ALLOCATOR_BUDGET_KIB: Final = 7.0  # a simulated GiB, bitmaps, free lists and per-CPU lists
 
 
 class Part(NamedTuple):
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 PARTS: Final = (
-    Part("pageblocks, orders 9 and 10", ("pb", "nr_free", "zone"), 5.1, True),
+    Part("pageblocks, orders 9 and 10", ("pb", "nr_free", "zone"), 4.1, True),
     Part("partial pageblocks", ("rec",), 2.7, True),
     Part("per-CPU lists", ("run",), 0.2, True),
     Part("extents of small pages", ("ext",), 12.0, False),

@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from hostsim.core.errors import InvariantError
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
-    LABEL_TYPE,
-    MIGRATE_MOVABLE,
     P_PAGEBLOCKS,
     TYPE_NAMES,
     Memory,
 )
 from hostsim.mm.page_ext import all_of
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_FREE9,
@@ -105,7 +104,8 @@ def memory_map(mem: Memory, t_ns: int) -> MemoryMap:
         A pageblock is in no known state.
     """
     nr = int(mem.pool[P_PAGEBLOCKS])
-    state = mem.pb["state"][:nr] & 15
+    packed = unpacked(mem.pb[:nr])
+    state = packed.state
     unmovable = all_of(mem, "unmovable", nr) > 0
     cells = np.full(nr, len(Cell), np.uint8)
     cells[np.isin(state, _FREE_STATES)] = Cell.FREE
@@ -119,8 +119,7 @@ def memory_map(mem: Memory, t_ns: int) -> MemoryMap:
     cells[partial] = np.where(unmovable[partial], Cell.UNMOVABLE_PARTIAL, fill)
     if (cells == len(Cell)).any():
         raise InvariantError(f"pageblock {int(np.argmax(cells))} is in no known state")
-    types = (mem.pb["label"][:nr] & LABEL_TYPE) ^ MIGRATE_MOVABLE
-    return MemoryMap(t_ns, cells, types.astype(np.uint8))
+    return MemoryMap(t_ns, cells, packed.label.astype(np.uint8))
 
 
 def _used_pages(mem: Memory, pageblocks: NDArray[np.int64]) -> NDArray[np.int64]:

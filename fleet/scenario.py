@@ -96,7 +96,7 @@ class SwapSection(Section):
     """``[hosts.swap]``: a swap area on a solid-state disk."""
 
     size: Pages = 0
-    """Size of the swap area; 0 for none, at most four times the memory."""
+    """Size of the swap area; 0 for none, at most four times the memory and 2 TiB."""
 
 
 class HostsSection(Section):
@@ -204,7 +204,7 @@ class HostsSection(Section):
         if self.swap.size > max_swap_slots(self.memory):
             raise ValueError(
                 f"swap.size {pages_text(self.swap.size)} is more than"
-                f" {pages_text(max_swap_slots(self.memory))}, four times the memory"
+                f" {pages_text(max_swap_slots(self.memory))}, four times the memory or 2TiB"
             )
         return self
 

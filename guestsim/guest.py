@@ -33,6 +33,7 @@ from hostsim.mm.fault import FAULT_OK, touch_range
 from hostsim.mm.memory import new_memory, set_thp
 from hostsim.mm.mm_types import NIL, P_TRACED, Z_FREE, Z_MANAGED, Z_RESERVE, Z_WMARK_HIGH, Memory
 from hostsim.mm.mmap import ADVICE_NOHUGE, ADVICE_NONE, mm_alloc
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_RESERVED
 from hostsim.mm.rmap import KIND_KERNEL, KIND_PGTABLE
@@ -143,7 +144,7 @@ def boot_memory(spec: GuestSpec, nr_pages: int, vcpus: int) -> Memory:
     booted.tunables[T_KEEP_WRITTEN] = booted.tunables[T_DEFER_UNDERUSED]
     mem = Memory(**(booted._asdict() | {"touched": trace_log()}))
     mem.pool[P_TRACED] = 1
-    reserved = np.flatnonzero((mem.pb["state"][: nr_pages >> HPAGE_PMD_ORDER] & 15) == PB_RESERVED)
+    reserved = np.flatnonzero(unpacked(mem.pb[: nr_pages >> HPAGE_PMD_ORDER]).state == PB_RESERVED)
     for pb in reserved:
         note_touched(mem, int(pb) << HPAGE_PMD_ORDER, HPAGE_PMD_NR, 1, 0)
     balloon_pages = nr_pages if spec.balloon_ratio > 0.0 else 0  # none: the VMs have no device

@@ -32,6 +32,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.pageblock import move_freepages_block
+from hostsim.mm.pb_packed import pb_b
 from hostsim.mm.physmem import (
     PB_REPORTED,
     big_head,
@@ -196,9 +197,9 @@ def _cycle_big(mem: Memory, zone: int, migratetype: int, order: int) -> int:
     while pb != head:
         walked += 1
         after = int(mem.pb[pb].a)
-        if pb != virgin_slot(mem, zone) and mem.pb[pb].state & PB_REPORTED == 0:
+        if pb != virgin_slot(mem, zone) and mem.pb[pb].packed & PB_REPORTED == 0:
             if not _isolate(mem, zone, pb << PAGEBLOCK_ORDER, order):
-                before = int(mem.pb[pb].b)
+                before = pb_b(mem, pb)
                 if before != head:
                     big_list_del(mem, head)
                     big_list_add(mem, head, before)
@@ -208,7 +209,7 @@ def _cycle_big(mem: Memory, zone: int, migratetype: int, order: int) -> int:
                 for i in range(1 << (order - PAGEBLOCK_ORDER)):
                     set_pageblock_migratetype(mem, pb + i, onto)
             add_free_pageblocks(mem, pb, zone, onto, order, TAIL)
-            mem.pb[pb].state |= PB_REPORTED
+            mem.pb[pb].packed |= PB_REPORTED
         pb = after
     return walked
 

@@ -36,6 +36,7 @@ from hostsim.mm.mm_types import (
 )
 from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, mm_alloc, set_window, table_word
 from hostsim.mm.numa import mod_node_page_state
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import set_pageblock_migratetype
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -104,7 +105,7 @@ def drawn_memory(kernel, pageblocks):
 
 def picture(mem, pb, letters=8):
     """Draw a pageblock; a share that is not all alike is ``?``, one without owner ``#``."""
-    raw = int(mem.pb["state"][pb]) & 15
+    raw = int(unpacked(mem.pb[pb]).flags) & 15
     cells = np.full(PAGEBLOCK_NR_PAGES, "#")
     if raw in (0, 1, 2, 3):
         cells[:] = "."

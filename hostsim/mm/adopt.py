@@ -29,6 +29,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import W_NONE, set_window, table_word, window_word
 from hostsim.mm.numa import mod_node_page_state, next_node, node_of_window
 from hostsim.mm.page_alloc import account_rss
+from hostsim.mm.pb_packed import set_pb_b
 from hostsim.mm.pgtable import alloc_table, own_pages
 from hostsim.mm.physmem import (
     PB_FULL,
@@ -133,7 +134,7 @@ def _adopt_huge(mem: Memory, mm: int, window: int) -> bool:
             del_extent(mem, extents_of(mem, pb))
             set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
             mem.pb[pb].a = mm
-            mem.pb[pb].b = window
+            set_pb_b(mem, pb, window)
             map_huge(mem, mm, window, pb)
             return True
         nid = next_node(mem, nid)

@@ -21,6 +21,7 @@ from hostsim.mm.mm_types import (
     Z_VIRGIN_END,
     Memory,
 )
+from hostsim.mm.pb_packed import pb_b
 from hostsim.mm.physmem import (
     PB_FREE9,
     PB_FREE10,
@@ -106,7 +107,7 @@ def add_free_pageblocks(
         set_state(mem, pb, PB_FREE10, on_type)
         set_state(mem, pb + 1, PB_FREE10_TAIL, on_type)
     head = big_head(mem, zone, on_type, order)
-    big_list_add(mem, pb, head if at_head else mem.pb[head].b)
+    big_list_add(mem, pb, head if at_head else pb_b(mem, head))
     mem.nr_free[zone, on_type, order] += 1
     blocks_freed(mem, pb, 1 << (order - PAGEBLOCK_ORDER))
 

@@ -58,6 +58,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import folds_downward
+from hostsim.mm.pb_packed import pb_b
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_HUGE,
@@ -65,6 +66,7 @@ from hostsim.mm.physmem import (
     PB_PARTIAL,
     PB_PCP,
     PB_RESERVED,
+    pageblock_state,
 )
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -270,13 +272,13 @@ def check_memory(mem: Memory, unowned: NDArray[Any] | None = None) -> None:
 def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
     """Return who uses a frame; of several processes, the one with the lowest number."""
     pb, inside = pfn >> PAGEBLOCK_ORDER, pfn & (PAGEBLOCK_NR_PAGES - 1)
-    state = int(mem.pb["state"][pb]) & 15
+    state = pageblock_state(mem, pb)
     if state == PB_RESERVED:
         return FrameOwner(FrameKind.RESERVED)
     if state == PB_HUGE:
         if pb == mem.pool[P_ZERO_PB] - 1:
             return FrameOwner(FrameKind.ZERO)
-        window = int(mem.pb["b"][pb])
+        window = pb_b(mem, pb)
         return FrameOwner(
             FrameKind.HUGE, int(mem.pb["a"][pb]), (window << HPAGE_PMD_ORDER) + inside
         )
@@ -291,7 +293,7 @@ def frame_owner(mem: Memory, pfn: int) -> FrameOwner:
         head = int(mem.rec["ext"][head])
     owners = []
     if head < NIL:
-        window = int(mem.pb["b"][pb])
+        window = pb_b(mem, pb)
         mm = FOLDED - head
         if folds_downward(int(mem.windows[mem.mm[mm, MM_BASE] + window])):
             inside = PAGEBLOCK_NR_PAGES - 1 - inside

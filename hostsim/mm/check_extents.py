@@ -18,6 +18,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_TABLE
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import PB_FULL, PB_PARTIAL
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -52,11 +53,11 @@ def unfolded(mem: Memory) -> Memory:
     word = mem.windows[at[folded]].astype(np.int64)
     pb, downward = np.divmod(-(word >> 2) - 1, 2)
     mm, window = np.repeat(live, nr)[folded], (at - np.repeat(base, nr))[folded]
-    state = mem.pb["state"][: int(mem.pool[P_PAGEBLOCKS])] & 15
+    state = unpacked(mem.pb[: int(mem.pool[P_PAGEBLOCKS])]).state
     marked = np.flatnonzero((state == PB_FULL) & (mem.pb["a"][: state.size] < NIL))
     agree("pageblocks that are folded", windows=np.sort(pb), marked=marked)
     agree("process of a folded pageblock", pageblock=FOLDED - mem.pb["a"][pb], window=mm)
-    agree("window of a folded pageblock", pageblock=mem.pb["b"][pb], window=window)
+    agree("window of a folded pageblock", pageblock=unpacked(mem.pb[pb]).b, window=window)
     if pb.size == 0:
         return mem
     forbid("folded on a machine that keeps stamps", [len(mem.lru) != 0], windows=[pb.size])

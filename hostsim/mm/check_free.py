@@ -21,7 +21,6 @@ from hostsim.core.units import (
     PAGEBLOCK_ORDER,
 )
 from hostsim.mm.mm_types import (
-    LABEL_TYPE,
     MAX_NUMNODES,
     MIGRATE_MOVABLE,
     NIL,
@@ -48,6 +47,7 @@ from hostsim.mm.mm_types import (
     ZONE_NAMES,
     Memory,
 )
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.pcp import list_order
 from hostsim.mm.physmem import (
     PB_COMPOUND,
@@ -192,8 +192,8 @@ def free_frames(mem: Memory, records: Ints) -> Mask:
 def scan(mem: Memory) -> Scan:
     """Gather what several checks need; a partial pageblock must lead to a record."""
     nr = int(mem.pool[P_PAGEBLOCKS])
-    raw = mem.pb["state"][:nr].astype(np.int64)
-    state = raw & 15
+    packed = unpacked(mem.pb[:nr])
+    state = packed.state
     partial = np.flatnonzero(state == PB_PARTIAL)
     record = mem.pb["a"][partial].astype(np.int64)
     used = int(mem.pool[P_REC_USED])
@@ -208,8 +208,8 @@ def scan(mem: Memory) -> Scan:
     zone[np.arange(nr) >= (mem.zone[:, Z_END] >> PAGEBLOCK_ORDER)[zone]] = NO_ZONE
     return Scan(
         state=state,
-        on_type=((raw >> 4) & 3) ^ MIGRATE_MOVABLE,
-        label=(mem.pb["label"][:nr].astype(np.int64) & LABEL_TYPE) ^ MIGRATE_MOVABLE,
+        on_type=packed.list_type,
+        label=packed.label,
         zone=zone,
         partial=partial,
         record=record,
@@ -301,7 +301,7 @@ def check_records(mem: Memory, s: Scan) -> None:
 def check_reported(mem: Memory, s: Scan) -> None:
     """PageReported stands on free blocks only, and below order 9 only where one begins."""
     numbers = np.arange(s.state.size)
-    marked = mem.pb["state"][: s.state.size].astype(np.int64) & PB_REPORTED != 0
+    marked = unpacked(mem.pb[: s.state.size]).flags & PB_REPORTED != 0
     whole = np.isin(s.state, (PB_FREE9, PB_FREE10))
     forbid("reported block that is not free", marked & ~whole, pageblock=numbers, state=s.state)
     if not mem.pool[P_REPORTED_SMALL]:
@@ -315,7 +315,7 @@ def check_reported(mem: Memory, s: Scan) -> None:
 def check_free_lists(mem: Memory, s: Scan) -> None:
     """Every list of every zone, type and order, against states, bitmaps and counts."""
     n = s.state.size
-    big_next, big_prev = mem.pb["a"], mem.pb["b"]
+    big_next, big_prev = mem.pb["a"], unpacked(mem.pb).b
     part_zone, part_type = s.zone[s.partial], s.on_type[s.partial]
     for z in range(len(mem.zone)):
         virgin = n + len(mem.zone) * NR_TYPES * 2 + z

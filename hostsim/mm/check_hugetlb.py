@@ -25,6 +25,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_HUGETLB, W_TAG
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import PB_HUGETLB
 from hostsim.mm.vmstat import NR_HUGETLB
 
@@ -38,7 +39,7 @@ def check_hugetlb(mem: Memory, s: Scan) -> None:
     for size in (HUGETLB_2M, HUGETLB_1G):
         h = mem.hugetlb[size]
         step = int(windows_per_page(size))
-        links = (mem.pb["b"][: s.state.size].astype(np.int64) - 1).tolist() if h[H_NR] else []
+        links = (unpacked(mem.pb[: s.state.size]).b - 1).tolist() if h[H_NR] else []
         free = []
         for nid, first in enumerate(h[H_LIST : H_LIST + len(mem.node)].tolist()):
             mine = chain("free hugetlb pages", links, first - 1, int(h[H_NR]))
@@ -56,7 +57,7 @@ def check_hugetlb(mem: Memory, s: Scan) -> None:
             at = np.flatnonzero(words & W_TAG == W_HUGETLB)
             pages = words[at] >> 2
             agree("process of hugetlb pages", pageblocks=mem.pb["a"][pages], mm=pages * 0 + mm)
-            agree("window of hugetlb pages", pageblocks=mem.pb["b"][pages], window=at)
+            agree("window of hugetlb pages", pageblocks=unpacked(mem.pb[pages]).b, window=at)
             in_page = (pages - pages // step * step) != at - at // step * step
             forbid("hugetlb page in parts", in_page, window=at, pageblock=pages)
             outside = at >= mem.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER

@@ -29,6 +29,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_HUGE, W_HUGETLB, W_NONE, W_TABLE, W_TAG, W_ZERO
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE
 from hostsim.mm.rmap import EXT_DESCENDING, EXT_PMD, KIND_ANON, KIND_EPT, KIND_PGTABLE, KIND_SWAP
 from hostsim.mm.vmstat import NR_GUEST_PAGES
@@ -191,7 +192,7 @@ def _check_huge(mem: Memory, s: Scan, x: Extents, huge: Ints, w: _Windows) -> No
         alone = alone[alone != zero]
     by_pageblock = np.concatenate(
         [
-            np.stack([alone, mem.pb["a"][alone], mem.pb["b"][alone]]),
+            np.stack([alone, mem.pb["a"][alone], unpacked(mem.pb[alone]).b]),
             np.stack([x.pfn, x.owner, x.vpn])[:, pmd] >> np.array([[9], [0], [9]]),
         ],
         axis=1,

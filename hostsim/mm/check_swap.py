@@ -22,6 +22,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.page_ext import all_of
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE
 from hostsim.mm.rmap import EXT_DESCENDING, KIND_MASK, KIND_SWAP, KIND_SWAPCACHE
 from hostsim.mm.split import COMPOUND_DEFERRED, COMPOUND_SHIFT, COMPOUND_SWAPCACHE
@@ -67,7 +68,7 @@ def _check_clusters(mem: Memory, in_use: Mask) -> None:
 
 def _check_queue(mem: Memory, state: Ints) -> None:
     """Compare the deferred split queue with the flags of compound pages."""
-    flags = mem.pb["b"][: state.size]
+    flags = unpacked(mem.pb[: state.size]).b
     met: list[int] = []
     back, ahead = all_of(mem, "prev", state.size), all_of(mem, "next", state.size)
     at, before = int(mem.pool[P_SPLIT_FIRST]), 0
@@ -108,7 +109,7 @@ def check_swap(mem: Memory, state: NDArray[np.int64]) -> Mask:
     generation = int(max(mem.lru.max(initial=0), mem.ext_lru[:used].max(initial=0))) >> 4
     forbid("stamp from the future", [generation > mem.pool[P_LRU_SEQ]], generation=[generation])
     nr = int(mem.pool[P_SWAP_SLOTS])
-    compound = (state == PB_COMPOUND) & (mem.pb["b"][: state.size] & COMPOUND_SWAPCACHE != 0)
+    compound = (state == PB_COMPOUND) & (unpacked(mem.pb[: state.size]).b & COMPOUND_SWAPCACHE != 0)
     _, entries = _slots_of(mem, KIND_SWAP, "pfn")
     at, cached = _slots_of(mem, KIND_SWAPCACHE, "vpn")
     beyond = np.concatenate([entries, cached])
@@ -124,7 +125,7 @@ def check_swap(mem: Memory, state: NDArray[np.int64]) -> Mask:
     offset = np.where(down, mem.ext["nr"][at].astype(np.int64) - 1 - i, i)
     frame[cached] = mem.ext["pfn"][at] + offset + 1
     huge = np.flatnonzero(compound)
-    first = (mem.pb["b"][huge].astype(np.int64) >> COMPOUND_SHIFT) << HPAGE_PMD_ORDER
+    first = (unpacked(mem.pb[huge]).b >> COMPOUND_SHIFT) << HPAGE_PMD_ORDER
     pages = np.arange(HPAGE_PMD_NR)
     frame[first[:, None] + pages] = (huge[:, None] << PAGEBLOCK_ORDER) + pages + 1
     agree("frame that caches each slot", swap_cache=mem.swap_cache[:nr], extents=frame)

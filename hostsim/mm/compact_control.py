@@ -12,11 +12,11 @@ from typing import Final
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
-    LABEL_SKIP,
     NR_COMPACT,
     Z_CACHED_MIGRATE,
     Memory,
 )
+from hostsim.mm.pb_packed import LABEL_SKIP
 from hostsim.mm.vmstat import COMPACT_ISOLATED
 
 COMPACT_ASYNC: Final = 0  # include/linux/migrate_mode.h
@@ -77,19 +77,19 @@ def pageblock_start_pfn(pfn: int) -> int:
 @inline_kernel
 def get_pageblock_skip(mem: Memory, pb: int) -> bool:
     """Tell whether compaction found nothing to do in a pageblock."""
-    return mem.pb[pb].label & LABEL_SKIP != 0
+    return mem.pb[pb].packed & LABEL_SKIP != 0
 
 
 @inline_kernel
 def set_pageblock_skip(mem: Memory, pb: int) -> None:
     """Remember that compaction found nothing to do in a pageblock."""
-    mem.pb[pb].label |= LABEL_SKIP
+    mem.pb[pb].packed |= LABEL_SKIP
 
 
 @inline_kernel
 def clear_pageblock_skip(mem: Memory, pb: int) -> None:
     """Let compaction look at a pageblock again."""
-    mem.pb[pb].label &= ~LABEL_SKIP
+    mem.pb[pb].packed &= ~LABEL_SKIP
 
 
 @inline_kernel

@@ -64,6 +64,7 @@ from hostsim.mm.mmap import (
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import mod_node_page_state, run_on_node_of
 from hostsim.mm.page_alloc import account_rss, free_compound
+from hostsim.mm.pb_packed import set_pb_b
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_HUGE, pageblock_state, set_state
 from hostsim.mm.policy_reservation import promote_if_full, reserve, reserved_block
@@ -159,7 +160,7 @@ def _huge_zero_page(mem: Memory) -> bool:
     pb = pfn >> PAGEBLOCK_ORDER
     set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
     mem.pb[pb].a = NIL
-    mem.pb[pb].b = 0
+    set_pb_b(mem, pb, 0)
     mem.pool[P_ZERO_PB] = pb + 1
     mem.vmstat[THP_ZERO_PAGE_ALLOC] += 1
     return True

@@ -48,6 +48,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmap import W_NONE, huge_word, set_window, table_word
 from hostsim.mm.numa import mod_node_page_state, zone_statistics
 from hostsim.mm.page_alloc import account_rss, rmqueue_bulk, usable_zone
+from hostsim.mm.pb_packed import set_pb_b
 from hostsim.mm.pcp import list_index, note_alloc, pop_head
 from hostsim.mm.pgtable import own_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_idx
@@ -113,7 +114,7 @@ def _map_huge_run(mem: Memory, mm: int, window: int, nr: int, pfn: int, step: in
         pb = (pfn + i * step) >> PAGEBLOCK_ORDER
         set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
         mem.pb[pb].a = mm
-        mem.pb[pb].b = window + i
+        set_pb_b(mem, pb, window + i)
         mem.windows[base + i] = huge_word(pb)
         set_huge_stamp(mem, pb, fresh_stamp(mem, LRU_YOUNG))
     mod_node_page_state(mem, pfn, NR_ANON_PAGES, nr << HPAGE_PMD_ORDER)

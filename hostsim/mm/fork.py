@@ -45,6 +45,7 @@ from hostsim.mm.mmap import (
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_pages
+from hostsim.mm.pb_packed import set_pb_b
 from hostsim.mm.pgtable import alloc_table
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.pins import cut_at_pin
@@ -240,7 +241,7 @@ def wp_huge(mem: Memory, mm: int, window: int) -> bool:
         del_extent(mem, x)
         set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
         mem.pb[pb].a = mm
-        mem.pb[pb].b = window
+        set_pb_b(mem, pb, window)
         return True
     if mem.tunables[T_COW_HUGE] != 0:
         return cow_huge(mem, mm, window)

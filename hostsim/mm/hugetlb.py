@@ -41,6 +41,7 @@ from hostsim.mm.mmap import W_HUGETLB, W_NONE, set_window, window_word
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import next_node, run_on_next_node
 from hostsim.mm.page_alloc import free_compound
+from hostsim.mm.pb_packed import pb_b, set_pb_b
 from hostsim.mm.physmem import (
     PB_FREE10,
     PB_FREE10_TAIL,
@@ -70,9 +71,9 @@ def _enqueue(mem: Memory, size: int, pb: int) -> None:
     for i in range(windows_per_page(size)):
         set_state(mem, pb + i, PB_HUGETLB, MIGRATE_MOVABLE)
         mem.pb[pb + i].a = NIL
-        mem.pb[pb + i].b = 0
+        set_pb_b(mem, pb + i, 0)
     own = H_LIST + pfn_to_nid(mem, pb << PAGEBLOCK_ORDER)
-    mem.pb[pb].b = mem.hugetlb[size, own]
+    set_pb_b(mem, pb, mem.hugetlb[size, own])
     mem.hugetlb[size, own] = pb + 1
     mem.hugetlb[size, H_FREE] += 1
 
@@ -84,7 +85,7 @@ def _dequeue(mem: Memory, size: int) -> int:
     while mem.hugetlb[size, H_LIST + nid] == 0:
         nid = next_node(mem, nid)
     pb = mem.hugetlb[size, H_LIST + nid] - 1
-    mem.hugetlb[size, H_LIST + nid] = mem.pb[pb].b
+    mem.hugetlb[size, H_LIST + nid] = pb_b(mem, pb)
     mem.hugetlb[size, H_FREE] -= 1
     return pb
 
@@ -257,7 +258,7 @@ def hugetlb_fault(mem: Memory, mm: int, window: int) -> bool:
     first = window // step * step
     for i in range(step):
         mem.pb[pb + i].a = mm
-        mem.pb[pb + i].b = first + i
+        set_pb_b(mem, pb + i, first + i)
         set_window(mem, mm, first + i, ((pb + i) << 2) | W_HUGETLB)
     return True
 

@@ -46,6 +46,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import huge_word, window_word
+from hostsim.mm.pb_packed import pb_b
 from hostsim.mm.physmem import (
     PB_COMPOUND,
     PB_FULL,
@@ -109,7 +110,7 @@ def huge_on_lru(mem: Memory, pb: int) -> bool:
         return True
     if state != PB_HUGE or pb == mem.pool[P_ZERO_PB] - 1 or mem.pb[pb].a == NIL:
         return False
-    return window_word(mem, int(mem.pb[pb].a), int(mem.pb[pb].b)) == huge_word(pb)
+    return window_word(mem, int(mem.pb[pb].a), pb_b(mem, pb)) == huge_word(pb)
 
 
 @kernel

@@ -9,6 +9,7 @@ from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import MM_PINNED, MM_WINDOWS, NIL, P_SWAP_FREE, Memory
 from hostsim.mm.mmap import W_HUGE, W_TABLE, W_TAG, window_word
+from hostsim.mm.pb_packed import pb_b
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state
 from hostsim.mm.pins import cut_at_pin
 from hostsim.mm.rmap import EXT_SHARED, KIND_ANON, KIND_MASK, cut_extent, extents_in
@@ -31,7 +32,7 @@ def _pageout_table(mem: Memory, mm: int, window: int, first: int, end: int) -> N
             continue
         pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
         if pageblock_state(mem, pb) == PB_COMPOUND:
-            if mem.pb[pb].b & COMPOUND_SWAPCACHE != 0:
+            if pb_b(mem, pb) & COMPOUND_SWAPCACHE != 0:
                 x = int(mem.ext[x].next)
                 continue
             whole = int(mem.ext[x].nr) == HPAGE_PMD_NR and vpn >= first and last <= end

@@ -34,6 +34,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.pageblock import fragmentation_index, unusable_free_index
+from hostsim.mm.pb_packed import repack
 from hostsim.mm.pcp import init_pcp
 from hostsim.mm.physmem import (
     DMA32_END_PFN,
@@ -164,7 +165,7 @@ def _reserve_frames(mem: Memory, zone: int, nr: int) -> None:
     pageblocks = -(-nr // 1024) * 2
     if first + pageblocks >= int(mem.zone[zone, Z_VIRGIN_END]):
         raise ValueError(f"{nr_pages} pages are too few for a host")
-    mem.pb["state"][first : first + pageblocks] = PB_RESERVED
+    repack(mem.pb, slice(first, first + pageblocks), flags=PB_RESERVED)
     blocks_taken_run(mem, first, pageblocks)
     mem.zone[zone, Z_VIRGIN] += pageblocks
     frames = pageblocks << PAGEBLOCK_ORDER

@@ -37,9 +37,6 @@ NR_PCP_TYPES: Final = 3
 NR_TYPES: Final = 4
 TYPE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "HighAtomic")
 
-LABEL_TYPE: Final = 15  # migratetype in a label byte
-LABEL_SKIP: Final = 16  # PB_migrate_skip: compaction found nothing to do here
-
 NIL: Final = -1  # no record
 NR_PCP_LISTS: Final = NR_PCP_TYPES * 4 + 2  # orders 0..3 of 3 types, and two of huge pages
 NR_SMALL_ORDERS: Final = PAGEBLOCK_ORDER  # orders 0..8 live inside a pageblock
@@ -50,9 +47,7 @@ BIG_HEADS_PER_ZONE: Final = NR_TYPES * 2  # list heads of orders 9 and 10, behin
 PAGEBLOCK_DTYPE: Final = np.dtype(
     [
         ("a", "i4"),  # by state: next, mm, first extent or record
-        ("b", "i4"),  # by state: previous, window or flags
-        ("state", "i1"),  # PB_* in the low nibble, list type XOR MOVABLE above; PB_REPORTED
-        ("label", "i1"),  # migratetype XOR MOVABLE, so that zero is movable; LABEL_SKIP
+        ("packed", "i4"),  # state, label, and by state previous, window or flags: pb_packed
     ]
 )
 RECORD_DTYPE: Final = np.dtype(

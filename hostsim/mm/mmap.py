@@ -32,6 +32,7 @@ from hostsim.mm.mm_types import (
     P_ZERO_PB,
     Memory,
 )
+from hostsim.mm.pb_packed import MAX_B
 
 ADVICE_NONE: Final = 0
 ADVICE_HUGE: Final = 1  # MADV_HUGEPAGE
@@ -65,7 +66,7 @@ def mm_alloc(
     ram_windows = (ram_pages + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
     own_windows = (own_pages + HPAGE_PMD_NR - 1) >> HPAGE_PMD_ORDER
     windows = ram_windows + own_windows
-    if mm == MAX_PROCESSES:
+    if mm == MAX_PROCESSES or windows > MAX_B:
         return NIL
     base = _first_gap(mem, windows)
     if base + windows > mem.windows.size:

@@ -23,8 +23,6 @@ from hostsim.core.jit import hot_kernel, inline_kernel, kernel
 from hostsim.core.units import PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from hostsim.mm.mm_types import (
     BIG_HEADS_PER_ZONE,
-    LABEL_SKIP,
-    LABEL_TYPE,
     MIGRATE_MOVABLE,
     NIL,
     NR_SMALL_ORDERS,
@@ -49,6 +47,15 @@ from hostsim.mm.mm_types import (
     ZONE_DMA32,
     ZONE_NORMAL,
     Memory,
+)
+from hostsim.mm.pb_packed import (
+    LABEL_SHIFT,
+    LIST_BITS,
+    LIST_SHIFT,
+    STATE_MASK,
+    TYPE_MASK,
+    pb_b,
+    set_pb_b,
 )
 
 DMA_END_PFN: Final = 1 << 12  # 16 MiB, arch/x86/include/asm/dma.h MAX_DMA_PFN
@@ -102,7 +109,7 @@ def init_lists(mem: Memory) -> None:
             mem.rec[head].prev[order] = head
     for slot in range(nr_pageblocks, mem.pb.size):
         mem.pb[slot].a = slot
-        mem.pb[slot].b = slot
+        set_pb_b(mem, slot, slot)
     mem.pool[P_REC_USED] = nr_heads
     mem.pool[P_REC_FREE] = 0
     for zone in range(len(mem.zone)):
@@ -122,25 +129,26 @@ def init_lists(mem: Memory) -> None:
 @inline_kernel
 def pageblock_state(mem: Memory, pb: int) -> int:
     """Return the PB_* state of a pageblock."""
-    return mem.pb[pb].state & 15
+    return mem.pb[pb].packed & STATE_MASK
 
 
 @inline_kernel
 def list_type(mem: Memory, pb: int) -> int:
     """Return the migratetype of the lists on which a free or partial pageblock stands."""
-    return ((mem.pb[pb].state >> 4) & 3) ^ MIGRATE_MOVABLE
+    return ((mem.pb[pb].packed >> LIST_SHIFT) & TYPE_MASK) ^ MIGRATE_MOVABLE
 
 
 @inline_kernel
 def set_state(mem: Memory, pb: int, state: int, on_type: int) -> None:
     """Set a pageblock's state and list type; a free block's PB_REPORTED is lost."""
-    mem.pb[pb].state = state | ((on_type ^ MIGRATE_MOVABLE) << 4)
+    flags = state | ((on_type ^ MIGRATE_MOVABLE) << LIST_SHIFT)
+    mem.pb[pb].packed = (mem.pb[pb].packed & ~LIST_BITS) | flags
 
 
 @inline_kernel
 def get_pageblock_migratetype(mem: Memory, pb: int) -> int:
     """Return the label of a pageblock."""
-    return (mem.pb[pb].label & LABEL_TYPE) ^ MIGRATE_MOVABLE
+    return ((mem.pb[pb].packed >> LABEL_SHIFT) & TYPE_MASK) ^ MIGRATE_MOVABLE
 
 
 @kernel
@@ -149,8 +157,8 @@ def set_pageblock_migratetype(mem: Memory, pb: int, migratetype: int) -> None:
     zone = zone_of(mem, pb << PAGEBLOCK_ORDER)
     mem.zone[zone, Z_LABEL + get_pageblock_migratetype(mem, pb)] -= 1
     mem.zone[zone, Z_LABEL + migratetype] += 1
-    skip = mem.pb[pb].label & LABEL_SKIP
-    mem.pb[pb].label = skip | (migratetype ^ MIGRATE_MOVABLE)
+    rest = mem.pb[pb].packed & ~(TYPE_MASK << LABEL_SHIFT)
+    mem.pb[pb].packed = rest | ((migratetype ^ MIGRATE_MOVABLE) << LABEL_SHIFT)
 
 
 @inline_kernel
@@ -204,8 +212,8 @@ def big_list_add(mem: Memory, slot: int, before: int) -> None:
     """Link a slot behind another one (a head: at the list's front)."""
     after = mem.pb[before].a
     mem.pb[slot].a = after
-    mem.pb[slot].b = before
-    mem.pb[after].b = slot
+    set_pb_b(mem, slot, before)
+    set_pb_b(mem, after, slot)
     mem.pb[before].a = slot
 
 
@@ -213,14 +221,15 @@ def big_list_add(mem: Memory, slot: int, before: int) -> None:
 def big_list_add_tail(mem: Memory, slot: int, zone: int, migratetype: int, order: int) -> None:
     """Link a slot at the end of a list of order 9 or 10."""
     head = big_head(mem, zone, migratetype, order)
-    big_list_add(mem, slot, mem.pb[head].b)
+    big_list_add(mem, slot, pb_b(mem, head))
 
 
 @inline_kernel
 def big_list_del(mem: Memory, slot: int) -> None:
     """Unlink a slot from its list of order 9 or 10."""
-    mem.pb[mem.pb[slot].b].a = mem.pb[slot].a
-    mem.pb[mem.pb[slot].a].b = mem.pb[slot].b
+    before = pb_b(mem, slot)
+    mem.pb[before].a = mem.pb[slot].a
+    set_pb_b(mem, int(mem.pb[slot].a), before)
 
 
 @inline_kernel

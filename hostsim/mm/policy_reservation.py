@@ -28,6 +28,7 @@ from hostsim.mm.mmap import (
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss
+from hostsim.mm.pb_packed import pb_b, set_pb_b
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -53,7 +54,7 @@ def reserve(mem: Memory, mm: int, window: int, page: int, pb: int) -> None:
     """Set a huge page aside for a window with an empty page table, and map one page of it."""
     set_state(mem, pb, PB_COMPOUND, MIGRATE_MOVABLE)
     mem.pb[pb].a = NIL
-    mem.pb[pb].b = 0
+    set_pb_b(mem, pb, 0)
     set_huge_stamp(mem, pb, fresh_stamp(mem, LRU_YOUNG))
     pfn = (pb << PAGEBLOCK_ORDER) + (page & (HPAGE_PMD_NR - 1))
     x = add_extent(mem, pfn, 1, mm, page, KIND_ANON)
@@ -72,7 +73,7 @@ def reserved_block(mem: Memory, mm: int, window: int) -> int:
     if x == NIL or mem.ext[x].flags & KIND_MASK != KIND_ANON:
         return NIL
     pb = int(mem.ext[x].pfn) >> PAGEBLOCK_ORDER
-    if pageblock_state(mem, pb) != PB_COMPOUND or mem.pb[pb].b & COMPOUND_SWAPCACHE != 0:
+    if pageblock_state(mem, pb) != PB_COMPOUND or pb_b(mem, pb) & COMPOUND_SWAPCACHE != 0:
         return NIL
     y = int(mem.pb[pb].a)
     while y != NIL:
@@ -113,7 +114,7 @@ def promote_if_full(mem: Memory, mm: int, window: int) -> None:
         x = after
     set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
     mem.pb[pb].a = mm
-    mem.pb[pb].b = window
+    set_pb_b(mem, pb, window)
     set_window(mem, mm, window, huge_word(pb))
     mem.mm[mm, MM_HUGE] += 1
     mem.vmstat[NR_ANON_THPS] += 1

@@ -36,6 +36,7 @@ from hostsim.mm.mmap import (
     table_word,
     window_word,
 )
+from hostsim.mm.pb_packed import pb_b, set_pb_b
 from hostsim.mm.physmem import PB_FULL, PB_PARTIAL, pageblock_state
 
 KIND_ANON: Final = 0  # anonymous memory of a process: movable, on the LRU
@@ -98,7 +99,7 @@ def drop_extent(mem: Memory, x: int) -> None:
 @kernel
 def unfold(mem: Memory, pb: int) -> int:
     """Give a folded window and its pageblock the extent that they stand for; return it."""
-    mm, window = FOLDED - int(mem.pb[pb].a), int(mem.pb[pb].b)
+    mm, window = FOLDED - int(mem.pb[pb].a), pb_b(mem, pb)
     vpn = window << HPAGE_PMD_ORDER
     flags = KIND_ANON | (EXT_DESCENDING if folds_downward(window_word(mem, mm, window)) else 0)
     x = new_extent(mem, pb << PAGEBLOCK_ORDER, PAGEBLOCK_NR_PAGES, mm, vpn, flags)
@@ -127,7 +128,7 @@ def try_fold(mem: Memory, mm: int, window: int) -> None:
         return
     drop_extent(mem, x)
     mem.pb[pb].a = FOLDED - mm
-    mem.pb[pb].b = window
+    set_pb_b(mem, pb, window)
     set_window(mem, mm, window, folded_word(pb, flags & EXT_DESCENDING != 0))
 
 

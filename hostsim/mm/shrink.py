@@ -44,6 +44,7 @@ from hostsim.mm.mm_types import (
 from hostsim.mm.mmu_notifier import clear_flush_young
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
+from hostsim.mm.pb_packed import pb_b
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, pfn_to_nid
 from hostsim.mm.pins import cut_at_pin
 from hostsim.mm.rmap import (
@@ -146,8 +147,8 @@ def _young_in_huge(mem: Memory, pb: int) -> int:
     """Clear the accessed bits of a huge page; return how many entries had one (2: several)."""
     young = 0
     if pageblock_state(mem, pb) == PB_HUGE:
-        mm, first = int(mem.pb[pb].a), int(mem.pb[pb].b) << HPAGE_PMD_ORDER
-        ept = clear_flush_young(mem, mm, int(mem.pb[pb].b), first, first + HPAGE_PMD_NR)
+        mm, first = int(mem.pb[pb].a), pb_b(mem, pb) << HPAGE_PMD_ORDER
+        ept = clear_flush_young(mem, mm, pb_b(mem, pb), first, first + HPAGE_PMD_NR)
         young = 1 if ept or huge_stamp(mem, pb) & LRU_YOUNG else 0
     set_huge_stamp(mem, pb, huge_stamp(mem, pb) & ~LRU_YOUNG)
     if pageblock_state(mem, pb) == PB_COMPOUND:
@@ -231,7 +232,7 @@ def _swap_out_pieces(mem: Memory, pb: int) -> None:
 def _reclaim_huge(mem: Memory, pb: int) -> int:
     """Swap a huge page out, or free it if it has been; return the pages freed."""
     compound = pageblock_state(mem, pb) == PB_COMPOUND
-    if not compound or mem.pb[pb].b & COMPOUND_SWAPCACHE == 0:
+    if not compound or pb_b(mem, pb) & COMPOUND_SWAPCACHE == 0:
         if mem.scan[SC_MAY_SWAP] == 0:
             set_huge_stamp(mem, pb, fresh_stamp(mem, 0))
             return 0
@@ -239,7 +240,7 @@ def _reclaim_huge(mem: Memory, pb: int) -> int:
         if compound and mem.tunables[T_SPLIT_BEFORE_SWAP] == SPLIT_BEFORE_SWAP_TABLE:
             split_first = nr_pmd_mappings(mem, pb) == 0
         elif compound:
-            split_first = mem.pb[pb].b & COMPOUND_DEFERRED != 0
+            split_first = pb_b(mem, pb) & COMPOUND_DEFERRED != 0
         slot = NIL
         if not split_first and mem.tunables[T_THP_SWAP] != 0:
             slot = alloc_cluster(mem)
@@ -254,7 +255,7 @@ def _reclaim_huge(mem: Memory, pb: int) -> int:
         _swap_out_pieces(mem, pb)
         return 0
     if mem.pb[pb].a != NIL:
-        unmap_huge(mem, pb, int(mem.pb[pb].b) >> COMPOUND_SHIFT << HPAGE_PMD_ORDER)
+        unmap_huge(mem, pb, pb_b(mem, pb) >> COMPOUND_SHIFT << HPAGE_PMD_ORDER)
         write_huge(mem, pb)
         return 0
     forget_swap_cache_huge(mem, pb)

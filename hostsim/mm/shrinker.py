@@ -23,6 +23,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.page_ext import lookup_page_ext
+from hostsim.mm.pb_packed import pb_b
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
 from hostsim.mm.split import (
     COMPOUND_DEFERRED,
@@ -49,7 +50,7 @@ def thp_underused(mem: Memory, pb: int) -> bool:
 def queue_all_huge(mem: Memory) -> None:
     """Queue the huge pages that there are, as if they had been when they were mapped."""
     for pb in range(mem.pool[P_PAGEBLOCKS]):
-        cached = pageblock_state(mem, pb) == PB_COMPOUND and mem.pb[pb].b & COMPOUND_SWAPCACHE != 0
+        cached = pageblock_state(mem, pb) == PB_COMPOUND and pb_b(mem, pb) & COMPOUND_SWAPCACHE != 0
         if huge_on_lru(mem, pb) and not cached:
             queue_huge(mem, pb)
 
@@ -64,7 +65,7 @@ def deferred_split_scan(mem: Memory, nr: int) -> tuple[int, bool]:
     pb = mem.pool[P_SPLIT_FIRST] - 1
     for _ in range(min(nr, mem.pool[P_SPLIT_LEN])):
         after = int(mem.page_ext[lookup_page_ext(mem, pb)].next) - 1
-        partial = pageblock_state(mem, pb) == PB_COMPOUND and mem.pb[pb].b & COMPOUND_DEFERRED != 0
+        partial = pageblock_state(mem, pb) == PB_COMPOUND and pb_b(mem, pb) & COMPOUND_DEFERRED != 0
         if (partial or thp_underused(mem, pb)) and split_huge_page(mem, pb):
             split += 1
             mem.vmstat[THP_UNDERUSED_SPLIT_PAGE] += not partial

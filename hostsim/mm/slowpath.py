@@ -49,6 +49,7 @@ from hostsim.mm.page_alloc import (
     get_page_from_freelist,
     take_listed,
 )
+from hostsim.mm.pb_packed import set_pb_b
 from hostsim.mm.pcp import drain_zone_pages
 from hostsim.mm.physmem import PB_HUGE, set_state, zone_of, zone_to_nid
 from hostsim.mm.reclaim import (
@@ -308,5 +309,5 @@ def alloc_huge(mem: Memory, mm: int, window: int, gfp: int) -> int:
     pb = pfn >> PAGEBLOCK_ORDER
     set_state(mem, pb, PB_HUGE, MIGRATE_MOVABLE)
     mem.pb[pb].a = mm
-    mem.pb[pb].b = window
+    set_pb_b(mem, pb, window)
     return pb

@@ -50,6 +50,7 @@ from hostsim.mm.mm_types import (
     ZONE_NORMAL,
     Memory,
 )
+from hostsim.mm.pb_packed import repack
 from hostsim.mm.pcp import init_pcp, list_index, push_tail
 from hostsim.mm.physmem import (
     PB_FULL,
@@ -189,7 +190,7 @@ def lay_memory(
     _forget_virgin(mem)
     init_units(mem)
     blocks_taken_run(mem, 0, int(mem.pool[P_PAGEBLOCKS]))
-    mem.pb["state"][: mem.pool[P_PAGEBLOCKS]] = PB_RESERVED
+    repack(mem.pb, slice(int(mem.pool[P_PAGEBLOCKS])), flags=PB_RESERVED)
     init_pcp(mem)
     set_profile(mem.tunables, kernel)
     set_costs(mem.cost)
@@ -365,4 +366,4 @@ def _forget_virgin(mem: Memory) -> None:
     """Take the virgin regions off their lists: every block is placed by its own."""
     slots = np.arange(int(mem.pool[P_PAGEBLOCKS]), len(mem.pb), dtype=np.int32)
     mem.pb["a"][slots] = slots
-    mem.pb["b"][slots] = slots
+    repack(mem.pb, slots, b=slots)

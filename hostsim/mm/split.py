@@ -33,6 +33,7 @@ from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss, free_compound, free_pages
 from hostsim.mm.page_ext import is_queued_ext, lookup_page_ext, need_page_ext, put_page_ext
+from hostsim.mm.pb_packed import pb_b, set_pb_b
 from hostsim.mm.physmem import PB_COMPOUND, PB_FULL, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.pins import any_pinned
 from hostsim.mm.rmap import (
@@ -57,7 +58,7 @@ from hostsim.mm.vmstat import (
     THP_SPLIT_PMD,
 )
 
-# `Memory.pb[].b` of PB_COMPOUND
+# `pb_b` of PB_COMPOUND
 COMPOUND_DEFERRED: Final = 1  # partly mapped, and so on the deferred split queue
 COMPOUND_SWAPCACHE: Final = 2  # in the swap cache; its cluster of slots above
 COMPOUND_SHIFT: Final = 2
@@ -95,7 +96,7 @@ def make_compound(mem: Memory, pb: int, mm: int, window: int, flags: int) -> int
     """Describe a huge page that one PMD maps by an extent instead; return the extent."""
     set_state(mem, pb, PB_COMPOUND, MIGRATE_MOVABLE)
     mem.pb[pb].a = NIL
-    mem.pb[pb].b = 0
+    set_pb_b(mem, pb, 0)
     x = add_extent(
         mem,
         pb << PAGEBLOCK_ORDER,
@@ -130,9 +131,9 @@ def split_mapping(mem: Memory, mm: int, window: int) -> None:
 @kernel
 def deferred_split(mem: Memory, pb: int) -> None:
     """Queue a huge page of which a part is no longer mapped, once."""
-    if mem.pb[pb].b & (COMPOUND_DEFERRED | COMPOUND_SWAPCACHE) != 0:
+    if pb_b(mem, pb) & (COMPOUND_DEFERRED | COMPOUND_SWAPCACHE) != 0:
         return
-    mem.pb[pb].b |= COMPOUND_DEFERRED
+    set_pb_b(mem, pb, pb_b(mem, pb) | COMPOUND_DEFERRED)
     mem.vmstat[THP_DEFERRED_SPLIT_PAGE] += 1
     queue_huge(mem, pb)
 
@@ -165,7 +166,7 @@ def undo_deferred(mem: Memory, pb: int) -> None:
     if not is_queued(mem, pb):
         return
     if pageblock_state(mem, pb) == PB_COMPOUND:
-        mem.pb[pb].b &= ~COMPOUND_DEFERRED
+        set_pb_b(mem, pb, pb_b(mem, pb) & ~COMPOUND_DEFERRED)
     at = lookup_page_ext(mem, pb)
     after = int(mem.page_ext[at].next)
     before = int(mem.page_ext[at].prev)
@@ -196,7 +197,7 @@ def is_pinned(mem: Memory, pb: int) -> bool:
     if mem.pool[P_PINS] == 0:
         return False
     if pageblock_state(mem, pb) == PB_HUGE:
-        first = int(mem.pb[pb].b) << HPAGE_PMD_ORDER
+        first = pb_b(mem, pb) << HPAGE_PMD_ORDER
         return any_pinned(mem, int(mem.pb[pb].a), first, first + HPAGE_PMD_NR)
     x = int(mem.pb[pb].a)
     while x != NIL:
@@ -304,11 +305,11 @@ def split_huge_page(mem: Memory, pb: int) -> bool:
     """
     alone = pageblock_state(mem, pb) == PB_HUGE
     held = is_pinned(mem, pb) and mem.tunables[T_PHYSICAL_SPLIT] == 0  # 2.6.38 cannot fail
-    if held or (not alone and mem.pb[pb].b & COMPOUND_SWAPCACHE != 0):
+    if held or (not alone and pb_b(mem, pb) & COMPOUND_SWAPCACHE != 0):
         mem.vmstat[THP_SPLIT_PAGE_FAILED] += 1
         return False
     if alone:
-        split_mapping(mem, int(mem.pb[pb].a), int(mem.pb[pb].b))
+        split_mapping(mem, int(mem.pb[pb].a), pb_b(mem, pb))
     else:
         x = int(mem.pb[pb].a)
         while x != NIL:

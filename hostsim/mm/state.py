@@ -68,11 +68,14 @@ from hostsim.mm.mm_types import (
     WRITTEN_DTYPE,
     Memory,
 )
+from hostsim.mm.pb_packed import MAX_B
+
+MAX_SWAP_SLOTS = 1 << 29  # 2 TiB: a huge page of the swap cache names its cluster in `pb_packed`
 
 
 def max_swap_slots(nr_pages: int) -> int:
     """Return how many slots a host's swap area may have."""
-    return max(4 * nr_pages, 1 << 20)
+    return min(max(4 * nr_pages, 1 << 20), MAX_SWAP_SLOTS)
 
 
 def nr_cluster_rows(slots: int) -> int:
@@ -95,6 +98,9 @@ def carve_memory(
     """
     nr_pageblocks = nr_pages >> PAGEBLOCK_ORDER
     nr_zones = NR_ZONES + nr_nodes - 1
+    nr_slots = nr_pageblocks + nr_zones * (BIG_HEADS_PER_ZONE + 1)
+    if nr_slots > MAX_B:
+        raise ValueError(f"nr_pages {nr_pages}: at most {MAX_B << PAGEBLOCK_ORDER} and list heads")
     nr_mappings = (1 + overcommit) * nr_pages
     max_entities = nr_mappings + nr_pageblocks
     words = (nr_pages >> HPAGE_PMD_ORDER) * 8 + (1 << 16)  # windows of all processes
@@ -109,7 +115,7 @@ def carve_memory(
         Field("daemon", (NR_DAEMONS + nr_nodes - 1, NR_DAEMON_FIELDS), np.dtype("i8")),
         Field("unit_32m", (-(-nr_pageblocks >> UNIT_32M_SHIFT),), np.dtype("i2")),
         Field("unit_1g", (-(-nr_pageblocks >> UNIT_1G_SHIFT),), np.dtype("i2")),
-        Field("pb", (nr_pageblocks + nr_zones * (BIG_HEADS_PER_ZONE + 1),), PAGEBLOCK_DTYPE),
+        Field("pb", (nr_slots,), PAGEBLOCK_DTYPE),
         Field("page_ext_bucket", (1 << (nr_pageblocks >> 5).bit_length(),), np.dtype("i4")),
         Field("lru", (nr_pageblocks if keep_lru else 0,), np.dtype("i4")),
     ]

@@ -31,6 +31,7 @@ from hostsim.mm.mmap import set_window, table_word
 from hostsim.mm.mmu_notifier import notify
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import account_rss
+from hostsim.mm.pb_packed import pb_b, set_pb_b
 from hostsim.mm.physmem import PB_COMPOUND, PB_HUGE, pageblock_state, set_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -138,11 +139,11 @@ def write_huge(mem: Memory, pb: int) -> None:
 def _unmap_alone(mem: Memory, pb: int, slot: int) -> None:
     """Unmap a huge page that one PMD maps: 512 swap entries in its place."""
     mm = int(mem.pb[pb].a)
-    window = int(mem.pb[pb].b)
+    window = pb_b(mem, pb)
     notify(mem, mm, window, window << HPAGE_PMD_ORDER, (window + 1) << HPAGE_PMD_ORDER)
     set_state(mem, pb, PB_COMPOUND, MIGRATE_MOVABLE)
     mem.pb[pb].a = NIL
-    mem.pb[pb].b = 0
+    set_pb_b(mem, pb, 0)
     x = new_extent(mem, slot, HPAGE_PMD_NR, mm, window << HPAGE_PMD_ORDER, KIND_SWAP)
     set_window(mem, mm, window, table_word(x))
     for i in range(slot, slot + HPAGE_PMD_NR):
@@ -186,7 +187,7 @@ def swap_out_huge(mem: Memory, pb: int, slot: int) -> None:
     for i in range(HPAGE_PMD_NR):
         mem.swap_cache[slot + i] = first + i + 1
         mem.swap_zero[slot + i] = 0 if is_written(mem, pb, i) else 1
-    mem.pb[pb].b = (slot >> HPAGE_PMD_ORDER << COMPOUND_SHIFT) | COMPOUND_SWAPCACHE
+    set_pb_b(mem, pb, (slot >> HPAGE_PMD_ORDER << COMPOUND_SHIFT) | COMPOUND_SWAPCACHE)
     mod_node_page_state(mem, first, NR_SWAPCACHED, HPAGE_PMD_NR)
     write_huge(mem, pb)
 

@@ -10,6 +10,7 @@ from hostsim.mm.mm_types import NIL, P_NEAR, Memory
 from hostsim.mm.mmap import set_window, table_word
 from hostsim.mm.numa import mod_node_page_state
 from hostsim.mm.page_alloc import free_pages
+from hostsim.mm.pb_packed import pb_b, set_pb_b
 from hostsim.mm.physmem import PB_COMPOUND, pageblock_state
 from hostsim.mm.rmap import (
     EXT_DESCENDING,
@@ -45,7 +46,7 @@ def put_frames(mem: Memory, pfn: int, nr: int, shared: bool, reverse: bool, by_p
             for frame in range(pfn, pfn + nr):
                 unmapped += owner_of(mem, frame) == NIL
         mod_node_page_state(mem, pfn, NR_ANON_PAGES, -unmapped)
-        if mem.pb[pb].b & COMPOUND_SWAPCACHE != 0:
+        if pb_b(mem, pb) & COMPOUND_SWAPCACHE != 0:
             try_to_free_swap(mem, pb)
             return
         gone = mem.pb[pb].a == NIL
@@ -71,7 +72,7 @@ def try_to_free_swap(mem: Memory, pb: int) -> bool:
 
     Nobody mapping it, it is freed.
     """
-    first = (int(mem.pb[pb].b) >> COMPOUND_SHIFT) << HPAGE_PMD_ORDER
+    first = (pb_b(mem, pb) >> COMPOUND_SHIFT) << HPAGE_PMD_ORDER
     for slot in range(first, first + HPAGE_PMD_NR):
         if mem.swap_map[slot] != 0:
             return False
@@ -84,10 +85,10 @@ def try_to_free_swap(mem: Memory, pb: int) -> bool:
 @kernel
 def forget_swap_cache_huge(mem: Memory, pb: int) -> None:
     """Take a huge page out of the swap cache; its slots stay with the page tables' entries."""
-    first = (int(mem.pb[pb].b) >> COMPOUND_SHIFT) << HPAGE_PMD_ORDER
+    first = (pb_b(mem, pb) >> COMPOUND_SHIFT) << HPAGE_PMD_ORDER
     for slot in range(first, first + HPAGE_PMD_NR):
         delete_from_swap_cache(mem, slot)
-    mem.pb[pb].b &= (1 << COMPOUND_SHIFT) - 1 - COMPOUND_SWAPCACHE
+    set_pb_b(mem, pb, pb_b(mem, pb) & ((1 << COMPOUND_SHIFT) - 1 - COMPOUND_SWAPCACHE))
     mod_node_page_state(mem, pb << PAGEBLOCK_ORDER, NR_SWAPCACHED, -HPAGE_PMD_NR)
 
 

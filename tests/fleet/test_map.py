@@ -27,6 +27,7 @@ from hostsim.core.errors import InvariantError, ResultsError, ScenarioError
 from hostsim.core.stats import NODE_TABLES
 from hostsim.core.units import NS_PER_HOUR
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE
+from hostsim.mm.pb_packed import repack
 
 SOURCE = 0  # under maintenance after an hour: its VMs move away
 
@@ -128,7 +129,7 @@ def test_both_halves_of_a_free_block_of_order_10_are_free():
 
 def test_pageblock_in_no_known_state_is_not_guessed():
     mem = drawn_memory("6.12", [("A", MIGRATE_MOVABLE), ("A", MIGRATE_MOVABLE)])
-    mem.pb["state"][1] = 15
+    repack(mem.pb, [1], flags=15)
     with pytest.raises(InvariantError, match="pageblock 1 is in no known state"):
         memory_map(mem, 0)
 

@@ -11,6 +11,7 @@ from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
 from hostsim.core.vm_columns import VM_COLUMNS
 from hostsim.mm.mm_types import MM_BASE, MM_RAM_PAGES, P_ZERO_PB
 from hostsim.mm.mmu_notifier import E_LEAF, E_TAG
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import PB_HUGE
 from hostsim.spec import HostSpec, SlabSpec
 
@@ -190,7 +191,7 @@ def effective_one_by_one(node, row):
     host, guest = node.host.mem, node.states[row].mem
     mm = host.mm[node.guests[row, G_MM]]
     leaf = host.ept[mm[MM_BASE] :][: mm[MM_RAM_PAGES] >> 9] & E_TAG == E_LEAF
-    huge = (guest.pb["state"][: int(node.guests[row, G_PAGES]) >> 9] & 15) == PB_HUGE
+    huge = unpacked(guest.pb[: int(node.guests[row, G_PAGES]) >> 9]).state == PB_HUGE
     huge[guest.pool[P_ZERO_PB] - 1 : guest.pool[P_ZERO_PB]] = False
     return int((leaf[: len(huge)] & huge).sum()), int(huge.sum())
 

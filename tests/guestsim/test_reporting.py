@@ -22,6 +22,7 @@ from hostsim.mm.mm_types import (
     Z_WMARK_MIN,
     Memory,
 )
+from hostsim.mm.pb_packed import unpacked
 
 NR_PAGES = 1 << 15
 ZONES = [(0, 4096), (4096, NR_PAGES)]
@@ -45,7 +46,7 @@ def reported(mem, lowest):
 
 def flagged(mem):
     """Return the first frames of the blocks that carry PageReported."""
-    states = mem.pb["state"][: NR_PAGES >> 9]
+    states = unpacked(mem.pb[: NR_PAGES >> 9]).flags
     words = np.ascontiguousarray(mem.reported["bits"]).astype("<u4")
     small = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
     return {int(pb) << 9 for pb in np.flatnonzero(states & 64)} | set(small.tolist())

@@ -17,6 +17,7 @@ from hostsim.mm.mm_types import (
     P_PAGEBLOCKS,
 )
 from hostsim.mm.mmap import ADVICE_HUGE, mm_alloc
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.rmap import KIND_BOOT
 from hostsim.mm.snapshot import memory_of_host
 from hostsim.mm.state_spec import StateSpec, VmSpec, ZoneSpec
@@ -77,7 +78,7 @@ def test_small_pages_come_from_partly_used_pageblocks_first():
     begin_adoption(mem)
     assert adopt(mem, mm, 0, 3 * 511, 0) == 3 * 511
     movable = range(1, 9)
-    full = [pb for pb in movable if mem.pb["state"][pb] & 15 == 6]
+    full = [pb for pb in movable if unpacked(mem.pb[pb]).state == 6]
     assert len(full) == 5
     assert all(int(mem.ext[mem.pb["a"][pb]]["nr"]) == 512 for pb in full)
 

@@ -12,6 +12,7 @@ from hostsim.mm import buddy, pageblock
 from hostsim.mm.check import check_memory
 from hostsim.mm.memory import new_memory
 from hostsim.mm.mm_types import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE, Z_FREE
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.physmem import set_pageblock_migratetype
 
 NR_PAGES = 8192
@@ -145,7 +146,7 @@ def test_merge_to_order_10_relabels_the_other_half_since_6_10(kernel, label):
 
 
 def get_label(mem, pb):
-    return int(mem.pb["label"][pb]) ^ MIGRATE_MOVABLE
+    return int(unpacked(mem.pb[pb]).label)
 
 
 TestBuddy = BuddyMachine.TestCase

@@ -22,6 +22,7 @@ from hostsim.mm.mm_types import (
     Z_VIRGIN,
 )
 from hostsim.mm.mmap import mm_alloc
+from hostsim.mm.pb_packed import LABEL_SHIFT, repack, unpacked
 from hostsim.mm.physmem import PB_FREE9, PB_HUGE, PB_PARTIAL
 from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS, NR_PAGETABLE
 from hostsim.mm.zap import discard_range
@@ -43,7 +44,7 @@ def busy():
 
 
 def of_state(mem, state):
-    return next(i for i in range(16) if int(mem.pb["state"][i]) & 15 == state)
+    return next(i for i in range(16) if int(unpacked(mem.pb[i]).state) == state)
 
 
 def record(mem):
@@ -54,8 +55,12 @@ def first_extent(mem):
     return (int(mem.windows[mem.mm[0, MM_BASE] + 2]) >> 2) - 1
 
 
+def relabel(mem):
+    mem.pb["packed"][15] ^= 1 << LABEL_SHIFT
+
+
 def swap_state(mem):
-    mem.pb["state"][of_state(mem, PB_HUGE)] = PB_FREE9
+    repack(mem.pb, [of_state(mem, PB_HUGE)], flags=PB_FREE9)
 
 
 def lose_extent(mem):
@@ -69,7 +74,7 @@ CORRUPTIONS = {
     "link": (lambda m: m.rec["prev"].__setitem__((record(m), slice(None)), 0), "back link"),
     "state": (swap_state, "pageblocks listed|buddies"),
     "virgin": (lambda m: m.zone.__setitem__((1, Z_VIRGIN), m.zone[1, Z_VIRGIN] + 2), "virgin"),
-    "label": (lambda m: m.pb["label"].__setitem__(15, 1), "each label"),
+    "label": (relabel, "each label"),
     "labels": (lambda m: m.zone.__setitem__((0, Z_LABEL), 5), "each label"),
     "free": (lambda m: m.zone.__setitem__((0, Z_FREE), 1), "zone DMA free pages: stored 1, "),
     "nr_free": (lambda m: m.nr_free.__setitem__((0, 1, 10), 9), "order 10: nr_free: stored 9"),
@@ -82,7 +87,7 @@ CORRUPTIONS = {
     "lost extent": (lose_extent, "owners' lists"),
     "frames": (lambda m: m.ext["nr"].__setitem__(m.mm[1, MM_KERNEL] - 1, 9), "."),
     "pcp": (lambda m: m.zone.__setitem__((1, PCP_COUNT), 1), "per-CPU lists: stored 1"),
-    "huge": (lambda m: m.pb["b"].__setitem__(of_state(m, PB_HUGE), 5), "huge mappings"),
+    "huge": (lambda m: repack(m.pb, [of_state(m, PB_HUGE)], b=[5]), "huge mappings"),
     "rss": (lambda m: m.mm.__setitem__((0, MM_ANON), 5), "resident pages of process"),
     "thp": (lambda m: m.mm.__setitem__((0, MM_HUGE), 5), "windows mapped huge"),
     "tables": (lambda m: m.mm.__setitem__((0, MM_PGTABLES), 5), "page-table pages of process"),

@@ -22,6 +22,7 @@ from hostsim.mm.pageblock import (
     rmqueue_fallback,
     unusable_free_index,
 )
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.vmstat import EXTFRAG_EVENTS
 
 UNMOV, MOV, RECL = MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE
@@ -29,11 +30,11 @@ ERAS = ["6.1", "6.12"]
 
 
 def label(mem, pb):
-    return int(mem.pb["label"][pb]) ^ MIGRATE_MOVABLE
+    return int(unpacked(mem.pb[pb]).label)
 
 
 def on_type(mem, pb):
-    return (int(mem.pb["state"][pb]) >> 4) ^ MIGRATE_MOVABLE
+    return int(unpacked(mem.pb[pb]).list_type)
 
 
 def frames(mem):

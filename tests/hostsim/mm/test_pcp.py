@@ -19,6 +19,7 @@ from hostsim.mm.mm_types import (
     Z_PCP_HIGH_MAX,
     Z_PCP_HIGH_MIN,
 )
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.pcp import (
     decay_pcp,
     drain_zone_pages,
@@ -54,7 +55,7 @@ def state(mem):
 def used_frames(mem):
     check = np.ones(NR_PAGES, bool)
     for pb in range(NR_PAGES // 512):
-        raw = int(mem.pb["state"][pb]) & 15
+        raw = int(unpacked(mem.pb[pb]).state)
         if raw < 4:
             check[pb * 512 : (pb + 1) * 512] = False
         elif raw == 7:

@@ -31,6 +31,7 @@ from hostsim.mm.mmap import ADVICE_NOHUGE, mm_alloc
 from hostsim.mm.mprotect import mprotect
 from hostsim.mm.page_alloc import free_compound, free_order
 from hostsim.mm.pageblock import rmqueue
+from hostsim.mm.pb_packed import unpacked
 from hostsim.mm.pins import add_pin
 from hostsim.mm.slowpath import alloc_huge, alloc_pages
 from hostsim.mm.tunables import FALLBACK_2_6_38, T_FALLBACK, set_tunable
@@ -49,7 +50,7 @@ def drawn(pageblocks):
 
 
 def label(mem, pb):
-    return int(mem.pb["label"][pb]) ^ MIGRATE_MOVABLE
+    return int(unpacked(mem.pb[pb]).label)
 
 
 @pytest.mark.parametrize(("gib", "kb"), [(4, 67584), (256, 67584), (1024, 67584)])
