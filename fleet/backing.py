@@ -166,9 +166,9 @@ def _turn(
         ops[i, O_START] += pages
         ops[i, O_NR] -= pages
         return enough
-    mem = state_at(host, guests[row, G_STATE])
     if kind == OP_USE:
-        return use_again(host, guests, row, mem, profiles, ops, i, offset)
+        return use_again(host, guests, row, profiles, ops, i, offset)
+    mem = state_at(host, guests[row, G_STATE])
     if kind == OP_REPORT:
         report_free(host, guests, row, mem, offset, ops[i, O_WHERE], ops[i, O_NR])
         ops[i, O_NR] = 0
@@ -241,7 +241,7 @@ def run_turns(
             if group >= progress[T_AT]:
                 if not _turn(host, guests, profiles, ops, i, offset):
                     _stop_at(turns, progress, group, left)
-                    if ops[i, O_KIND] != OP_HOST:
+                    if ops[i, O_KIND] != OP_HOST and ops[i, O_KIND] != OP_USE:
                         progress[T_ROW] = ops[i, O_ROW]
                     return False
                 while i < end and ops[i, O_NR] <= 0:

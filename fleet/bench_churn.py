@@ -12,7 +12,7 @@ NEVER_MS: Final = 10**9  # between two passes: longer than any run of the bench
 
 
 class Variant(NamedTuple):
-    """What is switched off beside all that stands above it."""
+    """What is switched off, or on again, beside all that stands above it."""
 
     name: str
     overrides: tuple[str, ...]
@@ -37,6 +37,21 @@ VARIANTS: Final = (
             f"guests.khugepaged.scan_sleep_millisecs={NEVER_MS}",
             "hosts.slab.rate_pages_per_s=0",
         ),
+        4000.0,
+    ),
+    Variant(
+        "no kernels in VMs: churn with daemons on",
+        (
+            "guests.kernel=none",
+            "placement.memory_overcommit=1.0",
+            "hosts.khugepaged.scan_sleep_millisecs=10000",
+            "hosts.slab.rate_pages_per_s=1.0",
+        ),
+        400.0,
+    ),
+    Variant(
+        "no kernels in VMs, no daemons: churn only",
+        (f"hosts.khugepaged.scan_sleep_millisecs={NEVER_MS}", "hosts.slab.rate_pages_per_s=0"),
         4000.0,
     ),
 )

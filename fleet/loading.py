@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,6 +24,7 @@ from fleet.scenario_fleet import (
 from fleet.scenario_guests import GuestsSection
 from hostsim.core.errors import Problem, ScenarioError, near
 
+M = TypeVar("M", bound=BaseModel)
 Step = str | int
 _STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)((?:\[\d+\])*)|(\d+)")
 
@@ -166,13 +167,14 @@ def build(raw: dict[str, Any], name: str, origin: str, overrides: Sequence[str] 
         for length in range(len(steps), 0, -1):
             if steps[:length] in places:
                 return places[steps[:length]]
-        return f"{origin}: {path_text(steps)}"
+        return f"{origin}: {path_text(steps)}" if steps else origin
 
     _embed_files(raw, problems, place)
     parts = _validate_sections(raw, problems, place)
-    if problems:
+    file = None if problems else _validate(ScenarioFile, parts, (), problems, place)
+    if file is None:
         raise ScenarioError(list(dict.fromkeys(problems)))
-    return resolve(ScenarioFile(**parts), name, origin)
+    return resolve(file, name, origin)
 
 
 def _validate_sections(
@@ -224,12 +226,12 @@ def _validate_sections(
 
 
 def _validate(
-    model: type[BaseModel],
+    model: type[M],
     raw: object,
     path: tuple[Step, ...],
     problems: list[Problem],
     place: Callable[[tuple[Step, ...]], str],
-) -> BaseModel | None:
+) -> M | None:
     try:
         return model.model_validate(raw)
     except ValidationError as error:

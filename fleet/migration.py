@@ -34,11 +34,9 @@ from guestsim.behaviour import (
     G_LOAD,
     G_MM,
     G_PAGES,
-    G_STATE,
     G_VCPUS,
     G_VM,
 )
-from guestsim.guest import Guest
 from guestsim.spec import Behaviour
 from hostsim.core.counter_rng import uniform
 from hostsim.core.errors import InvariantError
@@ -345,7 +343,7 @@ def emigrate(
         guest = node.guests[row]
         behaviour = node.guest_spec.behaviours[guest[G_CLASS]]
         sent = send(node.host.mem, guest, behaviour, terms)
-        state = {name: part.copy() for name, part in node.states[row].save().items()}
+        state = {name: part.copy() for name, part in node.save_guest(row).items()}
         leaving.append(Emigrant(guest.copy(), state, node.host_id, reason, begin_ns, *sent))
         begin_ns += leaving[-1].course.total_ns
         node.note_event(t_ns, row, "migrate", REASON_NAMES[reason])
@@ -377,11 +375,9 @@ def _arrive(node: "Node", t_ns: int, emigrant: Emigrant) -> None:
     row = node.new_row()
     pages = int(emigrant.guest[G_PAGES])
     node.row_of[int(emigrant.guest[G_VM])] = row
-    layout = node.layout(pages, int(emigrant.guest[G_VCPUS]))
-    node.states[row] = Guest.restore(layout, emigrant.state)
-    node.guests[row] = emigrant.guest
     guest = node.guests[row]
-    guest[G_STATE] = node.states[row].address
+    guest[:] = emigrant.guest
+    node.restore_guest(row, emigrant.state)
     own_pages = node.guest_spec.overhead_pages
     mm, enough = receive(node.host.mem, guest, emigrant, own_pages, node.offset)
     if mm == NIL:

@@ -39,7 +39,7 @@ from guestsim.behaviour import (
 )
 from guestsim.draw import device_shares, guests_key, touched_share
 from guestsim.guest import Guest, Layout, boot_footprint, guest_layout, rounded_pages
-from guestsim.spec import GuestSpec
+from guestsim.spec import NO_GUEST_KERNEL, GuestSpec
 from hostsim.core.errors import InvariantError
 from hostsim.core.host_columns import HOST_COLUMNS
 from hostsim.core.stats import EVENT_COLUMNS, EVENT_NAMES, MIGRATION_COLUMNS, REASON_NAMES
@@ -119,7 +119,7 @@ class Node:
         self.tick_ns, self.vm_rows_ns = tick_ns, vm_rows_ns
         self.guests: NDArray[np.int64] = np.full((8, NR_G_FIELDS), -1, np.int64)
         self.row_of: dict[int, int] = {}  # VM -> row of guests
-        self.states: dict[int, Guest] = {}  # row of guests -> its kernel
+        self.states: dict[int, Guest] = {}  # row of guests -> its kernel, if it has one
         self._make_work_space()
         self._births = births_per_tick(spec, tick_ns)
         self._vm_rows: list[NDArray[np.int64]] = []
@@ -176,16 +176,26 @@ class Node:
         self.states = {}
         self._make_work_space()
         for row in self.row_of.values():
-            pages, vcpus = int(self.guests[row, G_PAGES]), int(self.guests[row, G_VCPUS])
-            guest = Guest.restore(self.layout(pages, vcpus), parts.pop(f"guest.{row}", {}))
-            self.states[row] = guest
-            self.guests[row, G_STATE] = guest.address
+            self.restore_guest(row, parts.pop(f"guest.{row}", {}))
         if parts:
             raise ValueError(f"{', '.join(parts)}: not a guest of this host")
 
-    def layout(self, pages: int, vcpus: int) -> Layout:
+    def save_guest(self, row: int) -> State:
+        """Return all that changes of the kernel of a VM; nothing if it has none."""
+        return self.states[row].save() if row in self.states else {}
+
+    def restore_guest(self, row: int, state: State) -> None:
+        """Take up a guest's kernel that `save_guest` returned."""
+        if self.guest_spec.kernel == NO_GUEST_KERNEL:
+            if state:
+                raise ValueError(f"{', '.join(state)}: a guest's kernel, where none is simulated")
+            return
+        self.states[row] = Guest.restore(self._layout(row), state)
+        self.guests[row, G_STATE] = self.states[row].address
+
+    def _layout(self, row: int) -> Layout:
         """Return the kind of a guest's kernel."""
-        kind = rounded_pages(pages), vcpus
+        kind = rounded_pages(int(self.guests[row, G_PAGES])), int(self.guests[row, G_VCPUS])
         if kind not in self._layouts:
             self._layouts[kind] = guest_layout(self.guest_spec, *kind)
         return self._layouts[kind]
@@ -286,14 +296,14 @@ class Node:
         self, t_ns: int, vm_id: int, vcpus: int, pages: int, age_ns: int, event: str
     ) -> None:
         """Start a VM and let it boot, and touch all that it has by now if it ran before."""
-        spec, row, layout = self.guest_spec, self.new_row(), self.layout(pages, vcpus)
+        spec, row = self.guest_spec, self.new_row()
         had = self._captured.get(vm_id) if event == "start" else None
         self.row_of[vm_id] = row
-        self.states[row] = Guest.boot(layout)
-        fill_guest(self.guests[row], vm_id, pages, vcpus, self.states[row].address, t_ns, age_ns)
+        fill_guest(self.guests[row], vm_id, pages, vcpus, t_ns, age_ns)
+        written = self._boot(row, had.rss_pages if had else pages)
         self.note_event(t_ns, row, event, "")
         self._first_ops = _with_room(
-            self._first_ops, self._nr_first_ops, 1 + len(layout.touched) + OPS_PER_GUEST
+            self._first_ops, self._nr_first_ops, 1 + len(written) + OPS_PER_GUEST
         )
         self._nr_first_ops, enough = start_vm(
             self.host.mem,
@@ -303,7 +313,7 @@ class Node:
             self._shares,
             had.rss_pages / pages if had else touched_share(spec, self._guests_key, vm_id),
             boot_footprint(spec, pages),
-            layout.touched,
+            written,
             self._guests_key,
             self._first_ops,
             self._nr_first_ops,
@@ -319,6 +329,19 @@ class Node:
             adopt_vm(self.host.mem, int(self.guests[row, G_MM]), had, spec.overhead_pages)
         if age_ns == 0:
             self.finish_starts(t_ns)
+
+    def _boot(self, row: int, resident: int) -> NDArray[np.int64]:
+        """Boot the kernel of a VM; return the runs of frames that are written.
+
+        Simplified: without one QEMU writes all of the memory before the VM runs (prealloc=on), and
+        nothing in the VM does anything.
+        """
+        if self.guest_spec.kernel == NO_GUEST_KERNEL:
+            return np.array([[0, resident]], np.int64)
+        layout = self._layout(row)
+        self.states[row] = Guest.boot(layout)
+        self.guests[row, G_STATE] = self.states[row].address
+        return layout.touched
 
     def apply(self, t_ns: int, ops: list[tuple[int, int, int, int, int]]) -> None:
         """Let guests carry out operations (rows of `guestsim.behaviour`) now."""
@@ -399,7 +422,8 @@ class Node:
         del self.row_of[int(self.guests[row, G_VM])]
         self.host.stop(int(self.guests[row, G_MM]))
         self.guests[row] = -1
-        self.states.pop(row).end()
+        if row in self.states:
+            self.states.pop(row).end()
         heappush(self._free_rows, row)
         first = self._first_ops[: self._nr_first_ops]
         first[first[:, O_ROW] == row, O_NR] = 0

@@ -36,7 +36,7 @@ from fleet.sections import (
     duration_text,
     pages_text,
 )
-from guestsim.spec import GuestSpec
+from guestsim.spec import NO_GUEST_KERNEL, GuestSpec
 from hostsim.core.units import (
     MAX_PAGE_ORDER,
     NS_PER_DAY,
@@ -230,6 +230,15 @@ class ScenarioFile(Section):
     """Hosts that are emptied and rebooted."""
     mmu: MmuSection = MmuSection()
     """Samples of address translation."""
+
+    @model_validator(mode="after")
+    def _translation_needs_kernels(self) -> "ScenarioFile":
+        if self.mmu.enabled and self.guests.kernel == NO_GUEST_KERNEL:
+            raise ValueError(
+                f"mmu.enabled true needs page tables of guests, and guests.kernel is"
+                f" {NO_GUEST_KERNEL!r}; set it to false"
+            )
+        return self
 
 
 class HostGroup(NamedTuple):

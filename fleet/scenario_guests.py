@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from fleet.behaviours import behaviour_names
 from fleet.kernel_files import KhugepagedSection
 from fleet.sections import MIB_PAGES, Count, Duration, Pages, Positive, Ratio, Section, pages_text
+from guestsim.spec import NO_GUEST_KERNEL
 from hostsim.core.units import (
     HPAGE_PMD_NR,
     MAX_PAGE_ORDER,
@@ -32,8 +33,9 @@ class GuestThpSection(Section):
 class GuestsSection(Section):
     """``[guests]``: the kernels in the VMs, and how they touch, free and reuse memory."""
 
-    kernel: Literal["6.12", "6.1"] = "6.12"
-    """Kernel profile of the guests."""
+    kernel: Literal["6.12", "6.1", "none"] = "6.12"
+    """Kernel profile of the guests; with none QEMU takes all of a VM's memory at its start
+    (prealloc=on, as where devices are assigned), and nothing in the VM is simulated."""
     thp: GuestThpSection = GuestThpSection()
     """Files under /sys/kernel/mm/transparent_hugepage inside the guests."""
     khugepaged: KhugepagedSection = KhugepagedSection()
@@ -82,6 +84,17 @@ class GuestsSection(Section):
         if not sum(mix.values()) > 0:
             raise ValueError("no class of guests has a weight above 0")
         return dict(sorted(mix.items()))
+
+    @model_validator(mode="after")
+    def _devices_have_drivers(self) -> "GuestsSection":
+        names = ("free_page_reporting_ratio", "balloon_ratio")
+        given = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 0]
+        if given and self.kernel == NO_GUEST_KERNEL:
+            raise ValueError(
+                f"{' and '.join(given)}: without a kernel in the guests (kernel {self.kernel!r})"
+                " nothing gives memory back; set to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offset_within_a_window(self) -> "GuestsSection":

@@ -22,6 +22,8 @@ from guestsim.behaviour import (
     G_STATE,
     G_VCPUS,
     G_VM,
+    NEVER_TICK,
+    NO_KERNEL,
     NR_SLOTS,
     OP_HOST,
     push,
@@ -53,7 +55,6 @@ def fill_guest(
     vm_id: int,
     pages: int,
     vcpus: int,
-    state: int,
     t_ns: int,
     age_ns: int,
 ) -> None:
@@ -61,8 +62,6 @@ def fill_guest(
 
     Parameters
     ----------
-    state
-        Address of the state of its kernel.
     age_ns
         How long it has already run.
     """
@@ -70,7 +69,6 @@ def fill_guest(
     guest[G_VM] = vm_id
     guest[G_PAGES] = pages
     guest[G_VCPUS] = vcpus
-    guest[G_STATE] = state
     guest[G_START_NS] = t_ns - age_ns
     guest[G_HEAP_NS] = t_ns - age_ns
     guest[G_LAST_NS] = t_ns
@@ -102,6 +100,8 @@ def see_in_order(host: Memory, guest: NDArray[np.int64]) -> None:
 
     That order is the order of the host's small pages; a huge page has no order within.
     """
+    if guest[G_STATE] == NO_KERNEL:
+        return
     mem = state_at(host, guest[G_STATE])
     mem.pool[P_IN_ORDER] = 0 if thp_enabled(host, guest[G_MM]) else 1
 
@@ -130,7 +130,7 @@ def start_vm(
     shares, touched, boot_pages, key
         As `draw_guest` takes them.
     boot
-        (runs, 2) frames that a boot writes.
+        (runs, 2) frames that are written before the guest decides anything.
     ops
         Operations are appended at ``nr``.
     own_pages
@@ -158,6 +158,9 @@ def start_vm(
     nr = push(ops, nr, row, OP_HOST, 0, own_first_page(ram_pages), own_pages)
     for i in range(boot.shape[0]):
         nr = push(ops, nr, row, OP_HOST, 0, boot[i, 0] + offset, boot[i, 1])
+    if guest[G_STATE] == NO_KERNEL:
+        guest[G_NEXT_TICK] = NEVER_TICK
+        return nr, enough
     t_ns = guest[G_LAST_NS]
     nr = decide_one(host, guests, row, profiles, ops, nr, tick_ns, t_ns, 0)
     # Not all guests of a kind act at once: a guest acts first by its key.

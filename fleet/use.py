@@ -23,12 +23,15 @@ from guestsim.behaviour import (
     G_KEY,
     G_MM,
     G_PAGES,
+    G_STATE,
+    NO_KERNEL,
     O_NR,
     O_START,
     O_WHERE,
     OP_USE,
     push,
 )
+from hostsim.core.byref import state_at
 from hostsim.core.counter_rng import hash64, uniform
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_HOUR
@@ -68,11 +71,23 @@ def _is_used(key: int, window: int, hot: float, tick_key: int, chance: int) -> b
 
 
 @kernel
+def _is_in_use(host: Memory, guests: NDArray[np.int64], row: int, window: int) -> bool:
+    """Tell whether a guest has anything in 2 MiB of its memory; the last one covers what follows.
+
+    Of a VM without a kernel nobody knows better than that it has.
+    """
+    if guests[row, G_STATE] == NO_KERNEL:
+        return True
+    blocks = guests[row, G_PAGES] >> HPAGE_PMD_ORDER
+    mem = state_at(host, guests[row, G_STATE])
+    return bool(pageblock_state(mem, min(window, blocks - 1)) > PB_FREE10_TAIL)
+
+
+@kernel
 def use_again(
     host: Memory,
     guests: NDArray[np.int64],
     row: int,
-    mem: Memory,
     profiles: NDArray[np.float64],
     ops: NDArray[np.int64],
     i: int,
@@ -87,7 +102,6 @@ def use_again(
     hot = profiles[guests[row, G_CLASS], B_HOT]
     tick_key = hash64(key, host.pool[P_NOW_NS], 8)
     pages = offset + guests[row, G_PAGES]
-    blocks = guests[row, G_PAGES] >> HPAGE_PMD_ORDER
     window = ops[i, O_START]
     left = ops[i, O_NR]
     for _ in range(min(left, TURN_WINDOWS)):
@@ -96,7 +110,7 @@ def use_again(
         if (
             word != W_NONE
             and word != W_ZERO
-            and pageblock_state(mem, min(window, blocks - 1)) > PB_FREE10_TAIL
+            and _is_in_use(host, guests, row, window)
             and _is_used(key, window, hot, tick_key, ops[i, O_WHERE])
         ):
             if guest_access(host, mm, first, min(HPAGE_PMD_NR, pages - first), False) != FAULT_OK:

@@ -24,6 +24,7 @@ from guestsim.behaviour import (
     G_USED,
     G_VCPUS,
     G_VM,
+    NO_KERNEL,
 )
 from hostsim.core.byref import state_at
 from hostsim.core.jit import kernel
@@ -47,7 +48,7 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_HUGE, W_TAG, window_word
-from hostsim.mm.mmu_notifier import E_LEAF, E_TAG, ept_word
+from hostsim.mm.mmu_notifier import E_FULL, E_LEAF, E_TAG, ept_word
 from hostsim.mm.numa import remote_pages
 from hostsim.mm.physmem import PB_HUGE, pageblock_state
 from hostsim.mm.vmstat import NR_ANON_PAGES, NR_ANON_THPS
@@ -60,7 +61,10 @@ def reach_all(host: Memory, guests: NDArray[np.int64], row: int) -> None:
     A leaf that a notifier zapped comes back when the guest next uses the memory.
     """
     mm = guests[row, G_MM]
-    if host.mm[mm, MM_HUGE] == host.mm[mm, MM_EPT_2M]:
+    reached = host.mm[mm, MM_EPT_2M]
+    if window_word(host, mm, 0) & W_TAG == W_HUGE and ept_word(host, mm, 0) & E_TAG == E_FULL:
+        reached += 1  # where memory slots end inside the first 2 MiB
+    if host.mm[mm, MM_HUGE] == reached:
         return
     for window in range(host.mm[mm, MM_RAM_PAGES] >> HPAGE_PMD_ORDER):
         if window_word(host, mm, window) & W_TAG == W_HUGE:
@@ -95,7 +99,6 @@ def effective_huge(host: Memory, guests: NDArray[np.int64], row: int, offset: in
 def look_at_guest(host: Memory, guests: NDArray[np.int64], row: int, offset: int) -> None:
     """Count a guest's huge pages, and those of them that one EPT leaf maps."""
     mem = state_at(host, guests[row, G_STATE])
-    reach_all(host, guests, row)
     free = 0
     managed = 0
     for zone in range(len(mem.zone)):
@@ -131,8 +134,10 @@ def fill_vm_rows(
     """
     for i in range(which.size):
         row = which[i]
-        look_at_guest(host, guests, row, offset)
-        look_at_program(host, guests, row, offset, not ended)
+        reach_all(host, guests, row)
+        if guests[row, G_STATE] != NO_KERNEL:
+            look_at_guest(host, guests, row, offset)
+            look_at_program(host, guests, row, offset, not ended)
         mm = guests[row, G_MM]
         out[i, 0] = t_ns
         out[i, 1] = host_id

@@ -30,7 +30,7 @@ G_PAGES: Final = 2  # memory size
 G_VCPUS: Final = 3
 G_START_NS: Final = 4  # when it began to run, before the simulation for a standing VM
 G_KEY: Final = 5  # random key
-G_STATE: Final = 6  # address of its kernel's state
+G_STATE: Final = 6  # address of its kernel's state, or NO_KERNEL
 G_CLASS: Final = 7  # row of the table of behaviours
 G_HEAP: Final = 8  # pages that the main process grows to
 G_CACHE: Final = 9  # page cache that it grows to
@@ -71,6 +71,8 @@ G_SLOT: Final = G_BALLOON_END + 1  # per slot: process (NIL: none), tick at whic
 NR_SLOTS: Final = 7  # the main process and six short ones
 MAIN: Final = 0
 NR_G_FIELDS: Final = G_SLOT + 2 * NR_SLOTS
+NO_KERNEL: Final = 0  # of a VM in which nothing is simulated
+NEVER_TICK: Final = 1 << 62
 
 # Columns of the table of behaviours
 B_ADVICE: Final = 0

@@ -1,8 +1,10 @@
 """Resolved description of how guests use their memory: numbers only."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hostsim.core.units import NS_PER_S, PAGEBLOCK_ORDER
+
+NO_GUEST_KERNEL: Final = "none"
 
 
 class Behaviour(NamedTuple):
@@ -37,7 +39,7 @@ class Behaviour(NamedTuple):
 class GuestSpec(NamedTuple):
     """How the VMs of a scenario touch, free and reuse memory; the fleet does not know it."""
 
-    kernel: str  # profile name of the guests' kernels
+    kernel: str  # profile name of the guests' kernels, or NO_GUEST_KERNEL
     thp_enabled: str  # always, madvise, never: inside the guests
     thp_defrag: str
     use_zero_page: bool

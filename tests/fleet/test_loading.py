@@ -79,6 +79,20 @@ def test_duration_must_be_whole_ticks():
     assert found["x.toml: run"].message == "duration 7min is not a multiple of tick 5min"
 
 
+def test_guests_without_a_kernel_need_what_a_kernel_does_switched_off():
+    overrides = ["guests.kernel=none"]
+    with pytest.raises(ScenarioError) as error:
+        load("churn", overrides)
+    assert [str(problem) for problem in error.value.problems] == [
+        "churn: guests: free_page_reporting_ratio 0.5 and balloon_ratio 0.5: without a kernel in"
+        " the guests (kernel 'none') nothing gives memory back; set to 0"
+    ]
+    overrides += ["guests.free_page_reporting_ratio=0", "guests.balloon_ratio=0"]
+    with pytest.raises(ScenarioError, match=r"churn: mmu\.enabled true needs page tables"):
+        load("churn", overrides)
+    assert load("churn", [*overrides, "mmu.enabled=false"]).guests.kernel == "none"
+
+
 def test_key_of_another_vm_source_is_a_problem():
     found = problems_of("[[hosts]]\n[vms]\nsource = 'trace'\npath = 'a'\nscale = 2.0")
     assert found["x.toml: vms"].message == 'scale is not read when source is "trace"'
