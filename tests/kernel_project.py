@@ -22,18 +22,25 @@ def make_project(folder, modules):
     return folder
 
 
+def start_python(project, code):
+    """Start code in a new process with the project's kernel cache."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(project), "FLEET_CACHE_DIR": str(project / "cache")},
+        cwd=project,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def run_python(project, code, timeout_s=300):
     """Run code in a new process with the project's kernel cache; return the lines it prints."""
-    env = {**os.environ, "PYTHONPATH": str(project), "FLEET_CACHE_DIR": str(project / "cache")}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command,
-        env=env,
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    with start_python(project, code) as process:
+        try:
+            printed, problems = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+    assert process.returncode == 0, problems
+    return printed.splitlines()

@@ -32,7 +32,7 @@ from numba.core import types
 from numba.core.registry import cpu_target
 
 from hostsim.core import jit_options
-from hostsim.core.bitcode import parse_late
+from hostsim.core.bitcode import CalleeMissingError, parse_late, store_symbols
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -166,9 +166,16 @@ def compiled_callees(dispatcher: Any) -> list[Any]:
     return _callees(dispatcher, "compiled_once")
 
 
+def _versions(dispatcher: Any, index: Any) -> list[Any]:
+    """Return the signatures in a kernel's index whose code is for this CPU."""
+    target = dispatcher.targetctx.codegen().magic_tuple()
+    return [signature for signature, compiled_for, _ in index if compiled_for == target]
+
+
 def is_cached(dispatcher: Any) -> bool:
     """Say whether a kernel is loaded, or lies in the cache."""
-    return bool(dispatcher.overloads or dispatcher._cache._cache_file._load_index())
+    index = dispatcher._cache._cache_file._load_index()
+    return bool(dispatcher.overloads or _versions(dispatcher, index))
 
 
 class _NotCachedError(Exception):
@@ -245,25 +252,52 @@ class _StableIdentity(_FunctionIdentity):  # type: ignore[misc]
 _bytecode.FunctionIdentity = _StableIdentity
 
 
-def _callees_first(dispatcher: Any) -> Any:
-    """Load the callees of a function before the function itself: its code needs their symbols."""
-    compile_now = dispatcher.compile
-    cache = dispatcher._cache
-    load_overload = cache.load_overload
+@contextlib.contextmanager
+def _changing_indexes(cache: Any) -> Iterator[None]:
+    """Let one process at a time change the indexes of a folder.
+
+    Numba reads an index, adds a version and writes it; of two processes forked to compile ahead,
+    which share one `_CacheLock`, each would lose the other's version, or give it its own's file.
+    """
+    cache._impl.locator.ensure_cache_path()
+    file = os.open(Path(cache.cache_path, "lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def _guard_cache(cache: Any) -> None:
+    """Let a function's cache give only what can run here, and keep all that is put into it."""
+    store_symbols(cache)
+    load_overload, save_overload = cache.load_overload, cache.save_overload
 
     def load(*place: Any) -> Any:
-        if not one_process_at_a_time.reading:
-            return load_overload(*place)
-        found = cache._load_overload(*place)  # with a context that is up to date
-        if found is None:
+        reading = one_process_at_a_time.reading  # with a context that is up to date
+        try:
+            found = cache._load_overload(*place) if reading else load_overload(*place)
+        except CalleeMissingError:
+            found = None
+        if reading and found is None:
             raise _NotCachedError
         return found
 
+    def save(*place: Any) -> None:
+        with _changing_indexes(cache):
+            save_overload(*place)
+
+    cache.load_overload, cache.save_overload = load, save
+
+
+def _callees_first(dispatcher: Any) -> Any:
+    """Load the callees of a function before the function itself: its code needs their symbols."""
+    compile_now = dispatcher.compile
+    _guard_cache(dispatcher._cache)
+
     def load_or_compile(signature: Any) -> Any:
-        loaded = [callee.load_cached() for callee in _callees(dispatcher, "load_cached")]
-        if one_process_at_a_time.reading and not all(loaded):
-            raise _NotCachedError
-        cache.load_overload = load if all(loaded) else lambda *_: None
+        for callee in _callees(dispatcher, "load_cached"):
+            callee.load_cached()
         return compile_now(signature)
 
     def compile_after_callees(signature: Any) -> Any:
@@ -282,6 +316,15 @@ def _callees_first(dispatcher: Any) -> Any:
     return dispatcher
 
 
+def _file_state(path: str) -> tuple[int, int] | None:
+    """Return what differs once a file was replaced, or None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def _call_by_symbol(dispatcher: Any) -> Any:
     """Let callers call the compiled code instead of merging it into theirs."""
     compile_merged = dispatcher.compile
@@ -293,17 +336,24 @@ def _call_by_symbol(dispatcher: Any) -> Any:
             dispatcher.targetctx.insert_user_function(overload.entry_point, overload.fndesc)
         return entry_point
 
-    def load_cached() -> bool:
-        if not dispatcher.overloads:
-            file = dispatcher._cache._cache_file
-            index = file._load_index()
+    dispatcher.index_seen = None
+
+    def load_cached() -> None:
+        """Load all versions that the cache holds, also those that others added meanwhile."""
+        file = dispatcher._cache._cache_file
+        state = _file_state(file._index_path)
+        if state == dispatcher.index_seen:
+            return
+        index = file._load_index()
+        if one_process_at_a_time.reading:
             file._load_index = lambda: index  # not once more for each signature
-            try:
-                for signature, *_ in list(index):
+        try:
+            for signature in _versions(dispatcher, index):
+                if signature not in dispatcher.overloads:
                     compile_alone(signature)
-            finally:
-                del file._load_index
-        return len(dispatcher.overloads) > 0
+        finally:
+            vars(file).pop("_load_index", None)
+        dispatcher.index_seen = state
 
     dispatcher.compile = compile_alone
     dispatcher.load_cached = load_cached

@@ -37,6 +37,61 @@ for name, value in sorted(vars(kernels).items()):
         print(name, sum(value.stats.cache_misses.values()))
 """
 
+# Two of the kernels that are compiled at once need a version each of the same callee.
+SHARED = "\n".join(
+    [
+        "from hostsim.core.jit import kernel",
+        "@kernel\ndef shared(pair: tuple) -> float:\n    return pair[0] - pair[1]",
+        "@kernel\ndef of_floats(x: int) -> float:\n    return shared((x, 0.5))",
+        "@kernel\ndef of_ints(x: int) -> float:\n    return shared((x, x))",
+        *(f"@kernel\ndef leaf_{n}(x: int) -> float:\n    return x + {n}" for n in range(LEAVES)),
+        "@kernel\ndef root(x: int) -> float:\n    y = of_floats(x) + of_ints(x)",
+        *(f"    y += leaf_{n}(x)" for n in range(LEAVES)),
+        "    return y",
+    ]
+)
+# Both read the index at once; the version of ints is last in the index, that of floats in the file.
+IN_TURNS = """
+import time
+from numba.core.caching import IndexDataCacheFile as File
+save, save_index, save_data = File.save, File._save_index, File._save_data
+
+def save_version(file, key, data):
+    file.shared = "shared" in file._index_name
+    file.of_ints = "UniTuple" in str(key)
+    save(file, key, data)
+
+def wait(seconds):
+    time.sleep(seconds)
+    return False
+
+File.save = save_version
+File._save_index = lambda file, *rest: (
+    file.shared and wait(2 if file.of_ints else 1)) or save_index(file, *rest)
+File._save_data
+
+def save_version(file, key, data):
+    file.shared = "shared" in file._index_name
+    file.of_ints = "UniTuple" in str(key)
+    save(file, key, data)
+
+def wait(seconds):
+    time.sleep(seconds)
+    return False
+
+File.save = save_version
+File._save_index = lambda file, *rest: (
+    file.shared and file.of_ints and wait(1)) or save_index(file, *rest)
+File._save_data = lambda file, *rest: (
+    file.shared and not file.of_ints and wait(3)) or save_data(file, *rest)
+"""
+RUN_SHARED = """
+from hostsim.core import jit_options
+jit_options.processes = {processes}
+from hostsim.kernels import root, shared
+print(root(4), len(shared.signatures), sum(shared.stats.cache_misses.values()))
+"""
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -66,6 +121,14 @@ def test_an_error_in_a_kernel_is_raised_by_the_call(project):
     (project / "hostsim/kernels.py").write_text(broken)
     with pytest.raises(AssertionError, match="nonsense"):
         run(project, processes=2)
+
+
+def test_versions_compiled_at_once_are_all_kept(tmp_path):
+    """Each process reads the index of the callee that both need, and adds its version."""
+    project = make_project(tmp_path, {"kernels": SHARED})
+    run_python(project, IN_TURNS + RUN_SHARED.format(processes=2))
+    result = 3.5 + sum(4 + n for n in range(LEAVES))
+    assert run_python(project, RUN_SHARED.format(processes=0)) == [f"{result} 2 0"]
 
 
 def test_signatures_come_from_annotations():

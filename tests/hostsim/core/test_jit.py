@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from kernel_project import make_project, run_python
+from kernel_project import make_project, run_python, start_python
 
 CALLEE = """
 from hostsim.core.jit import hot_kernel, kernel
@@ -48,10 +48,40 @@ libraries = [kernel.overloads[each].library for kernel in kernels for each in ke
 print(sum(library._shared_module is not None for library in libraries))
 """
 
+# A kernel of two versions, which calls another of two versions: of pairs of floats, and of ints.
+VERSIONS = """
+from hostsim.core.jit import kernel
+from hostsim.leaf import leaf
+
+@kernel
+def top(pair: tuple) -> float:
+    return leaf(pair) + pair[1]
+"""
+LEAF = """
+from hostsim.core.jit import kernel
+
+@kernel
+def leaf(pair: tuple) -> float:
+    return pair[0] * 3 if pair[1] > 1 else pair[0] - 2
+"""
+FLOATS = """
+from hostsim.top import leaf, top
+print(top((5.0, 1.0)), flush=True)
+"""
+INTS = """
+from hostsim.top import leaf, top
+print(top((5, 1)), *(sum(kernel.stats.cache_misses.values()) for kernel in (top, leaf)))
+"""
+
 
 @pytest.fixture
 def project(tmp_path):
     return make_project(tmp_path, {"callee": CALLEE.format(step=1), "caller": CALLER})
+
+
+@pytest.fixture
+def versions(tmp_path):
+    return make_project(tmp_path, {"top": VERSIONS, "leaf": LEAF})
 
 
 def run(project):
@@ -108,6 +138,34 @@ def test_nothing_is_compiled_while_another_process_reads(project):
         with pytest.raises(subprocess.TimeoutExpired):
             run_python(project, RUN, timeout_s=4)
     assert not list(folder.glob("*.nbc"))
+
+
+def test_versions_that_another_process_added_are_loaded_too(versions):
+    """Between two calls here, another process compiled a caller and the version it calls."""
+    with start_python(versions, FLOATS + "input()\n" + INTS) as here:
+        assert here.stdout.readline() == "4.0\n"
+        assert run_python(versions, INTS) == ["4 1 1"]
+        printed, problems = here.communicate("\n", timeout=60)
+    assert (printed, here.returncode) == ("4 1 1\n", 0), problems  # of floats, none of ints
+
+
+def test_a_cached_caller_without_its_callee_is_not_taken(versions):
+    """The callee is there, in another version."""
+    run_python(versions, FLOATS)
+    run_python(versions, INTS)
+    (folder,) = (versions / "cache/kernels").glob("hostsim.leaf-*")
+    shutil.rmtree(folder)
+    assert run_python(versions, FLOATS + INTS) == ["4.0", "4 2 2"]
+
+
+def test_versions_for_another_cpu_are_not_loaded(versions):
+    run_python(versions, FLOATS)
+    elsewhere = """
+from numba.core import codegen
+codegen.CPUCodegen.magic_tuple = lambda self: ("another", "cpu", "")
+"""
+    assert run_python(versions, elsewhere + INTS) == ["4 1 1"]
+    assert run_python(versions, elsewhere + FLOATS + INTS) == ["4.0", "4 1 1"]
 
 
 def test_a_kernel_has_no_default_arguments():
