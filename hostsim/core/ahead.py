@@ -7,8 +7,10 @@ is compiled.  Kernels whose annotations leave a type open (arrays) are compiled 
 import contextlib
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from graphlib import TopologicalSorter
 from typing import Any
@@ -54,8 +56,16 @@ def _compile(number: int) -> None:
             _tasks[number].compile(signature)
 
 
+def _end_with_parent() -> None:
+    """End when the parent was killed: waiting for work, a worker would hold its lock for ever."""
+    parent: Any = multiprocessing.parent_process()
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.disable()  # an eighth of the time, for some hundred MiB
 
 

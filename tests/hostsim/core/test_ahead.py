@@ -1,7 +1,10 @@
 """Kernels compiled ahead by other processes: the caller finds all of them, and only those."""
 
+import fcntl
+import time
+
 import pytest
-from kernel_project import make_project, run_python
+from kernel_project import make_project, run_python, start_python
 
 LEAVES = 10
 KERNELS = "\n".join(
@@ -50,6 +53,12 @@ SHARED = "\n".join(
         "    return y",
     ]
 )
+SLOW_INDEX = """
+import time
+from numba.core.caching import IndexDataCacheFile as File
+save_index = File._save_index
+File._save_index = lambda file, versions: time.sleep(1) or save_index(file, versions)
+"""
 # Both read the index at once; the version of ints is last in the index, that of floats in the file.
 IN_TURNS = """
 import time
@@ -129,6 +138,22 @@ def test_versions_compiled_at_once_are_all_kept(tmp_path):
     run_python(project, IN_TURNS + RUN_SHARED.format(processes=2))
     result = 3.5 + sum(4 + n for n in range(LEAVES))
     assert run_python(project, RUN_SHARED.format(processes=0)) == [f"{result} 2 0"]
+
+
+def test_nothing_waits_for_processes_whose_parent_was_killed(project):
+    code = SLOW_INDEX + RUN.format(processes=2).replace('"announced"', '"announced", flush=True')
+    with start_python(project, code) as parent:
+        assert parent.stdout.readline() == "announced\n"
+        time.sleep(1)  # the processes are there
+        parent.kill()
+    with (project / "cache/kernels/lock").open() as file:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < deadline, "the lock is held"
+                time.sleep(0.1)
 
 
 def test_signatures_come_from_annotations():
