@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import numba
 import numba.core.bytecode
+import numba.core.caching
 import numba.core.event
 from numba.core import types
 from numba.core.registry import cpu_target
@@ -70,7 +71,7 @@ def _imports(module: str) -> list[str]:
 @functools.cache
 def _digest(module: str) -> str:
     """Digest all that a module's kernels are compiled from."""
-    digest = hashlib.sha256(f"{numba.__version__} {_ROOT}".encode())
+    digest = hashlib.sha256(numba.__version__.encode())
     for name in sorted(_module_sources(module) | {__name__}):
         digest.update(f"{name}\n{_source(name)}".encode())
     return digest.hexdigest()[:16]
@@ -85,7 +86,8 @@ def cache_root() -> Path:
 
 
 CACHE_DIR = cache_root() / "kernels"
-_config: Any = numba.config
+_caching: Any = numba.core.caching
+_CacheLocator: Any = _caching.InTreeCacheLocator
 _types: Any = types
 _bytecode: Any = numba.core.bytecode
 _FunctionIdentity: Any = _bytecode.FunctionIdentity
@@ -112,9 +114,28 @@ def warm_mark(module: str) -> Path:
     return cache_folder(module) / f"warm-{target.hexdigest()[:16]}"
 
 
+class _FolderOfModule(_CacheLocator):  # type: ignore[misc]
+    """Numba's locator of the cache: the folder of a kernel's module, wherever its source lies.
+
+    Two checkouts of one version, or a checkout and a wheel, share what either has compiled.
+    """
+
+    def __init__(self, function: Any, source: str) -> None:
+        self._py_file = source
+        self._lineno = function.__code__.co_firstlineno
+        self._cache_path = str(cache_folder(function.__module__))
+
+    @classmethod
+    def from_function(cls, function: Any, source: str) -> Any:
+        return super().from_function(function, source) if hasattr(function, "is_kernel") else None
+
+
+_caching.CacheImpl._locator_classes.insert(0, _FolderOfModule)
+
+
 def _njit_cached(function: Callable[..., Any], **options: Any) -> Any:
     """Compile with the flags of all kernels, cached in the folder of the function's module."""
-    _config.CACHE_DIR = str(cache_folder(function.__module__))
+    function.is_kernel = True  # type: ignore[attr-defined]
     if function.__defaults__ or function.__kwdefaults__:
         raise TypeError(f"{function.__name__}: a kernel has no default arguments")
     flags = {"error_model": "numpy", "nogil": True, "_nrt": False, "no_cfunc_wrapper": True}

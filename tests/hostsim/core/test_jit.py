@@ -94,6 +94,16 @@ def test_a_cached_caller_loads_its_callees_in_another_process(project):
     assert run(project) == [7, 20, 1]
 
 
+def test_another_checkout_of_the_same_version_uses_what_is_compiled(project, tmp_path_factory):
+    assert run(project) == [7, 20, 0]
+    other = tmp_path_factory.mktemp("other") / "checkout"
+    shutil.copytree(project, other, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(project / "hostsim")
+    assert run(other) == [7, 20, 1]
+    (other / "hostsim/callee.py").write_text(CALLEE.format(step=2))
+    assert run(other) == [9, 30, 0]
+
+
 def test_an_edit_to_a_callee_reaches_its_callers(project):
     run(project)
     (project / "hostsim/callee.py").write_text(CALLEE.format(step=2))
