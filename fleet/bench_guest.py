@@ -12,9 +12,10 @@ from fleet.claims import Found
 from fleet.loading import load
 from fleet.node import START, Commands, Node
 from fleet.store import reported
-from guestsim.behaviour import G_HEAD, G_MM, OP_BEGIN, OP_READ, OP_TOUCH_SLOT
-from guestsim.guest import Guest
+from guestsim.behaviour import G_CACHE, G_MM, G_RING, OP_BEGIN, OP_READ, OP_TOUCH_SLOT
+from guestsim.guest import MM_CACHE, Guest, ring_pages
 from hostsim.core.units import HPAGE_PMD_NR, NS_PER_MIN, PAGE_BYTES, PAGE_SHIFT
+from hostsim.mm.mm_types import MM_ANON
 from hostsim.mm.mmap import ADVICE_NONE
 
 GIB_PAGES: Final = 1 << (30 - PAGE_SHIFT)
@@ -60,6 +61,13 @@ def _started(gib: int) -> Node:
     return node
 
 
+def _read(node: Node, pages: int) -> None:
+    """Let the VM read so many pages into its page cache, whatever is its limit."""
+    limit = int(node.states[0].mem.mm[MM_CACHE, MM_ANON]) + pages
+    node.guests[0, [G_CACHE, G_RING]] = limit, ring_pages(limit)
+    node.apply(0, [(0, OP_READ, 0, 0, pages)])
+
+
 def measure_guest() -> dict[str, Any]:
     """Return what guests cost.
 
@@ -77,7 +85,7 @@ def measure_guest() -> dict[str, Any]:
         free = gib * GIB_PAGES * 3 // 8
         node.apply(0, [(0, OP_BEGIN, SLOT, ADVICE_NONE, free)])
         node.apply(0, [(0, OP_TOUCH_SLOT, SLOT, 0, free)])
-        node.apply(0, [(0, OP_READ, 0, int(node.guests[0, G_HEAD]), free)])
+        _read(node, free)
         full = resident_bytes(node.states[0])
         rows.append({"gib": gib, "booted_kib": booted / 1024, "grown_kib": full / 1024})
     return {"sizes": rows, **_measure_faults()}
@@ -113,7 +121,7 @@ def _measure_faults() -> dict[str, float]:
             [(0, OP_BEGIN, SLOT, ADVICE_NONE, huge), (0, OP_TOUCH_SLOT, SLOT, 0, huge)],
         )
     )
-    cache = _timed(lambda: node.apply(0, [(0, OP_READ, 0, int(node.guests[0, G_HEAD]), huge)]))
+    cache = _timed(lambda: _read(node, huge))
     bare = _started(32)
     touch = np.array([[bare.guests[0, G_MM], 0, 16 * GIB_PAGES, huge]], np.int64)
     _apply(bare, touch[:0])  # compiled

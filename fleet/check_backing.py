@@ -3,13 +3,23 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from guestsim.behaviour import G_MM, G_PAGES, G_SLOT, NR_SLOTS
+from guestsim.behaviour import (
+    G_CACHE,
+    G_HEAD,
+    G_MM,
+    G_PAGES,
+    G_RING,
+    G_SLOT,
+    G_TAIL,
+    NR_SLOTS,
+)
 from guestsim.gpa import may_be_large
-from guestsim.guest import FIRST_MM, MM_BALLOON
+from guestsim.guest import FIRST_MM, MM_BALLOON, MM_CACHE
 from hostsim.core.errors import InvariantError
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import (
+    MM_ANON,
     MM_BASE,
     MM_LIVE,
     NIL,
@@ -91,15 +101,30 @@ def _check_processes(guest: NDArray[np.int64], mem: Memory) -> None:
         raise InvariantError(f"processes {list(live)} live, slots name {list(slots)}")
 
 
+def _check_cache(guest: NDArray[np.int64], mem: Memory) -> None:
+    """Check that page cache lies at its places in the ring, and that it can grow to its limit."""
+    head, tail, ring = (int(guest[column]) for column in (G_HEAD, G_TAIL, G_RING))
+    more = int(guest[G_CACHE] - mem.mm[MM_CACHE, MM_ANON])
+    if not 0 <= head - tail <= ring - more:
+        raise InvariantError(f"page cache at {tail}..{head}: {more} more do not fit {ring}")
+    present = np.zeros(ring, np.uint8)
+    mark_backed(mem, MM_CACHE, 0, present)
+    present[np.arange(tail, head) % ring] = 0
+    if present.any():
+        raise InvariantError(f"page cache at {tail}..{head}, but also at {present.argmax()}")
+
+
 def check_backing(host: Memory, guest: NDArray[np.int64], mem: Memory, offset: int) -> None:
     """Check that every frame a guest has written and not given up is backed.
 
     Raises
     ------
     InvariantError
-        One is not, or the guest's log of frames is not empty, or a process is nobody's.
+        One is not, or the guest's log of frames is not empty, or a process is nobody's, or page
+        cache lies where it should not.
     """
     _check_processes(guest, mem)
+    _check_cache(guest, mem)
     if mem.pool[P_TOUCHED] != 0 or mem.pool[P_TRACED] == TRACE_LOST:
         raise InvariantError(f"{mem.pool[P_TOUCHED]} runs of frames were never backed")
     nr = len(mem.pb[: guest[G_PAGES] >> HPAGE_PMD_ORDER]) << HPAGE_PMD_ORDER

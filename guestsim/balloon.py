@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guestsim.behaviour import G_BALLOON, G_BALLOON_END, G_PAGES
+from guestsim.gaps import gap_behind
 from guestsim.guest import MM_BALLOON, free_room
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
@@ -28,28 +29,10 @@ from hostsim.mm.mm_types import (
     Memory,
 )
 from hostsim.mm.mmap import W_TABLE, W_TAG, folded_run, is_folded, window_word
-from hostsim.mm.rmap import EXT_DESCENDING, extents_in, frame_at, near_extent
+from hostsim.mm.rmap import extents_in, frame_at, near_extent
 from hostsim.mm.zap import discard_range
 
 BALLOON_PAGES: Final = 256  # VIRTIO_BALLOON_ARRAY_PFNS_MAX
-SHORTEST_RUN: Final = 32  # pages in a row before it is worth a gap that they go on as they began
-
-
-@kernel
-def _gap(mem: Memory, end: int) -> int:
-    """Return how many pages to leave out behind the newest, so that pageblocks fill windows."""
-    window = (end - 1) >> HPAGE_PMD_ORDER
-    if end == 0 or is_folded(window_word(mem, MM_BALLOON, window)):
-        return 0
-    x = near_extent(mem, MM_BALLOON, end - 1, extents_in(mem, MM_BALLOON, window))
-    while x != NIL and int(mem.ext[x].next) != NIL:
-        x = int(mem.ext[x].next)
-    if x == NIL or int(mem.ext[x].nr) < SHORTEST_RUN:
-        return 0
-    frame = frame_at(mem, x, end - 1)
-    # of the next page's frame in its pageblock, from the end at which that is taken first
-    inside = -frame if int(mem.ext[x].flags) & EXT_DESCENDING else frame + 1
-    return (inside - end) % HPAGE_PMD_NR
 
 
 @kernel
@@ -92,7 +75,7 @@ def inflate(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> int:
         return 0
     first = guests[row, G_BALLOON_END]
     room = (mem.mm[MM_BALLOON, MM_WINDOWS] << HPAGE_PMD_ORDER) - first
-    gap = _gap(mem, first)
+    gap = gap_behind(mem, MM_BALLOON, first) if guests[row, G_BALLOON] > 0 else 0
     if gap <= room - (guests[row, G_PAGES] - guests[row, G_BALLOON]):  # all memory still fits
         first += gap
     mem.pool[P_TRACED] = 0

@@ -14,13 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from guestsim.guest import free_room
+from guestsim.guest import MM_CACHE, free_room
 from guestsim.spec import GuestSpec
 from hostsim.core.counter_rng import uniform
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER, NS_PER_HOUR
 from hostsim.mm.content import alike_word
-from hostsim.mm.mm_types import NIL, Memory
+from hostsim.mm.mm_types import MM_ANON, NIL, Memory
 from hostsim.mm.mmap import ADVICE_HUGE, ADVICE_NOHUGE, ADVICE_NONE
 
 # Columns of the table of guests
@@ -34,7 +34,7 @@ G_STATE: Final = 6  # address of its kernel's state, or NO_KERNEL
 G_CLASS: Final = 7  # row of the table of behaviours
 G_HEAP: Final = 8  # pages that the main process grows to
 G_CACHE: Final = 9  # page cache that it grows to
-G_RING: Final = 10  # pages of the ring in which page cache lies
+G_RING: Final = 10  # pages of the ring in which page cache lies, whole windows
 G_NEXT_TICK: Final = 11  # when it acts next
 G_LAST_NS: Final = 12  # when it acted last
 G_HEAP_NS: Final = 13  # when the main process began
@@ -43,8 +43,8 @@ G_FREED_AT: Final = 15  # windows of the heap freed at the last turn
 G_FREED_NR: Final = 16
 G_RUNS: Final = 17  # small runs freed at the last turn
 G_RUNS_TICK: Final = 18  # that tick
-G_HEAD: Final = 19  # pages of page cache ever read
-G_TAIL: Final = 20  # of them, dropped
+G_HEAD: Final = 19  # one past the place of the newest page of page cache
+G_TAIL: Final = 20  # place of the oldest
 G_BALLOON: Final = 21  # pages in the balloon
 G_REPORTS: Final = 22  # lowest order that it reports free + 1; 0: no free page reporting
 G_BALLOONED: Final = 23  # 1: has a balloon
@@ -64,9 +64,7 @@ G_LOAD: Final = 36  # thousandths of its vCPUs that run its program
 G_FIGURE: Final = 37  # figures of its address translation, at the last look
 NR_FIGURES: Final = 10
 G_REPORT_NS: Final = G_FIGURE + NR_FIGURES  # from one pass of reporting to the next
-G_FIRST: Final = G_REPORT_NS + 1  # pages of page cache that lie before its ring
-G_RING_AT: Final = G_FIRST + 1  # page where the ring begins, 0 before anything lies there
-G_BALLOON_END: Final = G_RING_AT + 1  # one past the page of the newest in the balloon
+G_BALLOON_END: Final = G_REPORT_NS + 1  # one past the page of the newest in the balloon
 G_SLOT: Final = G_BALLOON_END + 1  # per slot: process (NIL: none), tick at which it ends
 NR_SLOTS: Final = 7  # the main process and six short ones
 MAIN: Final = 0
@@ -105,8 +103,8 @@ OP_TOUCH_SLOT: Final = 0  # touch pages of the process in a slot
 OP_FREE_SLOT: Final = 1  # the process frees pages
 OP_BEGIN: Final = 2  # a process of O_NR pages begins in a slot; O_START: its advice
 OP_EXIT: Final = 3  # the process in a slot ends
-OP_READ: Final = 4  # page cache is read, from page O_START of its stream
-OP_DROP: Final = 5  # page cache is dropped
+OP_READ: Final = 4  # O_NR pages are read into page cache
+OP_DROP: Final = 5  # the oldest O_NR pages of page cache are dropped
 OP_HOST: Final = 6  # QEMU or the guest's boot touches pages of the host's process
 OP_REPORT: Final = 7  # O_NR passes of free page reporting, O_WHERE: lowest order
 OP_INFLATE: Final = 8  # the balloon takes O_NR pages
@@ -174,17 +172,6 @@ def push(
 
 
 @kernel
-def _drop_cache(
-    guests: NDArray[np.int64], ops: NDArray[np.int64], nr: int, row: int, pages: int
-) -> int:
-    """Drop the oldest pages of page cache."""
-    tail = guests[row, G_TAIL]
-    pages = min(pages, guests[row, G_HEAD] - tail)
-    guests[row, G_TAIL] = tail + pages
-    return push(ops, nr, row, OP_DROP, 0, tail, pages) if pages > 0 else nr
-
-
-@kernel
 def _turn_over_cache(
     guests: NDArray[np.int64],
     mem: Memory,
@@ -195,29 +182,33 @@ def _turn_over_cache(
     hours: float,
     age_ns: int,
     demand: int,
-) -> int:
+) -> tuple[int, int]:
     """Let files be deleted and read; the cache gives way when memory is short.
 
     It grows into free memory only; files read beyond that take the place of older ones.  The
     guest is about to touch ``demand`` pages beside.
+
+    Returns
+    -------
+    nr, have
+        Number of operations, and pages of the cache behind them.
     """
     limit = guests[row, G_CACHE]
-    drops = int(profile[B_DROPS] * hours * float(guests[row, G_HEAD] - guests[row, G_TAIL]))
-    nr = _drop_cache(guests, ops, nr, row, drops)
-    have = guests[row, G_HEAD] - guests[row, G_TAIL]
+    have = mem.mm[MM_CACHE, MM_ANON]
+    drops = min(int(profile[B_DROPS] * hours * float(have)), have)
+    have -= drops
     room = free_room(mem) - demand
     begins = hours == 0.0  # a standing VM has what its age brought
     gone_ns = age_ns if begins else int(hours * float(NS_PER_HOUR))
     reads = grown_by(max(limit - have, 0), gone_ns, profile[B_GROWTH])
     reads = min(reads, max(room, 0)) + int(profile[B_READS] * hours * float(limit))
     reads = min(reads, limit)
-    short = max(have + reads - limit, reads - room)
-    if short > 0:
-        nr = _drop_cache(guests, ops, nr, row, short)
+    short = min(max(have + reads - limit, reads - room, 0), have)
+    if drops + short > 0:
+        nr = push(ops, nr, row, OP_DROP, 0, 0, drops + short)
     if reads > 0:
-        nr = push(ops, nr, row, OP_READ, 0, guests[row, G_HEAD], reads)
-        guests[row, G_HEAD] += reads
-    return nr
+        nr = push(ops, nr, row, OP_READ, 0, 0, reads)
+    return nr, have - short + reads
 
 
 @kernel
@@ -335,14 +326,20 @@ def _free_heap(
 
 @kernel
 def _steer_balloon(
-    guests: NDArray[np.int64], mem: Memory, ops: NDArray[np.int64], nr: int, row: int, wanted: int
+    guests: NDArray[np.int64],
+    mem: Memory,
+    ops: NDArray[np.int64],
+    nr: int,
+    row: int,
+    wanted: int,
+    cache: int,
 ) -> int:
     """Let the balloon follow the host: it takes free memory and page cache, or gives back."""
     if wanted > 0:
         spare = free_room(mem) - (guests[row, G_PAGES] >> BALLOON_RESERVE_SHIFT)
-        pages = min(wanted, spare + guests[row, G_HEAD] - guests[row, G_TAIL])
+        pages = min(wanted, spare + cache)
         if pages > max(spare, 0):
-            nr = _drop_cache(guests, ops, nr, row, pages - max(spare, 0))
+            nr = push(ops, nr, row, OP_DROP, 0, 0, pages - max(spare, 0))
         if pages > 0:
             nr = push(ops, nr, row, OP_INFLATE, 0, 0, pages)
     elif wanted < 0 and guests[row, G_BALLOON] > 0:
@@ -403,7 +400,7 @@ def decide(
         if ops[i, O_KIND] == OP_TOUCH_SLOT:
             demand += ops[i, O_NR]
     last = nr
-    nr = _turn_over_cache(guests, mem, profile, ops, nr, row, hours, age_ns, demand)
+    nr, cache = _turn_over_cache(guests, mem, profile, ops, nr, row, hours, age_ns, demand)
     _drops_first(ops, first, last, nr)
     nr = _free_heap(guests, profile, ops, nr, row, tick, hours)
     if guests[row, G_REPORTS] != 0:
@@ -411,7 +408,7 @@ def decide(
         passes = passed_ns // guests[row, G_REPORT_NS]
         nr = push(ops, nr, row, OP_REPORT, guests[row, G_REPORTS] - 1, 0, passes)
     if guests[row, G_BALLOONED] != 0:
-        nr = _steer_balloon(guests, mem, ops, nr, row, wanted)
+        nr = _steer_balloon(guests, mem, ops, nr, row, wanted, cache)
     guests[row, G_LAST_NS] = now_ns
     period = max(int(profile[B_PERIOD]) // tick_ns, 1)
     guests[row, G_NEXT_TICK] = tick + period

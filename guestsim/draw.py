@@ -17,7 +17,6 @@ from guestsim.behaviour import (
     G_BALLOONED,
     G_CACHE,
     G_CLASS,
-    G_FIRST,
     G_HEAD,
     G_HEAP,
     G_KEY,
@@ -28,12 +27,11 @@ from guestsim.behaviour import (
     G_RING,
     G_VM,
 )
-from guestsim.guest import CACHE_SHARE
+from guestsim.guest import CACHE_SHARE, ring_pages
 from guestsim.spec import GuestSpec
 from hostsim.core.counter_rng import hash64, uniform
 from hostsim.core.jit import kernel
 from hostsim.core.rng import Stream, stream
-from hostsim.core.units import HPAGE_PMD_NR
 
 # Shares of VMs, as `device_shares` returns them
 SHARE_ADVISED: Final = 0
@@ -110,9 +108,8 @@ def draw_guest(
     guest[G_CLASS] = number
     guest[G_HEAP] = heap
     guest[G_CACHE] = boot_pages * CACHE_SHARE // 8 + room - heap
-    guest[G_RING] = guest[G_CACHE] + HPAGE_PMD_NR
+    guest[G_RING] = ring_pages(guest[G_CACHE])
     guest[G_HEAD] = boot_pages * CACHE_SHARE // 8
-    guest[G_FIRST] = guest[G_HEAD] + HPAGE_PMD_NR
     guest[G_REPORT_NS] = int(shares[REPORTING_DELAY])
     if uniform(key, vm_id, 4) < shares[SHARE_REPORTS]:
         guest[G_REPORTS] = 1 + int(shares[REPORTING_ORDER])

@@ -51,7 +51,7 @@ FIRST_MM: Final = 3
 CACHE_SHARE: Final = 5  # eighths of the boot footprint: files read while booting (assumed)
 DAEMONS_SHARE: Final = 2  # eighths: processes of the system; the rest is the kernel's own
 PROCESS_KERNEL_PAGES: Final = 16  # stacks (4 pages a thread) and slabs of a process
-CACHE_SLACK_PAGES: Final = 4096  # of the ring of page cache beyond its limit
+RING_SLACK_SHIFT: Final = 4  # of the ring of page cache, 1/16 is for gaps (assumed)
 TRACE_ENTRIES: Final = 1 << 18
 MIN_PAGES: Final = 1 << 14  # 64 MiB: less does not boot
 
@@ -83,13 +83,22 @@ def upper_tables(nr_pages: int) -> int:
 
 
 @kernel
+def ring_pages(limit: int) -> int:
+    """Return the size of the ring in which page cache of at most ``limit`` pages lies.
+
+    It has whole windows, and room for gaps.
+    """
+    return -(-(limit + (limit >> RING_SLACK_SHIFT)) // HPAGE_PMD_NR) * HPAGE_PMD_NR
+
+
+@kernel
 def _boot(mem: Memory, nr_pages: int, boot_pages: int, balloon_pages: int) -> bool:
     """Let a kernel boot: its own memory, the files it reads, its daemons."""
     cache = boot_pages * CACHE_SHARE // 8
     daemons = boot_pages * DAEMONS_SHARE // 8
     if not alloc_boot_pages(mem, boot_pages - cache - daemons):
         return False
-    mm_alloc(mem, 0, cache + nr_pages + CACHE_SLACK_PAGES, ADVICE_NOHUGE, False, 0)
+    mm_alloc(mem, 0, ring_pages(nr_pages), ADVICE_NOHUGE, False, 0)
     start_process(mem, daemons, 0, ADVICE_NONE)
     mm_alloc(mem, 0, 2 * balloon_pages, ADVICE_NOHUGE, False, 0)
     if touch_range(mem, MM_CACHE, 0, cache, 1, 1.0, 0, True, 0) != FAULT_OK:

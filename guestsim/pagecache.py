@@ -1,12 +1,13 @@
-"""A guest's page cache: one stream of pages that are read, the oldest dropped first.
+"""A guest's page cache: pages that are read, the oldest dropped first.
 
-A page of the stream lies at a page of the process `MM_CACHE`: what boot has read and a window's
-worth behind it at its own number, everything later in a ring.  The ring begins at the page where a
-window and a pageblock begin together, as memory comes at that moment: most windows of the cache
-then lie in one pageblock each, and take one extent instead of two.
+A page that is read lies at the next place, and place ``p`` at page ``p % G_RING`` of the process
+`MM_CACHE`.  Files do not care which that is, so that places may be left out: the next page goes on
+where a window and the pageblock that memory comes from begin together, as long as the ring has room
+for as many pages as the cache may have.
 
 Source: the place of Linux mm/filemap.c.
-Simplified: page cache is one stream, without files; what is dropped is what was read first.
+Simplified: page cache is one stream, without files; what is dropped is what was read first.  Gaps
+can take a page table more.
 """
 
 from typing import Final
@@ -14,64 +15,102 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from guestsim.behaviour import G_FIRST, G_HEAD, G_RING, G_RING_AT, G_TAIL
+from guestsim.behaviour import G_CACHE, G_HEAD, G_RING, G_TAIL
+from guestsim.gaps import gap_behind
 from guestsim.guest import MM_CACHE
 from hostsim.core.jit import kernel
 from hostsim.core.units import HPAGE_PMD_NR, HPAGE_PMD_ORDER
-from hostsim.mm.mm_types import NIL, Memory
-from hostsim.mm.rmap import extents_in, frame_at
+from hostsim.mm.fault import FAULT_OK, touch_range
+from hostsim.mm.mm_types import MM_ANON, NIL, P_RESUME, Memory
+from hostsim.mm.mmap import is_folded, window_word
+from hostsim.mm.rmap import extents_in
+from hostsim.mm.turn import TURN_WINDOWS
 from hostsim.mm.zap import discard_range
 
+STEP_WINDOWS: Final = 8  # at most, read before a look whether they begin with pageblocks
 DROP_PAGES: Final = 2048  # at least, when memory runs short
 
 
 @kernel
-def _place_ring(mem: Memory, guests: NDArray[np.int64], row: int) -> None:
-    """Let the ring begin where memory goes on behind the last page before it."""
-    first = guests[row, G_FIRST]
-    page = first - 1
-    behind = first  # of the page's frame
-    x = extents_in(mem, MM_CACHE, page >> HPAGE_PMD_ORDER)
-    while x != NIL:
-        if 0 <= page - int(mem.ext[x].vpn) < int(mem.ext[x].nr):
-            behind = frame_at(mem, x, page) + 1
-        x = int(mem.ext[x].next)
-    guests[row, G_RING_AT] = first + (behind - first) % HPAGE_PMD_NR
+def _next_place(mem: Memory, guests: NDArray[np.int64], row: int) -> int:
+    """Return the place of the next page: behind the newest, or where windows fill up better."""
+    head, ring = guests[row, G_HEAD], guests[row, G_RING]
+    cache = mem.mm[MM_CACHE, MM_ANON]
+    gap = gap_behind(mem, MM_CACHE, (head - 1) % ring + 1) if cache > 0 else 0
+    room = ring - (head - guests[row, G_TAIL])
+    if gap > room - (guests[row, G_CACHE] - cache):  # what it grows to has to fit
+        return head
+    return head + gap
 
 
 @kernel
-def cache_run(
-    mem: Memory, guests: NDArray[np.int64], row: int, number: int, nr: int
-) -> tuple[int, int]:
-    """Return where pages ``number .. number + nr - 1`` of the stream begin, and how many follow."""
-    before = guests[row, G_FIRST] - number
-    if before > 0:
-        return number, min(nr, before)
-    if guests[row, G_RING_AT] == 0:
-        _place_ring(mem, guests, row)
+def read_cache(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> tuple[int, bool]:
+    """Read the next pages into the cache: those in up to 64 windows.
+
+    After each step it may leave a gap.  Steps get longer while windows are folded.
+
+    Returns
+    -------
+    pages, enough
+        How many were read, and whether memory sufficed.
+    """
+    nr = min(nr, (TURN_WINDOWS << HPAGE_PMD_ORDER) - guests[row, G_HEAD] % HPAGE_PMD_NR)
     ring = guests[row, G_RING]
-    at = -before % ring
-    return guests[row, G_RING_AT] + at, min(nr, ring - at)
+    windows = 1
+    done = 0
+    while done < nr:
+        place = _next_place(mem, guests, row)
+        page = place % ring
+        end = min(((page >> HPAGE_PMD_ORDER) + windows) << HPAGE_PMD_ORDER, ring)
+        here = min(nr - done, end - page)
+        enough = touch_range(mem, MM_CACHE, page, here, 1, 1.0, 0, True, page) == FAULT_OK
+        if not enough:
+            here = mem.pool[P_RESUME] - page
+        if here > 0:
+            guests[row, G_HEAD] = place + here
+        done += here
+        if not enough:
+            return done, False
+        folded = is_folded(window_word(mem, MM_CACHE, (page + here - 1) >> HPAGE_PMD_ORDER))
+        windows = min(2 * windows, STEP_WINDOWS) if folded else 1
+    return done, True
 
 
 @kernel
-def drop_cache(mem: Memory, guests: NDArray[np.int64], row: int, number: int, nr: int) -> None:
-    """Drop pages ``number .. number + nr - 1`` of the stream."""
-    while nr > 0:
-        page, here = cache_run(mem, guests, row, number, nr)
-        discard_range(mem, MM_CACHE, page, here)
-        number += here
-        nr -= here
+def _oldest(mem: Memory, page: int, nr: int) -> tuple[int, int]:
+    """Return where the first ``nr`` pages from ``page`` to its window's end end, and how many."""
+    window = page >> HPAGE_PMD_ORDER
+    end = (window + 1) << HPAGE_PMD_ORDER
+    if is_folded(window_word(mem, MM_CACHE, window)):
+        pages = min(nr, end - page)
+        return page + pages, pages
+    pages = 0
+    x = extents_in(mem, MM_CACHE, window)
+    while x != NIL:
+        first = max(int(mem.ext[x].vpn), page)
+        here = int(mem.ext[x].vpn) + int(mem.ext[x].nr) - first
+        if here >= nr - pages:
+            return first + nr - pages, nr
+        pages += max(here, 0)
+        x = int(mem.ext[x].next)
+    return end, pages
+
+
+@kernel
+def drop_cache(mem: Memory, guests: NDArray[np.int64], row: int, nr: int) -> int:
+    """Drop the oldest pages; return how many, all if there are fewer."""
+    nr = min(nr, mem.mm[MM_CACHE, MM_ANON])
+    left = nr
+    while left > 0:
+        page = guests[row, G_TAIL] % guests[row, G_RING]
+        end, pages = _oldest(mem, page, left)
+        discard_range(mem, MM_CACHE, page, end - page)
+        guests[row, G_TAIL] += end - page
+        left -= pages
+    return nr
 
 
 @kernel
 def reclaim_cache(mem: Memory, guests: NDArray[np.int64], row: int, pages: int) -> int:
     """Drop the oldest pages, at least a sixteenth of all and as many as given; return how many."""
-    tail = guests[row, G_TAIL]
-    cache = guests[row, G_HEAD] - tail
-    if cache == 0:
-        return 0
-    nr = min(max(cache >> 4, DROP_PAGES, pages), cache)
-    drop_cache(mem, guests, row, tail, nr)
-    guests[row, G_TAIL] = tail + nr
-    return nr
+    return drop_cache(mem, guests, row, max(mem.mm[MM_CACHE, MM_ANON] >> 4, DROP_PAGES, pages))

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from guestsim.balloon import BALLOON_PAGES, deflate
 from guestsim.behaviour import (
     G_BALLOON,
-    G_HEAD,
     G_KILLS,
     G_SLOT,
-    G_TAIL,
     NR_SLOTS,
     O_KIND,
     O_NR,
@@ -32,7 +30,7 @@ from guestsim.behaviour import (
 )
 from guestsim.daemons import TURN_RUNS, pass_time, start_clock
 from guestsim.guest import MM_CACHE, free_room, start_process
-from guestsim.pagecache import cache_run, drop_cache, reclaim_cache
+from guestsim.pagecache import drop_cache, read_cache, reclaim_cache
 from hostsim.core.jit import inline_kernel, kernel
 from hostsim.core.units import HPAGE_PMD_ORDER
 from hostsim.mm.mm_types import MM_ANON, MM_PGTABLES, NIL, Memory
@@ -61,7 +59,7 @@ def _oom_kill(mem: Memory, guests: NDArray[np.int64], row: int) -> bool:
 @kernel
 def make_room(mem: Memory, guests: NDArray[np.int64], row: int) -> bool:
     """Free memory of a guest that has run out of it; return whether there was any to free."""
-    if guests[row, G_HEAD] > guests[row, G_TAIL]:
+    if mem.mm[MM_CACHE, MM_ANON] > 0:
         return reclaim_cache(mem, guests, row, 1) > 0
     if guests[row, G_BALLOON] > 0:
         return deflate(mem, guests, row, BALLOON_PAGES) > 0
@@ -89,10 +87,10 @@ def _touch(
     short = min(ops[i, O_NR], TURN_WINDOWS << HPAGE_PMD_ORDER) - free_room(mem)
     if short > 0:
         reclaim_cache(mem, guests, row, short)
-    start, nr = ops[i, O_START], ops[i, O_NR]
     if ops[i, O_KIND] == OP_READ:
-        start, nr = cache_run(mem, guests, row, start, nr)
-    pages, enough = touch_turn(mem, mm, start, nr)
+        pages, enough = read_cache(mem, guests, row, ops[i, O_NR])
+    else:
+        pages, enough = touch_turn(mem, mm, ops[i, O_START], ops[i, O_NR])
     ops[i, O_START] += pages
     ops[i, O_NR] -= pages
     if not enough and not make_room(mem, guests, row):
@@ -132,5 +130,5 @@ def guest_turn(
     elif kind == OP_FREE_SLOT and mm != NIL:
         discard_range(mem, mm, ops[i, O_START], ops[i, O_NR])
     elif kind == OP_DROP:
-        drop_cache(mem, guests, row, ops[i, O_START], ops[i, O_NR])
+        drop_cache(mem, guests, row, ops[i, O_NR])
     ops[i, O_NR] = 0

@@ -4,10 +4,8 @@ from guests import BUSY, GIB, GUESTS, drawn
 
 from guestsim.behaviour import (
     G_CACHE,
-    G_HEAD,
     G_HEAP,
     G_LAST_NS,
-    G_TAIL,
     NR_O_FIELDS,
     O_KIND,
     O_NR,
@@ -20,8 +18,10 @@ from guestsim.behaviour import (
     behaviour_table,
     decide,
 )
-from guestsim.guest import boot_memory
+from guestsim.guest import MM_CACHE, boot_memory
+from guestsim.pagecache import drop_cache
 from hostsim.core.units import NS_PER_HOUR, NS_PER_MIN
+from hostsim.mm.mm_types import MM_ANON
 
 TICK_NS = 5 * NS_PER_MIN
 
@@ -53,38 +53,46 @@ def test_a_standing_vm_begins_with_what_it_has_grown_to(mem):
     assert touched == int(guest[G_HEAP] * (1 - np.exp(-1.0)))
 
 
-def test_pages_that_were_read_are_dropped_and_the_cache_stays_within_its_limit(mem):
+def test_a_cache_drops_what_it_has_and_stays_within_its_limit(mem):
     for vm in range(8):
         guest, _ = drawn(vm)
+        have = begun = int(mem.mm[MM_CACHE, MM_ANON])
         for tick in range(1, 60):
+            mem.mm[MM_CACHE, MM_ANON] = have
             for op in decided(guest, mem, tick):
                 assert op[O_NR] > 0
                 assert op[O_START] >= 0
                 if op[O_KIND] == OP_READ:
-                    assert op[O_START] + op[O_NR] == guest[G_HEAD]
+                    have += op[O_NR]
                 if op[O_KIND] == OP_DROP:
-                    assert op[O_START] + op[O_NR] <= guest[G_TAIL]
-            assert 0 <= guest[G_HEAD] - guest[G_TAIL] <= guest[G_CACHE]
+                    have -= op[O_NR]
+                    assert have >= 0
+            assert have <= guest[G_CACHE]
+        mem.mm[MM_CACHE, MM_ANON] = begun
+
+
+def read_by(ops):
+    return int(ops[ops[:, O_KIND] == OP_READ][:, O_NR].sum())
 
 
 def test_page_cache_of_a_standing_vm_has_grown_with_its_age(mem):
     guest, _ = drawn(5)
-    before = int(guest[G_HEAD])
     guest[G_LAST_NS] = 12 * TICK_NS
-    decided(guest, mem, 12)
-    grown = int(float(guest[G_CACHE] - before) * (1 - np.exp(-1.0)))
-    assert guest[G_HEAD] - before == grown
+    ops = decided(guest, mem, 12)
+    room = float(guest[G_CACHE] - mem.mm[MM_CACHE, MM_ANON])
+    assert read_by(ops) == int(room * (1 - np.exp(-1.0)))
     assert guest[G_LAST_NS] == NS_PER_HOUR
 
 
-def test_page_cache_that_gave_way_comes_back_at_the_rate_at_which_it_grew(mem):
+def test_page_cache_that_gave_way_comes_back_at_the_rate_at_which_it_grew():
     calm = GUESTS._replace(
         behaviours=(
             BUSY._replace(cache_reads_per_hour=0.0, cache_drops_per_hour=0.0, jobs_per_hour=0.0),
         )
     )
     guest, _ = drawn(5)
-    guest[[G_TAIL, G_LAST_NS]] = guest[G_HEAD], 12 * TICK_NS
-    decided(guest, mem, 13, calm)
-    have = int(guest[G_HEAD] - guest[G_TAIL])
-    assert have == int(float(guest[G_CACHE]) * (1 - np.exp(-1.0 / 12)))
+    guest[G_LAST_NS] = 12 * TICK_NS
+    mem = boot_memory(GUESTS, GIB, 2)
+    drop_cache(mem, guest[None], 0, int(guest[G_CACHE]))
+    grown = int(float(guest[G_CACHE]) * (1 - np.exp(-1.0 / 12)))
+    assert read_by(decided(guest, mem, 13, calm)) == grown

@@ -6,12 +6,11 @@ from pagemap import page_frames
 from guestsim.balloon import BALLOON_PAGES, deflate, inflate
 from guestsim.behaviour import (
     G_BALLOON,
-    G_FIRST,
+    G_CACHE,
     G_HEAD,
     G_KILLS,
     G_RING,
     G_SLOT,
-    G_TAIL,
     NR_G_FIELDS,
     NR_SLOTS,
     O_NR,
@@ -22,7 +21,7 @@ from guestsim.behaviour import (
     OP_READ,
     OP_TOUCH_SLOT,
 )
-from guestsim.guest import MM_BALLOON, MM_CACHE, boot_memory
+from guestsim.guest import MM_BALLOON, MM_CACHE, boot_memory, free_room, ring_pages
 from guestsim.turns import guest_turn, make_room
 from hostsim.core.units import HPAGE_PMD_NR, NO_PFN
 from hostsim.mm.check import check_memory
@@ -42,9 +41,8 @@ class Machine:
         )
         self.guests = np.zeros((1, NR_G_FIELDS), np.int64)
         self.guests[0, G_SLOT : G_SLOT + 2 * NR_SLOTS : 2] = NIL
-        self.guests[0, G_RING] = PAGES
+        self.guests[0, [G_CACHE, G_RING]] = PAGES, ring_pages(PAGES)
         self.guests[0, G_HEAD] = self.mem.mm[MM_CACHE, MM_ANON]
-        self.guests[0, G_FIRST] = self.guests[0, G_HEAD] + HPAGE_PMD_NR
         self.mem.pool[P_TOUCHED] = 0
 
     def do(self, kind, where=0, start=0, nr=1):
@@ -54,8 +52,7 @@ class Machine:
             self.mem.pool[P_TOUCHED] = 0
 
     def read(self, nr):
-        self.do(OP_READ, 0, int(self.guests[0, G_HEAD]), nr)
-        self.guests[0, G_HEAD] += nr
+        self.do(OP_READ, nr=nr)
 
     def used(self):
         zone = self.mem.zone
@@ -89,7 +86,8 @@ def test_frames_are_conserved_over_a_random_life(machine):
     for slot in range(NR_SLOTS):
         machine.do(OP_EXIT, slot)
     head = int(machine.guests[0, G_HEAD])
-    machine.do(OP_DROP, 0, 0, head)
+    machine.do(OP_DROP, nr=head)
+    assert machine.mem.mm[MM_CACHE, MM_ANON] == 0
     assert machine.used() <= begun + -(-head // HPAGE_PMD_NR)  # tables of the cache
 
 
@@ -110,8 +108,19 @@ def test_cache_gives_way_before_the_balloon_and_the_balloon_before_a_process(mac
     assert order == sorted(order)
     assert set(order) == {0, 1, 2}
     assert guests[0, G_SLOT] == NIL
-    assert guests[0, G_TAIL] == guests[0, G_HEAD]
+    assert mem.mm[MM_CACHE, MM_ANON] == 0
     check_memory(mem)
+
+
+def test_pages_read_while_memory_is_short_are_dropped_like_any_others(machine):
+    machine.do(OP_BEGIN, 0, ADVICE_NONE, PAGES)
+    machine.do(OP_TOUCH_SLOT, 0, 0, int(free_room(machine.mem)) - 2000)
+    had = int(machine.mem.mm[MM_CACHE, MM_ANON])
+    machine.read(5000)
+    assert machine.mem.mm[MM_CACHE, MM_ANON] < had + 5000
+    machine.do(OP_DROP, nr=PAGES)
+    assert machine.mem.mm[MM_CACHE, MM_ANON] == 0
+    assert machine.guests[0, G_KILLS] == 0
 
 
 def test_a_process_larger_than_memory_is_killed_and_the_guest_lives_on(machine):
