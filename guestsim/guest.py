@@ -43,8 +43,8 @@ from hostsim.mm.state import fill_parts, used_parts
 from hostsim.mm.touched import note_touched
 from hostsim.mm.tunables import T_DEFER_UNDERUSED, T_KEEP_WRITTEN
 
-MM_CACHE: Final = 0  # processes that are there from boot: page cache,
-MM_DAEMONS: Final = 1  # what runs in every system,
+MM_DAEMONS: Final = 0  # processes that are there from boot: what runs in every system,
+MM_CACHE: Final = 1  # page cache, whose windows so share a page of memory with its few,
 MM_BALLOON: Final = 2  # and pages given to the balloon
 FIRST_MM: Final = 3
 
@@ -98,8 +98,8 @@ def _boot(mem: Memory, nr_pages: int, boot_pages: int, balloon_pages: int) -> bo
     daemons = boot_pages * DAEMONS_SHARE // 8
     if not alloc_boot_pages(mem, boot_pages - cache - daemons):
         return False
-    mm_alloc(mem, 0, ring_pages(nr_pages), ADVICE_NOHUGE, False, 0)
     start_process(mem, daemons, 0, ADVICE_NONE)
+    mm_alloc(mem, 0, ring_pages(nr_pages), ADVICE_NOHUGE, False, 0)
     mm_alloc(mem, 0, 2 * balloon_pages, ADVICE_NOHUGE, False, 0)
     if touch_range(mem, MM_CACHE, 0, cache, 1, 1.0, 0, True, 0) != FAULT_OK:
         return False
