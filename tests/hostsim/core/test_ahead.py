@@ -59,40 +59,20 @@ from numba.core.caching import IndexDataCacheFile as File
 save_index = File._save_index
 File._save_index = lambda file, versions: time.sleep(1) or save_index(file, versions)
 """
-# Both read the index at once; the version of ints is last in the index, that of floats in the file.
+# Both read the index at once; the version of ints is last in it, that of floats last in the file.
 IN_TURNS = """
 import time
 from numba.core.caching import IndexDataCacheFile as File
 save, save_index, save_data = File.save, File._save_index, File._save_data
 
 def save_version(file, key, data):
-    file.shared = "shared" in file._index_name
-    file.of_ints = "UniTuple" in str(key)
+    of_ints = "UniTuple" in str(key)
+    file.delays_s = [0, 0] if "shared" not in file._index_name else [2, 0] if of_ints else [1, 3]
     save(file, key, data)
 
-def wait(seconds):
-    time.sleep(seconds)
-    return False
-
 File.save = save_version
-File._save_index = lambda file, *rest: (
-    file.shared and wait(2 if file.of_ints else 1)) or save_index(file, *rest)
-File._save_data
-
-def save_version(file, key, data):
-    file.shared = "shared" in file._index_name
-    file.of_ints = "UniTuple" in str(key)
-    save(file, key, data)
-
-def wait(seconds):
-    time.sleep(seconds)
-    return False
-
-File.save = save_version
-File._save_index = lambda file, *rest: (
-    file.shared and file.of_ints and wait(1)) or save_index(file, *rest)
-File._save_data = lambda file, *rest: (
-    file.shared and not file.of_ints and wait(3)) or save_data(file, *rest)
+File._save_index = lambda file, *rest: time.sleep(file.delays_s[0]) or save_index(file, *rest)
+File._save_data = lambda file, *rest: time.sleep(file.delays_s[1]) or save_data(file, *rest)
 """
 RUN_SHARED = """
 from hostsim.core import jit_options
