@@ -37,8 +37,9 @@ browser:
 	    { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	    echo "no chromium here: tests that open a report are skipped"
 
+# Two workers; tests/conftest.py says what stays together and what begins.
 test: lint browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # The wheel alone, in an empty environment, outside of the checkout.
 wheel-test: $(VENV)/.test
