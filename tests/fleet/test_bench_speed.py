@@ -14,6 +14,7 @@ from fleet import (
 from fleet.bench_runs import measured_run
 from fleet.loading import load
 from fleet.scheduler import Options
+from guestsim.spec import NO_GUEST_KERNEL
 
 SMALL = [
     "hosts.count=2",
@@ -88,10 +89,17 @@ def test_a_run_is_measured_behind_its_beginning():
 
 def test_variants_of_churn_can_be_run_and_switch_off_more_and_more():
     overrides = list(SMALL)
+    scenarios = []
     for variant in bench_churn.VARIANTS:
         overrides += variant.overrides
-        load("churn", overrides)
-    assert [variant.bar for variant in bench_churn.VARIANTS] == [None, 400, None, None, 4000]
+        scenarios.append(load("churn", overrides))
+    bars = [variant.bar for variant in bench_churn.VARIANTS]
+    assert bars == [None, 400, None, None, 4000, 400, 4000]
+    daemons, no_daemons = scenarios[-2:]
+    for scenario, base in ((daemons, load("churn", SMALL)), (no_daemons, scenarios[4])):
+        assert scenario.guests.kernel == NO_GUEST_KERNEL
+        (spec,), (usual,) = scenario.host_specs()[:1], base.host_specs()[:1]
+        assert (spec.settings, spec.slab) == (usual.settings, usual.slab)  # as in the scenario, off
 
 
 def test_all_values_are_written():
