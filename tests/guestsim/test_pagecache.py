@@ -145,6 +145,20 @@ def test_a_gap_never_takes_the_room_of_a_page():
     assert cache.guests[0, G_HEAD] == cache.limit
 
 
+def test_windows_begin_with_pageblocks_where_the_ring_begins_anew():
+    cache = Cache(8 * HPAGE_PMD_NR)
+    ring = cache.guests[0, G_RING] = cache.limit  # no room for gaps yet
+    cache.touch(0, 333)
+    cache.read(PAGES)
+    cache.drop(4 * HPAGE_PMD_NR)
+    cache.limit = cache.guests[0, G_CACHE] = 5 * HPAGE_PMD_NR
+    behind = cache.queue[-1] + 1  # where memory goes on, as far as one can tell
+    cache.read(16)
+    place = int(cache.guests[0, G_HEAD]) - 16
+    assert ring < place < ring + HPAGE_PMD_NR
+    assert place % HPAGE_PMD_NR == behind % HPAGE_PMD_NR
+
+
 def test_the_ring_of_the_largest_cache_fits_the_process():
     cache = Cache()
     assert cache.mem.mm[MM_CACHE, MM_WINDOWS] * HPAGE_PMD_NR == ring_pages(PAGES)
