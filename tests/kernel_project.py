@@ -15,7 +15,7 @@ def make_project(folder, modules):
     core.mkdir(parents=True)
     for package in (core.parent, core):
         (package / "__init__.py").touch()
-    for name in ("ahead", "bitcode", "byref", "jit", "jit_options"):
+    for name in ("ahead", "bitcode", "byref", "front_end", "jit", "jit_options"):
         shutil.copy(ROOT / f"hostsim/core/{name}.py", core)
     for name, text in modules.items():
         (core.parent / f"{name}.py").write_text(text)

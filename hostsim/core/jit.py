@@ -32,7 +32,7 @@ import numba.core.event
 from numba.core import types
 from numba.core.registry import cpu_target
 
-from hostsim.core import jit_options
+from hostsim.core import front_end, jit_options
 from hostsim.core.bitcode import CalleeMissingError, parse_late, store_symbols
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,6 +95,7 @@ _njit: Any = numba.njit  # _nrt is not in its annotations
 _events: Any = numba.core.event
 _events.start_event = _events.end_event = lambda *_, **__: None  # timers nobody reads: a tenth
 parse_late()
+front_end.shorten()
 
 
 def _widen(argument: Any) -> Any:
