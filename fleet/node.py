@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet import migration
+from fleet import migration, node_state
 from fleet.backing import NR_T_FIELDS, begin_turns, run_turns
 from fleet.migration import Emigrant
 from fleet.mmu_figures import Sampling, measure_guests
+from fleet.node_state import NodeState
 from fleet.scenario import MigrationTerms
 from fleet.start import fill_guest, make_mergeable, start_vm
 from fleet.state import State
@@ -54,7 +55,6 @@ START = 1
 RESTART = 2  # start of a VM that was killed
 REBOOT = 3  # the host has failed; nothing else happens on it in that epoch
 REBOOT_EMPTY = 4  # the host is empty and boots anew
-_NOTHING: NDArray[np.int64] = np.zeros(0, np.int64)
 _NO_OPS: NDArray[np.int64] = np.zeros((0, NR_O_FIELDS), np.int64)
 NO_VMS: Mapping[int, VmSpec] = {}
 _EVENT = {name: code for code, name in enumerate(EVENT_NAMES)}
@@ -143,14 +143,8 @@ class Node:
 
     def save(self) -> State:
         """Return all that changes between two epochs: arrays by name, views of the live state."""
-        guests = self.guests.copy()
-        guests[:, G_STATE] = 0  # addresses of this process
-        rows = np.array(list(self.row_of.items()), np.int64).reshape(len(self.row_of), 2)
-        state = {"guests": guests, "rows": rows}
-        state |= {f"host.{name}": part for name, part in self.host.save().items()}
-        for row, guest in self.states.items():
-            state |= {f"guest.{row}.{name}": part for name, part in guest.save().items()}
-        return state
+        kernels = {row: guest.save() for row, guest in self.states.items()}
+        return node_state.join(NodeState(self.guests, self.row_of, self.host.save(), kernels))
 
     def restore(self, state: State) -> None:
         """Take up a state that `save` returned on a node of the same description.
@@ -160,25 +154,13 @@ class Node:
         ValueError
             The state is another version's, or another host's.
         """
-        parts: dict[str, State] = {}
-        for name, part in state.items():
-            owner, _, field = name.rpartition(".") if name.startswith("guest.") else ("", "", name)
-            parts.setdefault(owner, {})[field] = part
-        own = parts.pop("", {})
-        guests, rows = own.pop("guests", _NOTHING), own.pop("rows", _NOTHING)
-        if guests.dtype != np.int64 or guests.ndim != 2 or guests.shape[1] != NR_G_FIELDS:
-            raise ValueError(f"guests: {guests.dtype} {guests.shape} is no table of guests")
-        known = np.sort(np.flatnonzero(guests[:, G_VM] >= 0))
-        if rows.shape != (len(known), 2) or (np.sort(rows[:, 1]) != known).any():
-            raise ValueError("rows: are not those of the guests")
-        self.host.restore({name.removeprefix("host."): part for name, part in own.items()})
-        self.guests, self.row_of = guests.copy(), dict(rows.tolist())
+        parts = node_state.split(state)
+        self.host.restore(parts.host)
+        self.guests, self.row_of = parts.guests, parts.row_of
         self.states = {}
         self._make_work_space()
-        for row in self.row_of.values():
-            self.restore_guest(row, parts.pop(f"guest.{row}", {}))
-        if parts:
-            raise ValueError(f"{', '.join(parts)}: not a guest of this host")
+        for row, kernel in parts.kernels.items():
+            self.restore_guest(row, kernel)
 
     def save_guest(self, row: int) -> State:
         """Return all that changes of the kernel of a VM; nothing if it has none."""
