@@ -148,8 +148,11 @@ def _problem(sql: str, used: set[str], labels: Sequence[str], error: Exception) 
     if unknown_column:
         name = unknown_column[1].rpartition(".")[2]
         columns = [column.name for relation in sorted(used) for column in RELATIONS[relation]]
+        elsewhere = [r for r in RELATIONS if name in {column.name for column in RELATIONS[r]}]
         hint = near(name, [*labels, *columns])
-        if not hint.startswith("did you mean"):
+        if elsewhere:
+            hint = f"a column of {', '.join(elsewhere)}"
+        elif not hint.startswith("did you mean"):
             hint = f"fleet columns {' or '.join(sorted(used)) or '...'} lists them"
         return Problem("query", f"unknown column {name!r}", hint)
     if message.startswith("statement type is not supported"):
