@@ -28,12 +28,12 @@ from typing import Any, TypeVar
 import numba
 import numba.core.bytecode
 import numba.core.caching
-import numba.core.event
 from numba.core import types
 from numba.core.registry import cpu_target
 
-from hostsim.core import front_end, jit_options
+from hostsim.core import jit_options
 from hostsim.core.bitcode import CalleeMissingError, parse_late, store_symbols
+from hostsim.core.front_end import shorten
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,10 +92,8 @@ _types: Any = types
 _bytecode: Any = numba.core.bytecode
 _FunctionIdentity: Any = _bytecode.FunctionIdentity
 _njit: Any = numba.njit  # _nrt is not in its annotations
-_events: Any = numba.core.event
-_events.start_event = _events.end_event = lambda *_, **__: None  # timers nobody reads: a tenth
 parse_late()
-front_end.shorten()
+shorten()
 
 
 def _widen(argument: Any) -> Any:

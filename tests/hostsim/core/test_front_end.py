@@ -6,7 +6,7 @@ from hypothesis import given
 from kernel_project import make_project, run_python
 from numba.core.compiler import Flags
 
-import hostsim.core.jit  # noqa: F401  (shortens)
+from hostsim.core import jit  # shortens
 
 KERNELS = """
 import numpy as np
@@ -86,6 +86,10 @@ def test_the_shortcuts_change_no_machine_code_symbol_or_error(printed):
     shortened, plain = printed
     assert "TypingError" in "\n".join(plain)
     assert shortened == plain
+
+
+def test_kernels_are_compiled_anew_when_the_shortcuts_change():
+    assert "hostsim.core.front_end" in jit._module_sources("hostsim.mm.buddy")
 
 
 OPTIONS = st.fixed_dictionaries(
