@@ -147,12 +147,14 @@ def _problem(sql: str, used: set[str], labels: Sequence[str], error: Exception) 
     unknown_column = _COLUMN_ERROR.search(message)
     if unknown_column:
         name = unknown_column[1].rpartition(".")[2]
-        columns = [column.name for relation in sorted(used) for column in RELATIONS[relation]]
-        elsewhere = [r for r in RELATIONS if name in {column.name for column in RELATIONS[r]}]
-        hint = near(name, [*labels, *columns])
+        names = {relation: [c.name for c in columns] for relation, columns in RELATIONS.items()}
+        elsewhere = [relation for relation, columns in names.items() if name in columns]
         if elsewhere:
-            hint = f"a column of {', '.join(elsewhere)}"
-        elif not hint.startswith("did you mean"):
+            return Problem(
+                "query", f"unknown column {name!r}", f"a column of {', '.join(elsewhere)}"
+            )
+        hint = near(name, [*labels, *(n for relation in sorted(used) for n in names[relation])])
+        if not hint.startswith("did you mean"):
             hint = f"fleet columns {' or '.join(sorted(used)) or '...'} lists them"
         return Problem("query", f"unknown column {name!r}", hint)
     if message.startswith("statement type is not supported"):
